@@ -1,0 +1,39 @@
+"""The errors a caller of onnxq can meet. One place prints them: `onnxq.cli`."""
+
+from __future__ import annotations
+
+
+class OnnxqError(Exception):
+    """Something the user can mend: `message` says what is wrong and where, `hint` what to do about it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ModelError(OnnxqError):
+    """The model cannot be read, is not valid, or holds nothing to quantize."""
+
+
+class DataError(OnnxqError):
+    """Calibration data is missing, unreadable or does not fit the model's inputs."""
+
+
+class RecipeError(OnnxqError):
+    """An option, a rule or a recipe file is wrong."""
+
+
+class StatisticsError(OnnxqError):
+    """A statistics file is unreadable, of another model, or lacks a tensor."""
+
+
+class OutputError(OnnxqError):
+    """An output cannot be written."""
+
+
+class PassError(OnnxqError):
+    """A pass broke the graph: a fault in onnxq or in a user's own pass, never in the model."""

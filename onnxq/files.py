@@ -1,0 +1,261 @@
+"""Model files: read with errors that say what to do, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
+
+from onnxq.errors import ModelError, OutputError
+from onnxq.graph import Graph, normalized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+
+EXTERNAL_DATA_BYTES = 1_900_000_000
+"""A model with more weight bytes than this goes out with external data: protobuf ends at 2 GiB."""
+
+SPILL_BYTES = 32_000_000
+"""A model with more weight bytes than this is worked on from a temporary file instead of from memory."""
+
+
+def load(path: str | os.PathLike[str]) -> Graph:
+    """Read an ONNX file. Weights in external data are read when they are needed.
+
+    Raises:
+        ModelError: not found, not ONNX, truncated, or external data missing, cut short or outside the folder.
+    """
+    path = Path(path)
+    proto = _read_proto(path)
+    if proto.HasField("graph") and proto.graph.sparse_initializer:
+        raise ModelError(
+            f"{path} holds sparse weights", "Turn its sparse_initializer entries into dense ones first."
+        )
+    folder = path.resolve().parent if path.is_symlink() and not _has_external(proto) else path.parent
+    for tensor in _external_tensors(proto.graph):
+        _check_external(tensor, path, folder)
+    try:
+        model = ir.from_proto(proto)
+        del proto
+        return normalized(model, str(folder))
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a malformed graph trips over in the library
+        raise ModelError(
+            f"{path} is not a valid ONNX model: {_innermost(error)}",
+            "Check it with `python -m onnx.checker` and export it again.",
+        ) from error
+
+
+def spill(graph: Graph) -> Graph:
+    """Move the weights to a temporary file that lives as long as the graph, so that memory holds none of them."""
+    folder = tempfile.TemporaryDirectory(prefix="onnxq-")
+    target = Path(folder.name) / "model.onnx"
+    _write(graph, target, "weights")
+    model = ir.load(target)
+    return Graph(model, folder)
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all the main graph's weights."""
+    return sum(v.const_value.nbytes for v in graph.weights.values() if v.const_value is not None)
+
+
+def write_for_runtime(graph: Graph, folder: Path) -> Path:
+    """Write a model for ONNX Runtime to load; weights that already lie in a file of `folder` stay there."""
+    path = folder / "run.onnx"
+    external = weight_bytes(graph) > SPILL_BYTES
+    if external and not _weights_in(graph, folder):
+        _write(graph, path, "run.weights")
+    else:
+        ir.save(graph.model, path)
+    return path
+
+
+def spill_folder(graph: Graph) -> Path | None:
+    """Where `spill` put the weights, if it did."""
+    resource = graph._resource  # noqa: SLF001  a Graph and its file are one thing
+    return Path(resource.name) if isinstance(resource, tempfile.TemporaryDirectory) else None
+
+
+def save(graph: Graph, path: str | os.PathLike[str], external_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
+    """Write the model, whole or not at all; return the files written, the model first.
+
+    With more than `external_bytes` of weights they go beside it into `<name>.<digest>.data`; the digest keeps an
+    older model of the same name readable until the new one takes its place.
+
+    Raises:
+        OutputError: the folder or file cannot be written. An existing output is then as it was.
+    """
+    path = Path(path)
+    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
+        target = Path(aside) / path.name
+        written = [path]
+        if weight_bytes(graph) > external_bytes:
+            name = f"{path.name}.{graph.digest()[:12]}.data"
+            _write(graph, target, name)
+            (Path(aside) / name).replace(path.parent / name)
+            written.append(path.parent / name)
+        else:
+            ir.save(graph.model, target)
+        target.replace(path)
+        _drop_stale_data(path, keep=written)
+    return written
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
+        target = Path(aside) / path.name
+        target.write_text(text, encoding="utf-8")
+        target.replace(path)
+
+
+def check_writable(path: Path, source: Path | None = None) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        OutputError: the output would replace the input, or its folder is missing or not writable.
+    """
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise OutputError(f"{path} is the input itself", "Give another output with -o.")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "Name a file with -o.")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is not a folder", "Make it first, or choose another output with -o.")
+    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent):
+        pass
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def _read_proto(path: Path) -> onnx.ModelProto:
+    import onnx  # noqa: PLC0415  not needed to import onnxq
+    from google.protobuf.message import DecodeError  # noqa: PLC0415  comes with onnx
+
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
+    if data.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path} is a Git LFS pointer, not the model", "Fetch the file itself with `git lfs pull`.")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        begun = data[:1] == b"\x08"  # field 1 (ir_version) as a varint: how every ONNX writer begins
+        what = "is cut short or damaged" if begun else "is not an ONNX model"
+        raise ModelError(
+            f"{path} {what} ({len(data):,} bytes)", "Copy or export the file again and compare its size."
+        ) from error
+    if not proto.HasField("graph") or not proto.graph.output:
+        what = "is empty" if not data else "is not an ONNX model: it holds no graph with outputs"
+        raise ModelError(f"{path} {what}", "Name the .onnx file of a model.")
+    return proto
+
+
+def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for tensor in graph.initializer:
+        if tensor.data_location == tensor.EXTERNAL:
+            yield tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            tensors = [attribute.t] if attribute.HasField("t") else attribute.tensors
+            yield from (t for t in tensors if t.data_location == t.EXTERNAL)
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _external_tensors(body)
+
+
+def _has_external(proto: onnx.ModelProto) -> bool:
+    return next(_external_tensors(proto.graph), None) is not None
+
+
+def _check_external(tensor: onnx.TensorProto, path: Path, folder: Path) -> None:
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    target = folder / location
+    if not location or Path(location).is_absolute() or not target.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(
+            f"{path}: weight {tensor.name!r} points outside the model's folder, to {location!r}",
+            "onnxq does not follow such paths. Put the data file (not a link to it) beside the model.",
+        )
+    if not target.is_file():
+        raise ModelError(
+            f"{path}: the external data file {location!r} of weight {tensor.name!r} is missing",
+            f"Put it beside the model, into {folder}.",
+        )
+    try:
+        end = int(info.get("offset", 0)) + int(info.get("length", 0))
+    except ValueError:
+        end = -1
+    if end < 0 or end > target.stat().st_size:
+        raise ModelError(
+            f"{path}: the external data file {location!r} is too short for weight {tensor.name!r}",
+            "Copy the data file again; it was cut short.",
+        )
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0]
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def _write(graph: Graph, target: Path, data_name: str) -> None:
+    """Save with external data, leaving the graph's own (lazy) weights as they are."""
+    ir.save(graph.model, target, external_data=data_name)
+
+
+def _weights_in(graph: Graph, folder: Path) -> bool:
+    big = [v.const_value for v in graph.weights.values() if v.const_value is not None and v.const_value.nbytes > 1024]
+    return all(isinstance(t, ir.ExternalTensor) and Path(t.path).parent == folder for t in big)
+
+
+def _drop_stale_data(path: Path, keep: list[Path]) -> None:
+    for old in path.parent.glob(f"{_glob_literal(path.name)}.{'[0-9a-f]' * 12}.data"):
+        if old not in keep:
+            old.unlink()
+
+
+def _glob_literal(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+@contextlib.contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}",
+            "Choose a writable folder with enough room, with -o.",
+        ) from error
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes free on the folder's disk."""
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,86 @@
+"""ONNX Runtime behind one wall: sessions for collecting, comparing and folding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.errors import DataError, ModelError, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+Array = "npt.NDArray[Any]"
+PROVIDERS: dict[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+class Session:
+    """A loaded model. Outputs come as a tuple in the order they were asked for."""
+
+    def __init__(self, model: Path | bytes, providers: Sequence[str] = ("cpu",), *, optimize: bool = True) -> None:
+        import onnxruntime as ort  # noqa: PLC0415, TID251  this is the wall; 0.1 s that `import onnxq` need not pay
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # A weight folded away would be a tensor that cannot be observed; arenas only grow, and shapes vary.
+        options.enable_cpu_mem_arena = False
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        names = provider_names(providers)
+        missing = [n for n in names if n not in ort.get_available_providers()]
+        if missing:
+            raise RecipeError(
+                f"ONNX Runtime here has no {missing[0]}",
+                f"Available: {', '.join(ort.get_available_providers())}. Install the matching onnxruntime package.",
+            )
+        try:
+            source = model if isinstance(model, bytes) else str(model)
+            self._session = ort.InferenceSession(source, options, providers=names)
+        except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
+            raise ModelError(
+                f"ONNX Runtime cannot load the model: {_one_line(error)}",
+                "Does the float model run by itself? Try it with onnxruntime.InferenceSession.",
+            ) from error
+        if names[0] not in self._session.get_providers():
+            raise RecipeError(
+                f"{names[0]} could not be started; ONNX Runtime would have used the CPU silently",
+                "Check the CUDA and cuDNN libraries, or ask for --providers cpu.",
+            )
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self.inputs = tuple(i.name for i in self._session.get_inputs())
+
+    def run(self, feed: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Run one feed.
+
+        Raises:
+            DataError: ONNX Runtime refuses the feed or fails on it.
+        """
+        try:
+            return list(self._session.run(outputs, {k: np.ascontiguousarray(v) for k, v in feed.items()}))
+        except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
+            raise DataError(
+                f"ONNX Runtime failed on the data: {_one_line(error)}",
+                "Do the shapes and values fit the model? "
+                + ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items()),
+            ) from error
+
+
+def provider_names(providers: Sequence[str]) -> list[str]:
+    """ONNX Runtime's provider names for onnxq's short ones, the CPU last."""
+    unknown = [p for p in providers if p not in PROVIDERS]
+    if unknown:
+        raise RecipeError(f"unknown provider {unknown[0]!r}", f"Known: {', '.join(PROVIDERS)}.")
+    names = [PROVIDERS[p] for p in providers]
+    return names if PROVIDERS["cpu"] in names else [*names, PROVIDERS["cpu"]]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

@@ -1,0 +1,28 @@
+"""What each backend wants, as data."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from onnxq.errors import RecipeError
+from onnxq.targets.tensorrt import TENSORRT
+
+if TYPE_CHECKING:
+    from onnxq.targets.target import Target
+
+TARGETS: dict[str, Target] = {t.name: t for t in (TENSORRT,)}
+"""Name on the command line -> target."""
+
+
+def get_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    near = difflib.get_close_matches(name, TARGETS, 1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise RecipeError(f"unknown target {name!r}", f"{hint}Known: {', '.join(TARGETS)}.")

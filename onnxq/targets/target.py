@@ -1,0 +1,40 @@
+"""Target: the facts about a backend that placement and lowering read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnxq.numerics import QType
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a backend wants.
+
+    Attributes:
+        name: as on the command line.
+        activation: grid of activations.
+        weight: grid of weights.
+        min_opset: lowest opset of the emitted graph.
+        weighted: op types whose weight and input are quantized -> index of the weight input.
+        both_ends: op types quantized on input and output when int8 flows through them anyway.
+        movers: op types that only move data: int8 passes through them with its scale.
+        min_channels: fewest input and output channels (Conv) or rows and columns (MatMul) worth int8.
+        group_multiple: channels per group of an int8 grouped convolution must be a multiple of this.
+        next_step: version -> the command that builds from the emitted file; {model}, {shapes} are filled in.
+    """
+
+    name: str
+    activation: QType
+    weight: QType
+    min_opset: int
+    weighted: Mapping[str, int]
+    both_ends: frozenset[str]
+    movers: frozenset[str]
+    min_channels: int
+    group_multiple: int
+    next_step: Mapping[str, str] = field(default_factory=dict)
