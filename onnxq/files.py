@@ -36,9 +36,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
     path = Path(path)
     proto = _read_proto(path)
     if proto.HasField("graph") and proto.graph.sparse_initializer:
-        raise ModelError(
-            f"{path} holds sparse weights", "Turn its sparse_initializer entries into dense ones first."
-        )
+        raise ModelError(f"{path} holds sparse weights", "Turn its sparse_initializer entries into dense ones first.")
     folder = path.resolve().parent if path.is_symlink() and not _has_external(proto) else path.parent
     for tensor in _external_tensors(proto.graph):
         _check_external(tensor, path, folder)

@@ -223,6 +223,22 @@ class Graph:
                 h.update(ir.serde.serialize_attribute(found).SerializeToString(deterministic=True))
         return h.hexdigest()
 
+    def problem(self) -> str | None:
+        """What is wrong with the main graph's structure: undefined or doubly defined values, disorder; else None."""
+        known = {id(v) for v in (*self.inputs, *self._model.graph.initializers.values())}
+        names: set[str | None] = set()
+        for node in self._model.graph:
+            for value in node.inputs:
+                if value is not None and id(value) not in known:
+                    return f"node {node.name!r} ({node.op_type}) reads {value.name!r} before anything makes it"
+            for value in node.outputs:
+                if value.name and value.name in names:
+                    return f"two nodes make {value.name!r}"
+                known.add(id(value))
+                names.add(value.name)
+        lost = next((v.name for v in self.outputs if id(v) not in known), None)
+        return None if lost is None else f"nothing makes the model output {lost!r}"
+
     # -- editing ------------------------------------------------------------------------------------------
 
     def fresh(self, name: str) -> str:

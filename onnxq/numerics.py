@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,14 @@ Range = tuple[float, float]
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Smallest normal float32: a smaller scale is flushed to zero by backends, and TensorRT refuses zero."""
+
+
+_BLOCK = 65536
+"""Values per temporary where an error is summed: small enough to stay in cache."""
+
+_COARSE = tuple(-step / 100 for step in range(4, 81, 4))
+_FINE = (0.03, 0.02, 0.01, -0.01, -0.02, -0.03)
+"""Moves of a weight's clipping value that are tried, as fractions of max|w|: first all, then around the best."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +72,149 @@ class QuantParams:
     zero_point: npt.NDArray[np.integer]
     qtype: QType
     axis: int | None = None
+
+
+def affine(
+    lo: npt.ArrayLike, hi: npt.ArrayLike, qtype: QType
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Scale and zero point of the ranges [lo, hi], elementwise, in float64.
+
+    Each range is widened to hold 0. Symmetric: s = max(|lo|, |hi|) / qmax_side, z fixed, where qmax_side is the
+    number of codes above z. Asymmetric: s = (hi - lo) / (qmax - qmin), z = clip(round(qmin - lo / s), qmin, qmax)
+    (ONNX DynamicQuantizeLinear; Jacob et al. 2018, eq. 1). An all-zero range has s = 1; s is never below
+    SMALLEST_SCALE.
+    """
+    low = np.minimum(np.asarray(lo, np.float64), 0.0)
+    high = np.maximum(np.asarray(hi, np.float64), 0.0)
+    middle = 0 if qtype.signed else (qtype.qmax + 1) // 2
+    if qtype.symmetric:
+        scale = np.maximum(-low, high) / (qtype.qmax - middle)
+    else:
+        # Divided before the subtraction: hi - lo of two huge numbers would overflow.
+        scale = high / (qtype.qmax - qtype.qmin) - low / (qtype.qmax - qtype.qmin)
+    scale = np.where(low == high, 1.0, np.maximum(scale, SMALLEST_SCALE))
+    if qtype.symmetric:
+        return scale, np.full(scale.shape, float(middle))
+    return scale, np.clip(np.rint(qtype.qmin - low / scale), qtype.qmin, qtype.qmax)
+
+
+def params_from_range(lo: float, hi: float, qtype: QType) -> QuantParams:
+    """Per-tensor parameters whose grid covers [lo, hi] and 0; the formulae are `affine`'s.
+
+    Raises:
+        ValueError: lo or hi is not finite, lo > hi, or the scale does not fit float32.
+    """
+    if not (np.isfinite(lo) and np.isfinite(hi)) or lo > hi:
+        raise ValueError(f"({lo}, {hi}) is not a finite range")
+    scale, zero_point = affine(lo, hi, qtype)
+    if scale > np.finfo(np.float32).max:
+        raise ValueError(f"the scale of ({lo}, {hi}) does not fit float32")
+    return QuantParams(np.asarray(scale, np.float32), np.asarray(zero_point, qtype.dtype), qtype)
+
+
+def quantize(x: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.integer]:
+    """Codes of x, of x's shape: saturate(round_half_even(x / scale) + zero_point).
+
+    ONNX QuantizeLinear, with x / scale in float32 as ONNX Runtime computes it; a narrow type saturates at its
+    own qmin, which ONNX cannot express.
+
+    Raises:
+        ValueError: x holds a NaN, which has no code.
+    """
+    qtype = params.qtype
+    with np.errstate(over="ignore"):  # an overflow to infinity saturates, as it should
+        codes = np.asarray(x, np.float32) / _along(params.scale, x.ndim, params.axis)
+    if np.isnan(codes).any():
+        raise ValueError("NaN cannot be quantized")
+    codes = np.rint(codes) + _along(params.zero_point, x.ndim, params.axis).astype(np.float32)
+    saturated: npt.NDArray[np.integer] = np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.dtype)
+    return saturated
+
+
+def dequantize(q: npt.NDArray[np.integer], params: QuantParams) -> npt.NDArray[np.float32]:
+    """(q - zero_point) * scale in float32, of q's shape: ONNX DequantizeLinear."""
+    steps = q.astype(np.int32) - _along(params.zero_point, q.ndim, params.axis).astype(np.int32)
+    scaled: npt.NDArray[np.float32] = steps.astype(np.float32) * _along(params.scale, q.ndim, params.axis)
+    return scaled
+
+
+def weight_params(
+    w: npt.NDArray[Any],
+    axis: int | None,
+    method: Literal["absmax", "mse"] = "absmax",
+    qtype: QType = INT8_WEIGHT,
+) -> QuantParams:
+    """Symmetric parameters of a weight, one per index of axis (None: one for all of w).
+
+    "absmax": s = max|w| / 127. "mse": s = f max|w| / 127 with the f in [0.2, 1], in steps of 0.01, that minimises
+    sum (w - dequantize(quantize(w)))²; searched coarsely (steps of 0.04), then around the best. All zero: s = 1.
+
+    Raises:
+        ValueError: w is not finite, or qtype is not symmetric.
+    """
+    if not qtype.symmetric:
+        raise ValueError("weights are quantized symmetrically")
+    axis = None if axis is None else axis % w.ndim
+    rows = np.reshape(w, (1, -1)) if axis is None else np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+    amax = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0)).astype(np.float64)
+    if not np.isfinite(amax).all():
+        raise ValueError("the weight holds NaN or infinity")
+    if method == "mse":
+        step = max(1, _BLOCK // max(1, rows.shape[1]))
+        blocks = [slice(start, start + step) for start in range(0, amax.size, step)]
+        amax = np.concatenate([_least_squares_amax(rows[b], amax[b], qtype) for b in blocks] or [amax])
+    scale, zero_point = affine(-amax, amax, qtype)
+    shape = () if axis is None else amax.shape
+    return QuantParams(
+        scale.astype(np.float32).reshape(shape), zero_point.astype(qtype.dtype).reshape(shape), qtype, axis
+    )
+
+
+def _least_squares_amax(rows: npt.NDArray[Any], amax: npt.NDArray[np.float64], qtype: QType) -> npt.NDArray[np.float64]:
+    """The best clipping value of each row, as `weight_params` says; ties keep the larger."""
+    best, least = amax, _squared_error(rows, amax, qtype)
+    for offsets in (_COARSE, _FINE):
+        start = best  # amax at first, then each row's own coarse best
+        for offset in offsets:
+            moved = np.clip(start + offset * amax, 0.2 * amax, amax)
+            error = _squared_error(rows, moved, qtype)
+            best, least = np.where(error < least, moved, best), np.minimum(error, least)
+    return best
+
+
+def _squared_error(rows: npt.NDArray[Any], amax: npt.NDArray[np.float64], qtype: QType) -> npt.NDArray[np.float64]:
+    """Sum over each row of (w - w^)² when it is quantized with its amax; the temporaries stay in cache.
+
+    Errors are squared in steps of the grid: weights of 1e30 would overflow float32 otherwise.
+    """
+    scale = affine(-amax, amax, qtype)[0].astype(np.float32)[:, None]
+    middle = 0 if qtype.signed else (qtype.qmax + 1) // 2
+    total = np.zeros(amax.size)
+    for start in range(0, rows.shape[1], _BLOCK):
+        steps = np.asarray(rows[:, start : start + _BLOCK], np.float32) / scale
+        codes = np.rint(steps)
+        np.clip(codes, qtype.qmin - middle, qtype.qmax - middle, out=codes)
+        codes -= steps
+        codes *= codes
+        total += codes.sum(axis=1)
+    return total * scale[:, 0].astype(np.float64) ** 2
+
+
+def sqnr_db(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
+    """Signal to quantization noise, 10 log10(sum reference² / sum (reference - actual)²), in dB.
+
+    inf when they are equal; -inf when only the reference is all zero.
+    """
+    signal = np.asarray(reference, np.float64)
+    noise = float(np.square(signal - actual).sum())
+    power = float(np.square(signal).sum())
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(power / noise) if power > 0.0 else -math.inf
+
+
+def _along(values: npt.NDArray[Any], ndim: int, axis: int | None) -> npt.NDArray[Any]:
+    """Reshape 1-d values so that they broadcast along axis of an ndim-d tensor."""
+    if axis is None:
+        return values
+    return values.reshape([-1 if dimension == axis % ndim else 1 for dimension in range(ndim)])

@@ -1,4 +1,4 @@
-"""Print what ONNX files hold, and whether ONNX Runtime loads them and gives finite outputs on small random input.
+"""Print what ONNX files hold and whether ONNX Runtime gives finite outputs on small random input.
 
     python scripts/describe_model.py MODEL.onnx [...]         needs onnx, onnxruntime
 
@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
 SEED = 0
 FREE_DIM = 2  # stands for a free dimension that has no better value below
-KNOWN_DIMS = {"sequence": 16, "samples": 512, "sample_rate": 16000}
+TOKENS = 16
 TOKEN_LIMIT = 100  # integer inputs stay below: within every vocabulary here
+FREE_SHAPES = {  # input name -> sizes of its free dimensions
+    "image": (FREE_DIM, 3, 224, 224),
+    "input": (FREE_DIM, 576),  # silero: 64 samples of context, 512 new ones
+    **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (FREE_DIM, TOKENS)),
+}
+SAMPLE_RATE = 16000
 
 
 def nodes(graph: onnx.GraphProto, depth: int = 0) -> Iterator[tuple[int, onnx.NodeProto]]:
@@ -77,14 +83,15 @@ def feed(session: Any) -> dict[str, np.ndarray]:  # noqa: ANN401 -- ONNX Runtime
     rng = np.random.default_rng(SEED)
     feeds: dict[str, np.ndarray] = {}
     for value in session.get_inputs():
-        shape = [d if isinstance(d, int) else KNOWN_DIMS.get(d or value.name, FREE_DIM) for d in value.shape]
+        free = FREE_SHAPES.get(value.name, (FREE_DIM,) * len(value.shape))
+        shape = [d if isinstance(d, int) else free[axis] for axis, d in enumerate(value.shape)]
         if value.type != "tensor(int64)":
             dtype = np.float16 if value.type == "tensor(float16)" else np.float32
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
         elif value.name in {"attention_mask", "token_type_ids"}:
             feeds[value.name] = np.full(shape, value.name == "attention_mask", dtype=np.int64)
         elif value.name == "sr":
-            feeds[value.name] = np.full(shape, KNOWN_DIMS["sample_rate"], dtype=np.int64)
+            feeds[value.name] = np.full(shape, SAMPLE_RATE, dtype=np.int64)
         else:
             feeds[value.name] = rng.integers(1, TOKEN_LIMIT, shape)
     return feeds

@@ -1,0 +1,80 @@
+"""onnxq: int8 quantization of ONNX models that TensorRT and ONNX Runtime really run in int8.
+
+Names are loaded when they are first used, so that `import onnxq` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxq.api import calibrate, compare, make_plan, merge, quantize
+    from onnxq.errors import (
+        DataError,
+        ModelError,
+        OnnxqError,
+        OutputError,
+        PassError,
+        RecipeError,
+        StatisticsError,
+    )
+    from onnxq.graph import Graph
+    from onnxq.histogram import Histogram
+    from onnxq.plan import Plan
+    from onnxq.recipe import Recipe, Rule
+    from onnxq.statistics import Statistics
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "calibrate": "api",
+    "compare": "api",
+    "make_plan": "api",
+    "merge": "api",
+    "quantize": "api",
+    "DataError": "errors",
+    "ModelError": "errors",
+    "OnnxqError": "errors",
+    "OutputError": "errors",
+    "PassError": "errors",
+    "RecipeError": "errors",
+    "StatisticsError": "errors",
+    "Graph": "graph",
+    "Histogram": "histogram",
+    "Plan": "plan",
+    "Recipe": "recipe",
+    "Rule": "recipe",
+    "Statistics": "statistics",
+}
+
+__all__ = [
+    "DataError",
+    "Graph",
+    "Histogram",
+    "ModelError",
+    "OnnxqError",
+    "OutputError",
+    "PassError",
+    "Plan",
+    "Recipe",
+    "RecipeError",
+    "Rule",
+    "Statistics",
+    "StatisticsError",
+    "calibrate",
+    "compare",
+    "make_plan",
+    "merge",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  whichever public name is asked for
+    if name in _HOMES:
+        return getattr(import_module(f"onnxq.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

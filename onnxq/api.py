@@ -1,0 +1,255 @@
+"""The flow, readable top to bottom: load, prepare, place, collect, resolve, lower."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq import files, pipeline
+from onnxq.choose import resolve, weights_only
+from onnxq.collect import collect
+from onnxq.comparison import Comparison, compare_graphs
+from onnxq.data import InputSpec, Source, open_source
+from onnxq.errors import DataError, ModelError, StatisticsError
+from onnxq.graph import Graph
+from onnxq.monitor import QUIET, Monitor
+from onnxq.passes import lower, prepare
+from onnxq.place import place
+from onnxq.recipe import Recipe
+from onnxq.statistics import Statistics
+from onnxq.targets import get_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from onnxq.plan import Plan
+
+Model = Any
+"""A path, a Graph, an onnx.ModelProto, or an onnx-graphsurgeon graph."""
+
+DEFAULT = Recipe()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be observed and lowered, with its (unresolved) plan."""
+
+    graph: Graph
+    plan: Plan
+    recipe: Recipe
+
+
+def quantize(
+    model: Model,
+    data: object = None,
+    recipe: Recipe = DEFAULT,
+    *,
+    max_samples: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    providers: Sequence[str] = ("cpu",),
+    monitor: Monitor = QUIET,
+) -> tuple[Graph, Plan]:
+    """Quantize a model; return it with the plan that was carried out.
+
+    Args:
+        model: path, Graph, ModelProto or graphsurgeon graph; it is not changed.
+        data: Statistics, or anything `onnxq.data` reads (a path or text form, an iterable of feeds, an ORT data
+            reader). None quantizes the weights only and leaves activations in float.
+        recipe: every choice.
+        max_samples: stop reading the data after so many feeds.
+        shapes: sizes of dynamic inputs, for `random:N`.
+        providers: where ONNX Runtime runs the float model ("cpu", "cuda").
+        monitor: progress and warnings.
+
+    Raises:
+        OnnxqError: see its children; the message says what to do.
+    """
+    ready = prepared(model, recipe, monitor)
+    statistics = None
+    if isinstance(data, Statistics):
+        statistics = data
+    elif data is not None:
+        statistics = observe(ready, data, max_samples=max_samples, shapes=shapes, providers=providers, monitor=monitor)
+    return lowered(ready, statistics, monitor)
+
+
+def calibrate(
+    model: Model,
+    data: object,
+    recipe: Recipe = DEFAULT,
+    *,
+    max_samples: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    providers: Sequence[str] = ("cpu",),
+    monitor: Monitor = QUIET,
+) -> Statistics:
+    """Collect statistics alone; arguments as for `quantize`.
+
+    Raises:
+        OnnxqError: see its children.
+    """
+    ready = prepared(model, recipe, monitor)
+    return observe(ready, data, max_samples=max_samples, shapes=shapes, providers=providers, monitor=monitor)
+
+
+def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
+    """The sum of statistics or statistics files: the same, bit for bit, in any order.
+
+    Raises:
+        StatisticsError: none given, or they do not belong together.
+    """
+    loaded = [p if isinstance(p, Statistics) else Statistics.load(p) for p in parts]
+    if not loaded:
+        raise StatisticsError("there are no statistics to merge", "Name at least one file.")
+    return reduce(add, loaded)
+
+
+def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) -> Plan:
+    """What would be quantized, and why not the rest; needs no data.
+
+    Raises:
+        OnnxqError: the model cannot be read or prepared, or a rule matches nothing.
+    """
+    return prepared(model, recipe, monitor).plan
+
+
+def compare(
+    model: Model,
+    quantized: Model,
+    data: object,
+    *,
+    layers: bool = False,
+    max_samples: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    providers: Sequence[str] = ("cpu",),
+    monitor: Monitor = QUIET,
+) -> Comparison:
+    """Errors of the quantized model against the float one, per output or (`layers`) per tensor both have.
+
+    Raises:
+        OnnxqError: a model cannot be run, or the data does not fit.
+    """
+    reference, other = load(model), load(quantized)
+    source = open_source(data, input_specs(reference), max_samples=max_samples, shapes=shapes)
+    monitor.stage("Comparing", source.length)
+    return compare_graphs(reference, other, source, layers=layers, providers=providers, monitor=monitor)
+
+
+# -- the steps -----------------------------------------------------------------------------------------------
+
+
+def load(model: Model) -> Graph:
+    """A Graph of our own of whatever the caller has.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if isinstance(model, Graph):
+        return model.copy()
+    if isinstance(model, str | os.PathLike):
+        return files.load(model)
+    if hasattr(model, "SerializeToString"):
+        return Graph.from_proto(model)
+    if type(model).__module__.startswith("onnx_graphsurgeon"):
+        return Graph.from_graphsurgeon(model)
+    raise ModelError(f"{type(model).__name__} is no model", "Give a path, an onnxq.Graph or an onnx.ModelProto.")
+
+
+def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
+    """Load, bring to the form that is observed and lowered, and plan.
+
+    Raises:
+        ModelError: the model cannot be read, or nothing in it can be quantized.
+        RecipeError: a rule matches nothing.
+    """
+    monitor.stage("Preparing", None)
+    target = get_target(recipe.target)
+    graph = load(model)
+    pipeline.run(graph, prepare(target.min_opset))
+    if files.weight_bytes(graph) > files.SPILL_BYTES:
+        graph = files.spill(graph)
+    plan = place(graph, target, recipe)
+    if not plan.weights and not plan.points and not plan.kept:
+        raise ModelError("there is nothing to quantize in this model", _why_nothing(plan))
+    return Prepared(graph, plan, recipe)
+
+
+def observe(
+    ready: Prepared,
+    data: object,
+    *,
+    max_samples: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    providers: Sequence[str] = ("cpu",),
+    monitor: Monitor = QUIET,
+) -> Statistics:
+    """Run the prepared model over the data.
+
+    Raises:
+        DataError: the data cannot be read or does not fit.
+    """
+    source = open_source(data, input_specs(ready.graph), max_samples=max_samples, shapes=shapes)
+    monitor.stage(f"Observing {len(ready.plan.observe)} tensors on {source.name}", source.length)
+    return collect(ready.graph, ready.plan.observe, source, providers=providers, monitor=monitor)
+
+
+def lowered(ready: Prepared, statistics: Statistics | None, monitor: Monitor = QUIET) -> tuple[Graph, Plan]:
+    """Choose parameters and write them into a copy of the graph; without statistics, the weights only.
+
+    Raises:
+        StatisticsError: they belong to another model or lack a tensor.
+    """
+    target = get_target(ready.recipe.target)
+    monitor.stage("Choosing ranges", None)
+    if statistics is None:
+        plan = weights_only(ready.plan)
+    else:
+        statistics.check_model(ready.graph.digest())
+        plan = resolve(ready.plan, statistics, ready.recipe, target)
+    for note in plan.notes:
+        monitor.warn(note)
+    monitor.stage("Quantizing", None)
+    graph = ready.graph.copy()
+    pipeline.run(graph, lower(plan, target, ready.recipe.weight_range, ready.recipe.weight_form))
+    return graph, plan
+
+
+def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
+    """The model's inputs as the data readers want them.
+
+    Raises:
+        DataError: an input is not a plain tensor of numbers.
+    """
+    specs = []
+    for value in graph.inputs:
+        dtype = graph.dtype(value)
+        if dtype is None:
+            raise DataError(f"input {value.name!r} is not a tensor of numbers", "onnxq cannot feed such an input.")
+        specs.append(InputSpec(str(value.name), np.dtype(dtype), graph.shape(value)))
+    return tuple(specs)
+
+
+def default_output(model: Path) -> Path:
+    """`<name>.int8.onnx` in the current folder: the model's own folder is left as it is."""
+    return Path(f"{model.stem}.int8.onnx")
+
+
+def _why_nothing(plan: Plan) -> str:
+    reasons = [f"{count} {op}: {reason}" for reason, op, count in plan.reasons() if "body" in reason or op in _WEIGHTED]
+    if not reasons:
+        return "It holds no Conv, ConvTranspose, Gemm or MatMul."
+    return "Its weighted operators stay in float: " + "; ".join(reasons[:5]) + "."
+
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "If", "Loop", "Scan", "LSTM", "GRU", "RNN")
+
+
+def open_data(graph: Graph, data: object, **options: Any) -> Source:  # noqa: ANN401  open_source's own
+    """The data as feeds of this graph."""
+    return open_source(data, input_specs(graph), **options)

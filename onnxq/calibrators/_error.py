@@ -1,0 +1,74 @@
+"""The squared error that a range costs, expected from a histogram."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.numerics import affine
+
+if TYPE_CHECKING:
+    from onnxq.histogram import Histogram
+    from onnxq.numerics import QType
+
+Floats = npt.NDArray[np.float64]
+
+RESOLUTION = 1e-12
+"""Errors are equal within this share of the signal's power: the rounding of the sums stays below it."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """A histogram as weighted points: each bin at its center, the outermost two at the exact min and max.
+
+    Attributes:
+        x: values, ascending.
+        mass: running count of the points before each x; one longer than x.
+        moment: running sum of count * x, likewise.
+        power: sum of count * x², the signal's power times the number of values.
+    """
+
+    x: Floats
+    mass: Floats
+    moment: Floats
+    power: float
+
+    @staticmethod
+    def of(hist: Histogram) -> Points:
+        """Zeros are left out: every grid holds 0, so they cost nothing."""
+        centers = hist.centers()
+        x = np.concatenate([-centers[::-1], centers])
+        counts = np.concatenate([hist.negative[::-1], hist.positive])
+        # Most of a wide side's bins may be empty, and the centers of the outermost lie outside the values.
+        x, counts = np.clip(x[counts > 0], hist.min, hist.max), counts[counts > 0].astype(np.float64)
+        if x.size:
+            x[0], x[-1] = (hist.min if x[0] < 0 else x[0]), (hist.max if x[-1] > 0 else x[-1])
+        mass, moment = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * x))
+        return Points(x, mass, moment, float((counts * x * x).sum()))
+
+    def errors(self, lo: npt.ArrayLike, hi: npt.ArrayLike, qtype: QType) -> Floats:
+        """Sum of (x - x^)² for each of the ranges [lo, hi], on the grid that is emitted for it.
+
+        The values between two midpoints of the grid all become its level v, so that their error is
+        sum x² - 2 v sum x + v² sum 1, and running sums give it for every level at once.
+        """
+        scale, zero_point = affine(np.atleast_1d(lo), np.atleast_1d(hi), qtype)
+        levels = (np.arange(qtype.qmin, qtype.qmax + 1) - zero_point[:, None]) * scale[:, None]
+        inner = np.searchsorted(self.x, (levels[:, 1:] + levels[:, :-1]) / 2)
+        ends = np.zeros((len(levels), 1), np.intp)
+        bounds = np.concatenate([ends, inner, ends + self.x.size], axis=1)
+        mass, moment = np.diff(self.mass[bounds]), np.diff(self.moment[bounds])
+        gained = (levels * (levels * mass - 2 * moment)).sum(axis=1)
+        errors: Floats = np.maximum(self.power + gained, 0.0)
+        return errors
+
+
+def expected_error(hist: Histogram, lo: float, hi: float, qtype: QType) -> float:
+    """Sum of (x - dequantize(quantize(x)))² over the finite values, for the range [lo, hi].
+
+    In the square of the tensor's unit: rounding inside the range, clipping outside, each bin at its center.
+    """
+    return float(Points.of(hist).errors(lo, hi, qtype)[0])

@@ -1,0 +1,34 @@
+"""The best of the other calibrators, tensor by tensor."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from onnxq.calibrators._error import RESOLUTION, Points
+from onnxq.calibrators.entropy import entropy
+from onnxq.calibrators.minmax import minmax
+from onnxq.calibrators.mse import mse
+from onnxq.calibrators.percentile import percentile
+
+if TYPE_CHECKING:
+    from onnxq.histogram import Histogram
+    from onnxq.numerics import QType, Range
+
+CANDIDATES = (
+    minmax,  # first: of equals, the one that clips nothing
+    partial(percentile, percent=99.9),
+    partial(percentile, percent=99.99),
+    partial(percentile, percent=99.999),
+    entropy,
+    mse,
+)
+
+
+def auto(hist: Histogram, qtype: QType) -> Range:
+    """The range of the candidate with the least expected squared error; ties keep the earlier candidate."""
+    ranges = [candidate(hist, qtype) for candidate in CANDIDATES]
+    points = Points.of(hist)
+    errors = points.errors([lo for lo, _ in ranges], [hi for _, hi in ranges], qtype)
+    tied = errors <= errors.min() + RESOLUTION * points.power
+    return ranges[int(tied.argmax())]

@@ -1,0 +1,140 @@
+"""Float against quantized: the error of every output, or of every layer, worst first."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.errors import ModelError
+from onnxq.files import SPILL_BYTES, weight_bytes, write_for_runtime
+from onnxq.monitor import QUIET, Monitor
+from onnxq.runtime import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from onnxq.data import Source
+    from onnxq.graph import Graph
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far one tensor of the quantized model is from the float model's, over all samples.
+
+    Attributes:
+        tensor: its name.
+        sqnr_db: 10·log10(Σ float² / Σ (float - quantized)²); inf when equal.
+        cosine: Σ float·quantized / (|float|·|quantized|); 1 when both are zero.
+        max_abs: largest |float - quantized|.
+        amax: largest |float|.
+    """
+
+    tensor: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    amax: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Errors of the compared tensors, in the model's order."""
+
+    errors: tuple[TensorError, ...]
+    samples: int
+
+    @property
+    def worst(self) -> tuple[TensorError, ...]:
+        """The same, lowest SQNR first."""
+        return tuple(sorted(self.errors, key=lambda e: (e.sqnr_db, e.tensor)))
+
+
+@dataclass
+class _Sums:
+    signal: float = 0.0
+    noise: float = 0.0
+    dot: float = 0.0
+    other: float = 0.0
+    max_abs: float = 0.0
+    amax: float = 0.0
+
+    def add(self, reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> None:
+        a, b = reference.astype(np.float64).reshape(-1), actual.astype(np.float64).reshape(-1)
+        finite = np.isfinite(a) & np.isfinite(b)  # an -inf mask is equal on both sides or shows in max_abs
+        if not finite.all():
+            self.max_abs = math.inf if not np.array_equal(a[~finite], b[~finite], equal_nan=True) else self.max_abs
+            a, b = a[finite], b[finite]
+        self.signal += float(a @ a)
+        self.noise += float((a - b) @ (a - b))
+        self.dot += float(a @ b)
+        self.other += float(b @ b)
+        self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
+        self.amax = max(self.amax, float(np.abs(a).max(initial=0.0)))
+
+    def error(self, name: str) -> TensorError:
+        ratio = math.inf if self.noise == 0 else self.signal / self.noise
+        sqnr = math.inf if ratio == math.inf else (10 * math.log10(ratio) if ratio > 0 else -math.inf)
+        norms = math.sqrt(self.signal * self.other)
+        cosine = self.dot / norms if norms else float(self.noise == 0)
+        return TensorError(name, sqnr, cosine, self.max_abs, self.amax)
+
+
+def compare_graphs(
+    reference: Graph,
+    quantized: Graph,
+    source: Source,
+    *,
+    layers: bool = False,
+    providers: Sequence[str] = ("cpu",),
+    monitor: Monitor = QUIET,
+) -> Comparison:
+    """Run both models over the data. With `layers`, compare every float tensor that both have by name.
+
+    Raises:
+        ModelError: the models have no output of the same name, or cannot be run.
+        DataError: the data does not fit.
+    """
+    names = _common(reference, quantized, layers=layers)
+    sums = {name: _Sums() for name in names}
+    samples = 0
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        sessions = [_session(g, names, providers, Path(folder) / str(i)) for i, g in enumerate((reference, quantized))]
+        for _, feed in source.samples():
+            left, right = (s.run({k: feed[k] for k in s.inputs}, names) for s in sessions)
+            for name, a, b in zip(names, left, right, strict=True):
+                if not isinstance(a, np.ndarray) or a.shape != b.shape:
+                    raise ModelError(f"{name!r} has another shape or type in the quantized model", "Is it the same model?")
+                sums[name].add(a, b)
+            samples += 1
+            monitor.advance()
+    return Comparison(tuple(s.error(name) for name, s in sums.items()), samples)
+
+
+def _common(reference: Graph, quantized: Graph, *, layers: bool) -> list[str]:
+    def names(graph: Graph) -> list[str]:
+        values = (v for n in graph.nodes for v in n.outputs) if layers else graph.outputs
+        floats = ("float16", "float32", "float64")
+        return [str(v.name) for v in values if v.name and (graph.dtype(v) in floats or not layers)]
+
+    others = set(names(quantized))
+    common = [name for name in dict.fromkeys(names(reference)) if name in others]
+    if not common:
+        raise ModelError("the two models have no tensor of the same name to compare", "Is it the same model?")
+    return common
+
+
+def _session(graph: Graph, names: Sequence[str], providers: Sequence[str], folder: Path) -> Session:
+    copy = graph.copy()
+    values = {str(v.name): v for v in copy.values()}
+    copy.set_outputs([values[name] for name in names])
+    if weight_bytes(copy) <= SPILL_BYTES:
+        return Session(copy.to_proto().SerializeToString(), providers)
+    folder.mkdir()
+    return Session(write_for_runtime(copy, folder), providers)

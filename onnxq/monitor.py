@@ -1,0 +1,32 @@
+"""Monitor: how a long run tells what it is doing. The command line shows it; the Python API logs warnings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_log = logging.getLogger("onnxq")
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Callbacks of a run.
+
+    Attributes:
+        stage: (what begins now, how many advances it will make or None).
+        advance: one unit of the stage is done.
+        warn: something the user should know.
+    """
+
+    stage: Callable[[str, int | None], None] = _nothing
+    advance: Callable[[], None] = _nothing
+    warn: Callable[[str], None] = _log.warning
+
+
+QUIET = Monitor()
+"""Says nothing but warnings, through the logger "onnxq"."""

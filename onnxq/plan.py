@@ -1,0 +1,147 @@
+"""Plan: what is quantized, how, and why the rest is not. A value; `onnxq.place` makes it, `onnxq.choose` resolves it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnxq.numerics import QuantParams, Range
+
+
+@dataclass(frozen=True)
+class Point:
+    """An activation that gets a Q/DQ pair in front of some of its uses.
+
+    Attributes:
+        tensor: its name.
+        uses: (node name, input index) of every use behind the pair.
+        observe: the tensor whose values tell its range: itself, or the one it is a moved copy of.
+        group: points of one group share one scale.
+        calibrator: a rule's calibrator, else None.
+        protected: clipping would change its meaning (outputs of Sigmoid, Softmax and the like).
+        dtype: numpy name of its float type, which its scale takes.
+        range: chosen (lo, hi); None until resolved.
+        chosen: name of the calibrator that gave the range.
+        params: quantization parameters; None until resolved.
+    """
+
+    tensor: str
+    uses: tuple[tuple[str, int], ...]
+    observe: str
+    group: str
+    calibrator: str | None = None
+    protected: bool = False
+    dtype: str = "float32"
+    range: Range | None = None
+    chosen: str | None = None
+    params: QuantParams | None = None
+
+
+@dataclass(frozen=True)
+class WeightPoint:
+    """A weight that is stored quantized for some of its uses.
+
+    Attributes:
+        tensor: its name.
+        uses: (node name, input index) of every use that reads it quantized.
+        axis: the output-channel axis, None for one scale.
+    """
+
+    tensor: str
+    uses: tuple[tuple[str, int], ...]
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one node: `reason` is why it stays in float, or what makes it int8.
+
+    macs: multiply-accumulates of one run with unknown dimensions counted as 1; 0 for nodes without any.
+    """
+
+    node: str
+    op_type: str
+    quantized: bool
+    reason: str
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole plan.
+
+    Attributes:
+        target: the target's name.
+        points: tensor name -> where its Q/DQ pair goes.
+        weights: the weights to store quantized.
+        decisions: one per node.
+        kept: tensors that were quantized in the model already.
+        joins: (node, input index, tensor): uses that join a pair the model already has.
+        notes: what the user should know.
+    """
+
+    target: str
+    points: Mapping[str, Point]
+    weights: tuple[WeightPoint, ...]
+    decisions: tuple[Decision, ...]
+    kept: tuple[str, ...] = ()
+    joins: tuple[tuple[str, int, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def observe(self) -> tuple[str, ...]:
+        """Names of the tensors whose values must be seen, without repeats."""
+        return tuple(dict.fromkeys(p.observe for p in self.points.values()))
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every point has its parameters."""
+        return all(p.params is not None for p in self.points.values())
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Node name -> why it stays in float."""
+        return {d.node: d.reason for d in self.decisions if not d.quantized}
+
+    def int8_share(self) -> float:
+        """Share of the multiply-accumulates that run in int8, 0 when there are none."""
+        total = sum(d.macs for d in self.decisions)
+        return sum(d.macs for d in self.decisions if d.quantized) / total if total else 0.0
+
+    def reasons(self) -> list[tuple[str, str, int]]:
+        """(reason, op type, how many) of the nodes left in float, most frequent first."""
+        counts = Counter((d.reason, d.op_type) for d in self.decisions if not d.quantized)
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return [(reason, op, count) for (reason, op), count in ordered]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values, for `<name>.int8.plan.json`."""
+        return {
+            "target": self.target,
+            "tensors": {p.tensor: _tensor_dict(p) for p in self.points.values()},
+            "weights": [{"tensor": w.tensor, "axis": w.axis, "uses": [list(u) for u in w.uses]} for w in self.weights],
+            "nodes": {
+                d.node: {"op": d.op_type, "precision": "int8" if d.quantized else "float", "reason": d.reason}
+                | ({"macs": d.macs} if d.macs else {})
+                for d in self.decisions
+            },
+            "already_quantized": list(self.kept),
+            "notes": list(self.notes),
+        }
+
+
+def _tensor_dict(point: Point) -> dict[str, Any]:
+    said: dict[str, Any] = {"uses": [list(u) for u in point.uses], "observed": point.observe, "group": point.group}
+    if point.params is not None and point.range is not None:
+        said |= {
+            "range": [float(point.range[0]), float(point.range[1])],
+            "scale": float(point.params.scale),
+            "zero_point": int(point.params.zero_point),
+            "dtype": point.params.qtype.dtype,
+            "calibrator": point.chosen,
+        }
+    return said

@@ -1,0 +1,173 @@
+"""Recipe: every choice of a quantization run, as one value. TOML in and out; the flags derive from its fields."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxq.calibrators import make_calibrator
+from onnxq.errors import RecipeError
+from onnxq.targets import get_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WEIGHT_FORMS = ("dq", "qdq")
+WEIGHT_RANGES = ("absmax", "mse")
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:  # noqa: ANN401  a dataclass field
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An exception for some nodes. Later rules win over earlier ones.
+
+    Attributes:
+        nodes: glob over node names.
+        ops: op types; empty for all.
+        quantize: False leaves the nodes in float; True quantizes them against the target's advice (tiny layers).
+        calibrator: calibrator of the nodes' inputs.
+        per_channel: False gives the nodes' weights one scale.
+
+    Raises:
+        RecipeError: the rule has no effect or names an unknown calibrator.
+    """
+
+    nodes: str = "*"
+    ops: tuple[str, ...] = ()
+    quantize: bool | None = None
+    calibrator: str | None = None
+    per_channel: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ops", (self.ops,) if isinstance(self.ops, str) else tuple(self.ops))
+        if self.quantize is None and self.calibrator is None and self.per_channel is None:
+            raise RecipeError(f"the rule for {self} changes nothing", "Give it quantize, calibrator or per_channel.")
+        if self.calibrator is not None:
+            make_calibrator(self.calibrator)
+
+    def __str__(self) -> str:
+        return f"nodes={self.nodes!r}" + (f", ops={list(self.ops)}" if self.ops else "")
+
+    def matches(self, name: str, op_type: str) -> bool:
+        """Whether the rule speaks of this node. A name that holds glob characters also matches itself."""
+        named = self.nodes == name or fnmatch.fnmatchcase(name, self.nodes)
+        return named and (not self.ops or op_type in self.ops)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of a run.
+
+    Raises:
+        RecipeError: a value is unknown or out of its range.
+    """
+
+    target: str = _option("tensorrt", "Backend the model is made for.")
+    calibrator: str = _option("auto", "How ranges are chosen from what was observed.")
+    percentile: float = _option(99.99, "Share of |x| inside the range, in percent (calibrator percentile).")
+    weight_range: str = _option("absmax", "How weight ranges are chosen.", WEIGHT_RANGES)
+    weight_form: str = _option(
+        "dq", "dq: int8 weights + DequantizeLinear; qdq: float weights + Q + DQ (TensorRT before 10).", WEIGHT_FORMS
+    )
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        get_target(self.target)
+        make_calibrator(self.calibrator, self.percentile)
+        for name in ("weight_range", "weight_form"):
+            _check_choice(name, getattr(self, name))
+
+    def rule_value(self, name: str, op_type: str, effect: str) -> Any:  # noqa: ANN401  depends on the effect
+        """What the last matching rule says of `effect`, or None."""
+        said = [getattr(r, effect) for r in self.rules if r.matches(name, op_type)]
+        return next((value for value in reversed(said) if value is not None), None)
+
+    def check_rules(self, nodes: Iterable[tuple[str, str]]) -> None:
+        """Every rule must speak of some node.
+
+        Args:
+            nodes: (name, op type) of every node.
+
+        Raises:
+            RecipeError: a rule matches none.
+        """
+        known = list(nodes)
+        for rule in self.rules:
+            if any(rule.matches(name, op) for name, op in known):
+                continue
+            plain = rule.nodes.strip("*")
+            near = difflib.get_close_matches(plain, [n for n, _ in known], 3, 0.4)
+            near += [o for op in rule.ops for o in difflib.get_close_matches(op, {o for _, o in known}, 1)]
+            raise RecipeError(
+                f"the rule for {rule} matches no node",
+                f"Did you mean {', '.join(map(repr, near))}?" if near else "`onnxq plan MODEL` lists all names.",
+            )
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, defaults left out."""
+        import tomli_w  # noqa: PLC0415  only here
+
+        plain = {f.name: v for f in fields(self) if f.name != "rules" and (v := getattr(self, f.name)) != f.default}
+        rules = [{f.name: _plain(getattr(r, f.name)) for f in fields(r) if _said(r, f.name)} for r in self.rules]
+        return tomli_w.dumps({**plain, **({"rules": rules} if rules else {})})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: not readable, not TOML, or an unknown key or value.
+        """
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error}", "See `Recipe` in the README.") from error
+        return recipe_from_table(table, str(path))
+
+
+def recipe_from_table(table: dict[str, Any], where: str) -> Recipe:
+    """Build a recipe from parsed TOML; `where` names it in errors."""
+    try:
+        rules = table.pop("rules", [])
+        if not isinstance(rules, list):
+            raise RecipeError(f"{where}: rules must be an array of tables", "Write each one under [[rules]].")
+        for keys, kind in [(table, Recipe), *((r, Rule) for r in rules)]:
+            _check_keys(keys, kind, where)
+        return Recipe(**table, rules=tuple(Rule(**r) for r in rules))
+    except TypeError as error:
+        raise RecipeError(f"{where}: {error}", "A value has the wrong type.") from error
+
+
+def _check_keys(keys: dict[str, Any], kind: type, where: str) -> None:
+    known = [f.name for f in fields(kind)]
+    for key, value in keys.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"{where}: unknown key {key!r}", f"{hint}Known: {', '.join(known)}.")
+        expected = {"str": str, "float": (int, float), "bool | None": bool, "str | None": str}
+        wanted = expected.get(str(next(f.type for f in fields(kind) if f.name == key)))
+        if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+            raise RecipeError(f"{where}: {key} = {value!r} has the wrong type", "See `Recipe` in the README.")
+
+
+def _check_choice(name: str, value: str) -> None:
+    choices: tuple[str, ...] = next(f.metadata["choices"] for f in fields(Recipe) if f.name == name)
+    if value not in choices:
+        raise RecipeError(f"unknown {name} {value!r}", f"Known: {', '.join(choices)}.")
+
+
+def _said(rule: Rule, name: str) -> bool:
+    return getattr(rule, name) not in (None, ())
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  whatever a rule holds
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,150 @@
+"""Statistics: what was observed of every tensor. Adds up exactly, is saved without pickle, belongs to one model."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.errors import StatisticsError
+from onnxq.histogram import Histogram
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+FORMAT = 1
+_SEEN_MODULUS = 2**64
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Observations of one prepared model over some samples; `a + b` is that of both, bit for bit in any order.
+
+    Attributes:
+        model: digest of the prepared model.
+        tensors: tensor name -> histogram of its values.
+        samples: how many samples were run.
+        seen: sum modulo 2**64 of the samples' hashes: tells apart what was seen, whatever the order.
+        shapes: input name -> (smallest, largest) size seen of every dimension.
+        nonfinite: tensor name -> the (alphabetically first) sample in which it held NaN or infinity.
+    """
+
+    model: str
+    tensors: Mapping[str, Histogram] = field(default_factory=dict)
+    samples: int = 0
+    seen: int = 0
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    nonfinite: Mapping[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Raises StatisticsError when they are of different models or tensors."""
+        if self.model != other.model:
+            raise StatisticsError(
+                f"these statistics are of different models ({self.model[:12]} and {other.model[:12]})",
+                "Merge only files that were collected on the same model with the same target.",
+            )
+        if self.samples and other.samples and set(self.tensors) != set(other.tensors):
+            odd = sorted(set(self.tensors) ^ set(other.tensors))[0]
+            raise StatisticsError(
+                f"tensor {odd!r} was observed in only one of the two statistics",
+                "Collect all shards with the same options.",
+            )
+        names = self.tensors if self.tensors else other.tensors
+        empty = Histogram.empty()
+        return Statistics(
+            self.model,
+            {n: self.tensors.get(n, empty) + other.tensors.get(n, empty) for n in names},
+            self.samples + other.samples,
+            (self.seen + other.seen) % _SEEN_MODULUS,
+            _merge_shapes(self.shapes, other.shapes),
+            _merge_names(self.nonfinite, other.nonfinite),
+        )
+
+    def check_model(self, digest: str) -> None:
+        """Raise StatisticsError unless they were collected on the prepared model of this digest."""
+        if self.model != digest:
+            raise StatisticsError(
+                f"the statistics belong to another model (digest {self.model[:12]}, this one is {digest[:12]})",
+                "Collect them again with `onnxq calibrate` on this model: its graph or weights have changed.",
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz of plain arrays. The same statistics give the same bytes."""
+        names = sorted(self.tensors)
+        meta = {
+            "format": FORMAT,
+            "model": self.model,
+            "samples": self.samples,
+            "seen": self.seen,
+            "tensors": names,
+            "shapes": {k: [list(a), list(b)] for k, (a, b) in sorted(self.shapes.items())},
+            "nonfinite": dict(sorted(self.nonfinite.items())),
+        }
+        arrays = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+        for index, name in enumerate(names):
+            arrays |= {f"{index}.{key}": value for key, value in self.tensors[name].to_arrays().items()}
+        with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_DEFLATED) as archive:
+            for key, value in arrays.items():
+                entry = zipfile.ZipInfo(f"{key}.npy")  # its fixed date keeps the bytes the same
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(entry, "w") as f:
+                    np.lib.format.write_array(f, np.asarray(value), allow_pickle=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            StatisticsError: not readable or not such a file.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as file:
+                return _from_arrays({key: file[key] for key in file.files})
+        except FileNotFoundError as error:
+            raise StatisticsError(f"{path} does not exist", "Make it with `onnxq calibrate`.") from error
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise StatisticsError(
+                f"{path} is not a statistics file: {error}", "Make it with `onnxq calibrate`."
+            ) from error
+
+
+def _from_arrays(arrays: dict[str, Any]) -> Statistics:
+    meta = json.loads(arrays["meta"].tobytes().decode())
+    if meta["format"] != FORMAT:
+        raise ValueError(f"format {meta['format']}, this onnxq reads {FORMAT}")
+    grouped: dict[str, dict[str, Any]] = {}
+    for key, value in arrays.items():
+        index, _, part = key.partition(".")
+        if part:
+            grouped.setdefault(index, {})[part] = value
+    return Statistics(
+        meta["model"],
+        {name: Histogram.from_arrays(grouped[str(i)]) for i, name in enumerate(meta["tensors"])},
+        int(meta["samples"]),
+        int(meta["seen"]),
+        {k: (tuple(a), tuple(b)) for k, (a, b) in meta["shapes"].items()},
+        dict(meta["nonfinite"]),
+    )
+
+
+_Shapes = "Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]"
+
+
+def _merge_shapes(a: _Shapes, b: _Shapes) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:  # type: ignore[valid-type]  # an alias only for readers
+    merged = dict(a)
+    for name, (low, high) in b.items():
+        if name in merged and len(merged[name][0]) == len(low):
+            old_low, old_high = merged[name]
+            low = tuple(map(min, old_low, low))  # noqa: PLW2901  the merged bound
+            high = tuple(map(max, old_high, high))  # noqa: PLW2901  the merged bound
+        merged[name] = (low, high)
+    return merged
+
+
+def _merge_names(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
+    return {k: min(v for v in (a.get(k), b.get(k)) if v is not None) for k in sorted({*a, *b})}

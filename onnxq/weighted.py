@@ -1,0 +1,165 @@
+"""The operators with weights: where their weight is, along which axis it is quantized, and why one stays in float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnxq.graph import Dim, Graph, Node, Value
+    from onnxq.targets.target import Target
+
+FLOAT_TYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The constant operand of a weighted node: its value, input index and output-channel axis."""
+
+    value: Value
+    index: int
+    axis: int | None
+
+
+def weight_of(graph: Graph, node: Node, target: Target) -> Weight | None:
+    """The node's weight when it is a plain constant, else None.
+
+    Axis of the output channels in the stored layout: Conv [O, I/g, ...] 0; ConvTranspose [I, O/g, ...] 1, but none
+    with groups, where O scales cannot lie along an axis of O/g; Gemm [K, N] 1 or, with transB, [N, K] 0;
+    MatMul [..., K, N] the last.
+    """
+    index = target.weighted[node.op_type]
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or not graph.is_const(value):
+        return None
+    rank = graph.rank(value) or 0
+    axes = {
+        "Conv": 0,
+        "ConvTranspose": 1 if group_of(graph, node) == 1 else None,
+        "Gemm": 0 if graph.attribute(node, "transB", 0) else 1,
+        "MatMul": rank - 1,
+    }
+    return Weight(value, index, axes.get(node.op_type))
+
+
+def group_of(graph: Graph, node: Node) -> int:
+    """Number of groups of a convolution."""
+    return int(graph.attribute(node, "group", 1))
+
+
+def is_quantized_already(graph: Graph, node: Node, target: Target) -> bool:
+    """Whether both the input and the weight arrive through DequantizeLinear."""
+    index = target.weighted[node.op_type]
+    inputs = [node.inputs[i] if i < len(node.inputs) else None for i in (0, index)]
+    return all(graph.producer(v, "DequantizeLinear") is not None for v in inputs)
+
+
+def why_float(graph: Graph, node: Node, target: Target) -> str | None:
+    """Why the target would not run this weighted node in int8; None when it would."""
+    weight = weight_of(graph, node, target)
+    if weight is None:
+        return _why_no_weight(graph, node, target)
+    kind = graph.dtype(weight.value)
+    if kind not in FLOAT_TYPES:
+        return f"its weight is {kind}, only float32 and float16 are quantized"
+    array = graph.const(weight.value)
+    if array is None or array.size == 0:
+        return "its weight is empty"
+    if not np.isfinite(array.min()) or not np.isfinite(array.max()):
+        return "its weight holds NaN or infinity"
+    return None
+
+
+def why_small(graph: Graph, node: Node, target: Target) -> str | None:
+    """Why int8 does not pay for this node (a rule may say otherwise); None when it does.
+
+    The limits are those of NVIDIA's ModelOpt (`find_nodes_from_convs_to_exclude`,
+    `find_nodes_from_matmul_to_exclude`) and of NvInfer.h for groups.
+    """
+    weight = weight_of(graph, node, target)
+    shape = graph.shape(weight.value) if weight is not None else None
+    if shape is None:
+        return None
+    dims = [int(d) for d in shape if isinstance(d, int)]
+    if node.op_type == "Conv":
+        return _why_small_conv(graph, node, dims, target)
+    if node.op_type == "ConvTranspose":
+        groups = group_of(graph, node)
+        fewest = min(dims[0], dims[1] * groups)
+        return f"{fewest} channels, fewer than {target.min_channels}" if fewest < target.min_channels else None
+    return _why_small_matmul(graph, node, dims, target)
+
+
+def macs(graph: Graph, node: Node, target: Target) -> int:
+    """Multiply-accumulates of one run; unknown dimensions count as 1."""
+    index = target.weighted.get(node.op_type)
+    if index is None or index >= len(node.inputs):
+        return 0
+    second = node.inputs[index]
+    while (dequantize := graph.producer(second, "DequantizeLinear", "QuantizeLinear")) is not None:
+        second = dequantize.inputs[0]
+    weight, out = graph.shape(second), graph.shape(node.outputs[0])
+    if node.op_type == "ConvTranspose":
+        out = graph.shape(node.inputs[0])
+    if weight is None or out is None or len(weight) < 1:
+        return 0
+    sizes = [d if isinstance(d, int) else 1 for d in weight]
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return prod(sizes) * prod(d if isinstance(d, int) else 1 for d in (out[0], *out[2:]))
+    contracted = sizes[1] if node.op_type == "Gemm" and graph.attribute(node, "transB", 0) else sizes[-2:][0]
+    return prod(d if isinstance(d, int) else 1 for d in out) * contracted
+
+
+def _why_no_weight(graph: Graph, node: Node, target: Target) -> str:
+    index = target.weighted[node.op_type]
+    second = node.inputs[index] if index < len(node.inputs) else None
+    if graph.producer(second, "DequantizeLinear") is not None:
+        return "its weight is quantized in the model already, its input is not"
+    if node.op_type in ("MatMul", "Gemm"):
+        if graph.is_const(node.inputs[0]):
+            return "its constant comes first; int8 kernels want the weight as second operand"
+        return "product of two activations"
+    return "its weight is computed at run time"
+
+
+def _why_small_conv(graph: Graph, node: Node, dims: list[int], target: Target) -> str | None:
+    out_channels, in_channels, kernel = dims[0], dims[1], dims[2:]
+    groups = group_of(graph, node)
+    least = target.min_channels
+    depthwise = groups > 1 and in_channels == 1
+    if groups > 1 and not depthwise:
+        per_group = (in_channels, out_channels // groups)
+        if any(c % target.group_multiple for c in per_group):
+            return f"grouped, with {per_group[0]} and {per_group[1]} channels a group: no multiple of 4"
+    if out_channels >= least and in_channels >= least:
+        return None
+    if groups > 1:
+        if out_channels % 8:
+            return f"grouped, with {out_channels} output channels: no multiple of 8"
+        return None if all(k >= 3 for k in kernel) else f"grouped, with a kernel of {'x'.join(map(str, kernel))}"
+    aligned = out_channels % 8 == 0 or in_channels % 8 == 0
+    first = any(node.inputs[0] is v for v in graph.inputs)
+    wide = first or out_channels >= least or in_channels >= least
+    if aligned and wide and len(set(kernel)) <= 1:
+        return None
+    return f"{in_channels} to {out_channels} channels with a kernel of {'x'.join(map(str, kernel))}: too small for int8"
+
+
+def _why_small_matmul(graph: Graph, node: Node, dims: list[int], target: Target) -> str | None:
+    if len(dims) < 2:
+        return "matrix times vector"
+    transposed = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
+    k, n = (dims[1], dims[0]) if transposed else (dims[-2], dims[-1])
+    if min(k, n) < target.min_channels:
+        return f"a {k}x{n} weight, smaller than {target.min_channels}"
+    return "matrix times vector: one row" if _rows(graph.shape(node.outputs[0])) == 1 else None
+
+
+def _rows(shape: tuple[Dim, ...] | None) -> int | None:
+    """Rows of a matrix product's output, batch dimensions included, where known."""
+    if not shape or any(not isinstance(d, int) for d in shape[:-1]):
+        return None
+    return prod(int(d) for d in shape[:-1] if isinstance(d, int))

@@ -1,0 +1,48 @@
+"""Put a QuantizeLinear/DequantizeLinear pair in front of the planned uses of every point.
+
+One pair per tensor serves all its uses. Zero points and axes are always written: a parser's default is not ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.errors import PassError
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph, Node, Value
+    from onnxq.plan import Plan, Point
+
+
+@dataclass(frozen=True)
+class InsertQDQ:
+    """Insert the activation pairs of a resolved plan, and join uses to pairs the model already has."""
+
+    plan: Plan
+
+    def __call__(self, graph: Graph) -> int:
+        """Return how many pairs were inserted and uses joined."""
+        nodes = {n.name or "": n for n in graph.nodes}
+        values = {str(v.name): v for v in graph.values()}
+        for point in self.plan.points.values():
+            _insert(graph, point, values[point.tensor], nodes)
+        for node, index, tensor in self.plan.joins:
+            graph.set_input(nodes[node], index, values[tensor])
+        return len(self.plan.points) + len(self.plan.joins)
+
+
+def _insert(graph: Graph, point: Point, value: Value, nodes: dict[str, Node]) -> None:
+    if point.params is None:
+        raise PassError(f"point {point.tensor!r} has no parameters", "Resolve the plan with statistics first.")
+    name = point.tensor
+    dtype = np.dtype(point.dtype)
+    # A scale below the type's smallest normal number would be flushed to zero.
+    scale_array = np.maximum(point.params.scale.astype(dtype), np.finfo(dtype).tiny).astype(dtype)
+    scale = graph.constant(f"{name}_scale", scale_array)
+    zero_point = graph.constant(f"{name}_zero_point", point.params.zero_point)
+    quantized = graph.add("QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantized")
+    real = graph.add("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_dequantized", like=value)
+    graph.replace_uses(value, real, [(nodes[node], index) for node, index in point.uses])

@@ -1,0 +1,73 @@
+"""Store the planned weights in int8: initializer + DequantizeLinear, or float weight + Q + DQ for old TensorRT.
+
+The float weight stays for uses that read it in float, so a weight shared between the two kinds is split here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.numerics import QuantParams, quantize, weight_params
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph, Value
+    from onnxq.numerics import QType
+    from onnxq.plan import Plan, WeightPoint
+
+
+@dataclass(frozen=True)
+class QuantizeWeights:
+    """Quantize the plan's weights.
+
+    Attributes:
+        plan: which weights, and along which axis.
+        qtype: the grid, symmetric.
+        method: how the range of a channel is chosen, as `numerics.weight_params` knows it.
+        form: "dq" or "qdq".
+    """
+
+    plan: Plan
+    qtype: QType
+    method: str = "absmax"
+    form: str = "dq"
+
+    def __call__(self, graph: Graph) -> int:
+        """Return how many weights were quantized."""
+        nodes = {n.name or "": n for n in graph.nodes}
+        for point in self.plan.weights:
+            real = self._dequantized(graph, point, graph.weights[point.tensor])
+            graph.replace_uses(graph.weights[point.tensor], real, [(nodes[n], i) for n, i in point.uses])
+        return len(self.plan.weights)
+
+    def _dequantized(self, graph: Graph, point: WeightPoint, value: Value) -> Value:
+        weight = graph.const(value)
+        assert weight is not None  # noqa: S101  the plan holds only constants
+        params = _in_dtype(weight_params(weight, point.axis, self.method, self.qtype), weight.dtype)
+        name = point.tensor
+        attributes = {"axis": point.axis} if point.axis is not None else None
+        scale = graph.constant(f"{name}_scale", params.scale.astype(weight.dtype))
+        zero_point = graph.constant(f"{name}_zero_point", params.zero_point)
+        if self.form == "dq":
+            codes = graph.constant(f"{name}_quantized", quantize(weight, params))
+        else:
+            codes = graph.add(
+                "QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantized", attributes=attributes
+            )
+        return graph.add(
+            "DequantizeLinear",
+            [codes, scale, zero_point],
+            name=f"{name}_dequantized",
+            attributes=attributes,
+            like=value,
+        )
+
+
+def _in_dtype(params: QuantParams, dtype: np.dtype[np.generic]) -> QuantParams:
+    """The parameters as they read back from a scale stored in the weight's type."""
+    if dtype == np.float32:
+        return params
+    stored = np.maximum(params.scale.astype(dtype), np.finfo(dtype).tiny).astype(np.float32)
+    return QuantParams(stored, params.zero_point, params.qtype, params.axis)
