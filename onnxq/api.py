@@ -15,7 +15,7 @@ from onnxq import files, pipeline
 from onnxq.choose import resolve, weights_only
 from onnxq.collect import collect
 from onnxq.comparison import Comparison, compare_graphs
-from onnxq.data import InputSpec, Source, open_source
+from onnxq.data import InputSpec, Source, open_source, parse_shapes
 from onnxq.errors import DataError, ModelError, StatisticsError
 from onnxq.graph import Graph
 from onnxq.monitor import QUIET, Monitor
@@ -26,7 +26,7 @@ from onnxq.statistics import Statistics
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
     from onnxq.plan import Plan
 
@@ -49,10 +49,6 @@ def quantize(
     model: Model,
     data: object = None,
     recipe: Recipe = DEFAULT,
-    *,
-    max_samples: int | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    providers: Sequence[str] = ("cpu",),
     monitor: Monitor = QUIET,
 ) -> tuple[Graph, Plan]:
     """Quantize a model; return it with the plan that was carried out.
@@ -62,9 +58,6 @@ def quantize(
         data: Statistics, or anything `onnxq.data` reads (a path or text form, an iterable of feeds, an ORT data
             reader). None quantizes the weights only and leaves activations in float.
         recipe: every choice.
-        max_samples: stop reading the data after so many feeds.
-        shapes: sizes of dynamic inputs, for `random:N`.
-        providers: where ONNX Runtime runs the float model ("cpu", "cuda").
         monitor: progress and warnings.
 
     Raises:
@@ -75,7 +68,7 @@ def quantize(
     if isinstance(data, Statistics):
         statistics = data
     elif data is not None:
-        statistics = observe(ready, data, max_samples=max_samples, shapes=shapes, providers=providers, monitor=monitor)
+        statistics = observe(ready, data, monitor)
     return lowered(ready, statistics, monitor)
 
 
@@ -83,10 +76,6 @@ def calibrate(
     model: Model,
     data: object,
     recipe: Recipe = DEFAULT,
-    *,
-    max_samples: int | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    providers: Sequence[str] = ("cpu",),
     monitor: Monitor = QUIET,
 ) -> Statistics:
     """Collect statistics alone; arguments as for `quantize`.
@@ -94,8 +83,7 @@ def calibrate(
     Raises:
         OnnxqError: see its children.
     """
-    ready = prepared(model, recipe, monitor)
-    return observe(ready, data, max_samples=max_samples, shapes=shapes, providers=providers, monitor=monitor)
+    return observe(prepared(model, recipe, monitor), data, monitor)
 
 
 def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
@@ -123,11 +111,9 @@ def compare(
     model: Model,
     quantized: Model,
     data: object,
+    recipe: Recipe = DEFAULT,
     *,
     layers: bool = False,
-    max_samples: int | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    providers: Sequence[str] = ("cpu",),
     monitor: Monitor = QUIET,
 ) -> Comparison:
     """Errors of the quantized model against the float one, per output or (`layers`) per tensor both have.
@@ -136,9 +122,9 @@ def compare(
         OnnxqError: a model cannot be run, or the data does not fit.
     """
     reference, other = load(model), load(quantized)
-    source = open_source(data, input_specs(reference), max_samples=max_samples, shapes=shapes)
+    source = _open(data, reference, recipe)
     monitor.stage("Comparing", source.length)
-    return compare_graphs(reference, other, source, layers=layers, providers=providers, monitor=monitor)
+    return compare_graphs(reference, other, source, layers=layers, providers=recipe.provider_list, monitor=monitor)
 
 
 # -- the steps -----------------------------------------------------------------------------------------------
@@ -183,10 +169,6 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
 def observe(
     ready: Prepared,
     data: object,
-    *,
-    max_samples: int | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    providers: Sequence[str] = ("cpu",),
     monitor: Monitor = QUIET,
 ) -> Statistics:
     """Run the prepared model over the data.
@@ -194,9 +176,9 @@ def observe(
     Raises:
         DataError: the data cannot be read or does not fit.
     """
-    source = open_source(data, input_specs(ready.graph), max_samples=max_samples, shapes=shapes)
+    source = _open(data, ready.graph, ready.recipe)
     monitor.stage(f"Observing {len(ready.plan.observe)} tensors on {source.name}", source.length)
-    return collect(ready.graph, ready.plan.observe, source, providers=providers, monitor=monitor)
+    return collect(ready.graph, ready.plan.observe, source, providers=ready.recipe.provider_list, monitor=monitor)
 
 
 def lowered(ready: Prepared, statistics: Statistics | None, monitor: Monitor = QUIET) -> tuple[Graph, Plan]:
@@ -216,8 +198,27 @@ def lowered(ready: Prepared, statistics: Statistics | None, monitor: Monitor = Q
         monitor.warn(note)
     monitor.stage("Quantizing", None)
     graph = ready.graph.copy()
-    pipeline.run(graph, lower(plan, target, ready.recipe.weight_range, ready.recipe.weight_form))
+    pipeline.run(graph, lower(plan, target, ready.recipe))
     return graph, plan
+
+
+def export(graph: Graph, path: str | os.PathLike[str]) -> list[Path]:
+    """Check the quantized model with onnx.checker and write it, whole or not at all; return the files written.
+
+    Raises:
+        ModelError: the checker refuses it.
+        OutputError: it cannot be written.
+    """
+    return files.save(graph, path, check=True)
+
+
+def save_statistics(statistics: Statistics, path: Path) -> None:
+    """Write statistics, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    files.write_aside(path, statistics.save)
 
 
 def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
@@ -235,6 +236,11 @@ def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
+def _open(data: object, graph: Graph, recipe: Recipe) -> Source:
+    shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
+    return open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)
+
+
 def default_output(model: Path) -> Path:
     """`<name>.int8.onnx` in the current folder: the model's own folder is left as it is."""
     return Path(f"{model.stem}.int8.onnx")
@@ -248,8 +254,3 @@ def _why_nothing(plan: Plan) -> str:
 
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "If", "Loop", "Scan", "LSTM", "GRU", "RNN")
-
-
-def open_data(graph: Graph, data: object, **options: Any) -> Source:  # noqa: ANN401  open_source's own
-    """The data as feeds of this graph."""
-    return open_source(data, input_specs(graph), **options)

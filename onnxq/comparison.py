@@ -110,7 +110,9 @@ def compare_graphs(
             left, right = (s.run({k: feed[k] for k in s.inputs}, names) for s in sessions)
             for name, a, b in zip(names, left, right, strict=True):
                 if not isinstance(a, np.ndarray) or a.shape != b.shape:
-                    raise ModelError(f"{name!r} has another shape or type in the quantized model", "Is it the same model?")
+                    raise ModelError(
+                        f"{name!r} has another shape or type in the quantized model", "Is it the same model?"
+                    )
                 sums[name].add(a, b)
             samples += 1
             monitor.advance()

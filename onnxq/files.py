@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from onnxq.errors import ModelError, OutputError
 from onnxq.graph import Graph, normalized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import onnx
 
@@ -84,13 +83,23 @@ def spill_folder(graph: Graph) -> Path | None:
     return Path(resource.name) if isinstance(resource, tempfile.TemporaryDirectory) else None
 
 
-def save(graph: Graph, path: str | os.PathLike[str], external_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
+def model_bytes(path: Path) -> int:
+    """Bytes of a model file and of the external data it names."""
+    proto = _read_proto(path)
+    names = {e.value for t in _external_tensors(proto.graph) for e in t.external_data if e.key == "location"}
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+
+
+def save(
+    graph: Graph, path: str | os.PathLike[str], *, check: bool = False, external_bytes: int = EXTERNAL_DATA_BYTES
+) -> list[Path]:
     """Write the model, whole or not at all; return the files written, the model first.
 
     With more than `external_bytes` of weights they go beside it into `<name>.<digest>.data`; the digest keeps an
     older model of the same name readable until the new one takes its place.
 
     Raises:
+        ModelError: with `check`, onnx.checker refuses the model.
         OutputError: the folder or file cannot be written. An existing output is then as it was.
     """
     path = Path(path)
@@ -100,13 +109,27 @@ def save(graph: Graph, path: str | os.PathLike[str], external_bytes: int = EXTER
         if weight_bytes(graph) > external_bytes:
             name = f"{path.name}.{graph.digest()[:12]}.data"
             _write(graph, target, name)
+            _check(target, check)
             (Path(aside) / name).replace(path.parent / name)
             written.append(path.parent / name)
         else:
-            ir.save(graph.model, target)
+            ir.save(graph.inlined(), target)
+            _check(target, check)
         target.replace(path)
         _drop_stale_data(path, keep=written)
     return written
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make the file aside, then move it into place: whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
+        target = Path(aside) / path.name
+        write(target)
+        target.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,10 +138,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
-        target = Path(aside) / path.name
-        target.write_text(text, encoding="utf-8")
-        target.replace(path)
+    write_aside(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def check_writable(path: Path, source: Path | None = None) -> None:
@@ -147,8 +167,8 @@ def file_digest(path: Path) -> str:
 
 
 def _read_proto(path: Path) -> onnx.ModelProto:
-    import onnx  # noqa: PLC0415  not needed to import onnxq
-    from google.protobuf.message import DecodeError  # noqa: PLC0415  comes with onnx
+    import onnx
+    from google.protobuf.message import DecodeError
 
     if path.is_dir():
         raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
@@ -228,6 +248,20 @@ def _write(graph: Graph, target: Path, data_name: str) -> None:
     ir.save(graph.model, target, external_data=data_name)
 
 
+def _check(path: Path, check: bool) -> None:
+    import onnx
+
+    if not check:
+        return
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # ValidationError, InferenceError and others from C++
+        raise ModelError(
+            f"onnx.checker refuses the quantized model: {' '.join(str(error).split())[:400]}",
+            "If it accepts the float model, please report this with the model's structure.",
+        ) from error
+
+
 def _weights_in(graph: Graph, folder: Path) -> bool:
     big = [v.const_value for v in graph.weights.values() if v.const_value is not None and v.const_value.nbytes > 1024]
     return all(isinstance(t, ir.ExternalTensor) and Path(t.path).parent == folder for t in big)
@@ -252,8 +286,3 @@ def _output_errors(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}",
             "Choose a writable folder with enough room, with -o.",
         ) from error
-
-
-def disk_free(folder: Path) -> int:
-    """Bytes free on the folder's disk."""
-    return shutil.disk_usage(folder).free

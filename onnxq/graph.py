@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Node = ir.Node
 Value = ir.Value
 Dim = int | str | None
-Attribute = int | float | str | Sequence[int] | Sequence[float] if TYPE_CHECKING else Any
+Attribute = Any
+"""What an ONNX attribute can hold: int, float, str, or a list of one of them."""
 
 MAX_OPSET = 25
 """The newest default-domain opset onnxq writes: ONNX Runtime and TensorRT lag behind the standard."""
@@ -54,23 +55,34 @@ class Graph:
     @classmethod
     def from_graphsurgeon(cls, graph: Any) -> Graph:  # noqa: ANN401  graphsurgeon ships no types
         """Take a graph edited with onnx-graphsurgeon."""
-        import onnx_graphsurgeon as gs  # noqa: PLC0415, TID251  an extra, and this is the wall
+        import onnx_graphsurgeon as gs  # noqa: TID251  an extra, and this is the wall
 
         return cls.from_proto(gs.export_onnx(graph))
 
     def to_proto(self) -> onnx.ModelProto:
         """The model with its weights inside."""
-        return ir.to_proto(self._model)
+        return ir.to_proto(self.inlined())
 
     def to_graphsurgeon(self) -> Any:  # noqa: ANN401  graphsurgeon ships no types
         """The model for editing with onnx-graphsurgeon; its metadata is lost on that way."""
-        import onnx_graphsurgeon as gs  # noqa: PLC0415, TID251  an extra, and this is the wall
+        import onnx_graphsurgeon as gs  # noqa: TID251  an extra, and this is the wall
 
         return gs.import_onnx(self.to_proto())
 
     def copy(self) -> Graph:
         """An independent graph that shares the (never changed) weights."""
         return Graph(self._model.clone(), self._resource)
+
+    def extract(self, values: Sequence[Value]) -> Graph:
+        """A graph that computes these values of the main graph, which depend on weights alone; it shares those."""
+        part = ir.convenience.extract(self._model.graph, (), values)
+        return Graph(ir.Model(part, ir_version=self._model.ir_version), self._resource)
+
+    def inlined(self) -> ir.Model:
+        """A copy of the model whose weights are (views of) arrays, none a reference to a file."""
+        clone = self._model.clone()
+        ir.external_data.load_to_model(clone)
+        return clone
 
     @property
     def model(self) -> ir.Model:
@@ -174,7 +186,7 @@ class Graph:
         return int(np.prod([int(d) for d in shape if isinstance(d, int)], dtype=np.int64))
 
     def dtype(self, value: Value | None) -> str | None:
-        """numpy's name of the element type ("float32"), or None where unknown or not a tensor."""
+        """Numpy's name of the element type ("float32"), or None where unknown or not a tensor."""
         if value is None:
             return None
         kind = value.dtype if value.const_value is None else value.const_value.dtype
@@ -365,7 +377,19 @@ class Graph:
 
     def infer_shapes(self) -> None:
         """Fill in types and shapes as far as onnx's inference gets; what it cannot infer stays unknown."""
-        ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(self._model)
+        import onnx
+
+        try:
+            proto = onnx.shape_inference.infer_shapes(self._skeleton()[0], data_prop=True)
+        except Exception:  # noqa: BLE001  the C++ code raises several types; unknown shapes are no error
+            return
+        # onnx_ir's own pass would make tensors of sequences whose type was unknown, and takes quadratic time.
+        found = {i.name: i.type for i in (*proto.graph.value_info, *proto.graph.output)}
+        for value in (v for node in self._model.graph for v in node.outputs if v.name and v.name in found):
+            kind = ir.serde.deserialize_type_proto_for_type(found[str(value.name)])
+            shape = ir.serde.deserialize_type_proto_for_shape(found[str(value.name)])
+            value.type = value.type if kind is None else kind
+            value.shape = value.shape if shape is None else shape
 
     def convert_opset(self, version: int) -> None:
         """Rewrite the model for another default-domain opset with onnx's version converter.
@@ -373,7 +397,7 @@ class Graph:
         Raises:
             ModelError: an operator has no conversion.
         """
-        from onnx import version_converter  # noqa: PLC0415  only old models need it
+        from onnx import version_converter
 
         proto, taken = self._skeleton()
         try:
@@ -407,16 +431,28 @@ class Graph:
 
     def _skeleton(self) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
         """The model with its larger weights turned into inputs, and those weights: onnx's C++ stops at 2 GB."""
-        clone = self._model.clone()
-        taken: dict[str, ir.TensorProtocol] = {}
-        for name, value in tuple(clone.graph.initializers.items()):
+        import onnx
+
+        graph = self._model.graph
+        taken = {
+            str(name): value.const_value
+            for name, value in graph.initializers.items()
+            if value.const_value is not None and value.const_value.nbytes > _SKELETON_BYTES
+        }
+        for value in (v for part in self._model.graphs() for v in part.initializers.values()):
             tensor = value.const_value
-            if tensor is not None and tensor.nbytes > _SKELETON_BYTES:
-                taken[name] = tensor
-                clone.graph.initializers.pop(name)
-                value.const_value = None
-                clone.graph.inputs.append(value)
-        return ir.to_proto(clone), taken
+            if isinstance(tensor, ir.ExternalTensor) and taken.get(str(value.name)) is not tensor:
+                value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]
+        view = ir.GraphView(
+            [*graph.inputs, *(graph.initializers[name] for name in taken)],
+            graph.outputs,
+            nodes=graph,
+            initializers=[v for name, v in graph.initializers.items() if name not in taken],
+            name=graph.name,
+        )
+        opsets = [onnx.helper.make_opsetid(k, v) for k, v in self._model.opset_imports.items()]
+        proto = onnx.ModelProto(ir_version=self._model.ir_version, graph=ir.to_proto(view), opset_import=opsets)
+        return proto, taken
 
     def _take_over_output(self, old: Value, new: Value) -> None:
         name = old.name
@@ -429,6 +465,7 @@ class Graph:
             old.name = self.fresh(f"{name}/replaced")
         new.name = name
         new.shape = old.shape if new.shape is None else new.shape
+        new.type = old.type if new.type is None else new.type
 
 
 def normalized(model: ir.Model, base_dir: str = "", resource: object = None) -> Graph:

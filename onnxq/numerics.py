@@ -172,18 +172,22 @@ def weight_params(
 
 def _least_squares_amax(rows: npt.NDArray[Any], amax: npt.NDArray[np.float64], qtype: QType) -> npt.NDArray[np.float64]:
     """The best clipping value of each row, as `weight_params` says; ties keep the larger."""
-    best, least = amax, _squared_error(rows, amax, qtype)
+    rows = np.ascontiguousarray(rows, np.float32)  # a transposed view would be read across its grain 27 times
+    scratch = np.empty((2, rows.shape[0], min(_BLOCK, rows.shape[1])), np.float32)
+    best, least = amax, _squared_error(rows, amax, qtype, scratch)
     for offsets in (_COARSE, _FINE):
         start = best  # amax at first, then each row's own coarse best
         for offset in offsets:
             moved = np.clip(start + offset * amax, 0.2 * amax, amax)
-            error = _squared_error(rows, moved, qtype)
+            error = _squared_error(rows, moved, qtype, scratch)
             best, least = np.where(error < least, moved, best), np.minimum(error, least)
     return best
 
 
-def _squared_error(rows: npt.NDArray[Any], amax: npt.NDArray[np.float64], qtype: QType) -> npt.NDArray[np.float64]:
-    """Sum over each row of (w - w^)² when it is quantized with its amax; the temporaries stay in cache.
+def _squared_error(
+    rows: npt.NDArray[Any], amax: npt.NDArray[np.float64], qtype: QType, scratch: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """Sum over each row of (w - w^)² when it is quantized with its amax; scratch is two blocks to overwrite.
 
     Errors are squared in steps of the grid: weights of 1e30 would overflow float32 otherwise.
     """
@@ -191,8 +195,10 @@ def _squared_error(rows: npt.NDArray[Any], amax: npt.NDArray[np.float64], qtype:
     middle = 0 if qtype.signed else (qtype.qmax + 1) // 2
     total = np.zeros(amax.size)
     for start in range(0, rows.shape[1], _BLOCK):
-        steps = np.asarray(rows[:, start : start + _BLOCK], np.float32) / scale
-        codes = np.rint(steps)
+        w = rows[:, start : start + _BLOCK]
+        steps, codes = scratch[:, :, : w.shape[1]]
+        np.divide(w, scale, out=steps)
+        np.rint(steps, out=codes)
         np.clip(codes, qtype.qmin - middle, qtype.qmax - middle, out=codes)
         codes -= steps
         codes *= codes

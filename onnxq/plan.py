@@ -1,4 +1,7 @@
-"""Plan: what is quantized, how, and why the rest is not. A value; `onnxq.place` makes it, `onnxq.choose` resolves it."""
+"""Plan: what is quantized, how, and why the rest is not.
+
+A value: `onnxq.place` makes it, `onnxq.choose` resolves it, passes carry it out.
+"""
 
 from __future__ import annotations
 

@@ -76,14 +76,24 @@ class Recipe:
     weight_form: str = _option(
         "dq", "dq: int8 weights + DequantizeLinear; qdq: float weights + Q + DQ (TensorRT before 10).", WEIGHT_FORMS
     )
+    providers: str = _option("cpu", "Where ONNX Runtime runs the float model: cpu, cuda; comma-separated.")
+    max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
+    shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
+        if self.max_samples is not None and self.max_samples < 1:
+            raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
         get_target(self.target)
         make_calibrator(self.calibrator, self.percentile)
         for name in ("weight_range", "weight_form"):
             _check_choice(name, getattr(self, name))
+
+    @property
+    def provider_list(self) -> tuple[str, ...]:
+        """The providers, in order."""
+        return tuple(p.strip() for p in self.providers.split(",") if p.strip())
 
     def rule_value(self, name: str, op_type: str, effect: str) -> Any:  # noqa: ANN401  depends on the effect
         """What the last matching rule says of `effect`, or None."""
@@ -113,7 +123,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML, defaults left out."""
-        import tomli_w  # noqa: PLC0415  only here
+        import tomli_w
 
         plain = {f.name: v for f in fields(self) if f.name != "rules" and (v := getattr(self, f.name)) != f.default}
         rules = [{f.name: _plain(getattr(r, f.name)) for f in fields(r) if _said(r, f.name)} for r in self.rules]
@@ -153,7 +163,7 @@ def _check_keys(keys: dict[str, Any], kind: type, where: str) -> None:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise RecipeError(f"{where}: unknown key {key!r}", f"{hint}Known: {', '.join(known)}.")
-        expected = {"str": str, "float": (int, float), "bool | None": bool, "str | None": str}
+        expected = {"str": str, "float": (int, float), "bool | None": bool, "str | None": str, "int | None": int}
         wanted = expected.get(str(next(f.type for f in fields(kind) if f.name == key)))
         if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
             raise RecipeError(f"{where}: {key} = {value!r} has the wrong type", "See `Recipe` in the README.")

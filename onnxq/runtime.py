@@ -26,7 +26,7 @@ class Session:
     """A loaded model. Outputs come as a tuple in the order they were asked for."""
 
     def __init__(self, model: Path | bytes, providers: Sequence[str] = ("cpu",), *, optimize: bool = True) -> None:
-        import onnxruntime as ort  # noqa: PLC0415, TID251  this is the wall; 0.1 s that `import onnxq` need not pay
+        import onnxruntime as ort  # noqa: TID251  this is the wall; 0.1 s that `import onnxq` need not pay
 
         options = ort.SessionOptions()
         options.log_severity_level = 3

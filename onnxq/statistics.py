@@ -49,12 +49,12 @@ class Statistics:
                 "Merge only files that were collected on the same model with the same target.",
             )
         if self.samples and other.samples and set(self.tensors) != set(other.tensors):
-            odd = sorted(set(self.tensors) ^ set(other.tensors))[0]
+            odd = min(set(self.tensors) ^ set(other.tensors))
             raise StatisticsError(
                 f"tensor {odd!r} was observed in only one of the two statistics",
                 "Collect all shards with the same options.",
             )
-        names = self.tensors if self.tensors else other.tensors
+        names = self.tensors or other.tensors
         empty = Histogram.empty()
         return Statistics(
             self.model,

@@ -22,7 +22,12 @@ def remove_redundant_qdq(graph: Graph) -> int:
 
 def _drop(graph: Graph, node: Node) -> int:
     before = graph.producer(node.inputs[0], "DequantizeLinear")
-    if before is None or before.inputs[0] is None or node.outputs[0].is_graph_output() or not _same(graph, before, node):
+    if (
+        before is None
+        or before.inputs[0] is None
+        or node.outputs[0].is_graph_output()
+        or not _same(graph, before, node)
+    ):
         return 0
     graph.replace_uses(node.outputs[0], before.inputs[0])
     graph.remove(node)
@@ -35,6 +40,4 @@ def _same(graph: Graph, a: Node, b: Node) -> bool:
     if graph.attribute(a, "block_size", 0) != graph.attribute(b, "block_size", 0):
         return False
     pairs = [(graph.const(x), graph.const(y)) for x, y in zip(a.inputs[1:], b.inputs[1:], strict=True)]
-    return all(
-        x is not None and y is not None and x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs
-    )
+    return all(x is not None and y is not None and x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)

@@ -152,6 +152,15 @@ def axes() -> Iterator[Case]:
     yield Case("P9", blocked("3,8", 0), both, blocked("8,4", 1))
     yield Case("P9", blocked("4,8,8", 0, "8,8,8"), both, blocked("8,4,8", 1, "8,8,8"))
     activation = f"{pair('xd', 'x', 1)} {pair('wd', 'w', 0)} y = Conv(xd, wd, b)"
+    square = io("float[8,8] x, float[8,8] v", out)
+    product = model(f"{pair('xd', 'x')} {pair('vd', 'v', 0)} y = MatMul(xd, vd)", square)
+    tensor = f"{pair('xd', 'x')} {pair('vd', 'v')} y = MatMul(xd, vd)"
+    yield Case("P10", product, {("E", "vd_q"), ("E", "vd")}, model(tensor, square))
+    grid = (const("float[4,8] sv"), const("int8[4,8] zv", 0))
+    blocks = model(pair("y", "x", 0), io("float[8,8] x", out), grid)
+    yield Case("P10", blocks, {("E", "y_q"), ("E", "y")}, model(pair("y", "x"), io("float[8,8] x", out)))
+    open_shape = model(pair("y", "x", 1), io("float[n,c,4,4] x", "float[n,c,4,4] y"))
+    yield Case("P10", open_shape, {("E", "y_q"), ("E", "y")}, model(pair("y", "x")))
     moved = f"t = Transpose<perm=[1,0]>(m) {pair('y', 't', 1)}"
     yield Case("P10", model(activation), {("E", "xd_q"), ("E", "xd")}, model(moved, io(outputs=out)))
 
@@ -230,6 +239,7 @@ def operators() -> Iterator[Case]:
     gemm, square = f"{pair('xd', 'x')} {pair('wd', 'm', 1)}", io("float[8,8] x", "float[8,8] y")
     plain, quantized = f"{gemm} y = Gemm(xd, wd, b)", f"{gemm} {pair('bd', 'b')} y = Gemm(xd, wd, bd)"
     yield Case("P16", model(quantized, square), {("E", "y")}, model(plain, square))
+    yield Case("P16", model(CONV.replace("c =", "y ="), extra=(const("float[8,1] b"),)), {("E", "y")}, conv)
     # ConvTranspose [I, O/g, ...] with two groups: 16 output channels.
     deconv = f"{pair('xd', 'x')} {pair('wd', 'w')} y = ConvTranspose<group=2>(xd, wd, b)"
     out = "float[1,16,4,4] y"
@@ -246,6 +256,8 @@ def operators() -> Iterator[Case]:
     pool = "p, i = MaxPool<kernel_shape=[1,1]>(x) y = Identity(p)"
     used = model(pool, io(outputs="float[1,8,4,4] y, int64[1,8,4,4] i"))
     yield Case("P18", used, {("E", "p")}, model(pool))
+    read = pool.replace("y = Identity(p)", "f = Cast<to=1>(i) y = Add(p, f)")
+    yield Case("P18", model(read), {("E", "p")}, model(pool))
 
 
 def pairs() -> Iterator[Case]:
@@ -390,6 +402,46 @@ def test_rule_finds_the_breach_and_no_other_rule_does(case: Case) -> None:
 def test_legal_neighbour_passes(case: Case) -> None:
     assert [f for f in findings(case.good) if f.rule == case.rule] == []
     assert_legal(case.good)
+
+
+def allowed() -> Iterator[onnx.ModelProto]:
+    """Graphs that look like a breach and are none: what the rules must not say."""
+    two = io(f"{X8}, float[1,8,4,4] e")
+    square = io("float[8,8] x", "float[8,8] y")
+    quantized = f"{pair('xd', 'x')} {pair('wd', 'm', 1)}"
+    yield model(pair("y", "x"), extra=("float[1] s = {0.5}", "int8[1] z = {0}"))
+    yield model(pair("y", "x"), extra=(const("float[1,1,1,1] s"), const("int8[1,1,1,1] z", 0)))
+    wide = (const("float[16,8,1,1] w"), const("float[16] b"), const("float[16] sv"), const("int8[16] zv", 0))
+    yield model(CONV.replace("c =", "y ="), io(outputs="float[1,16,4,4] y"), wide)
+    yield model(f"{quantized} y = Gemm(xd, wd, b)", square, (const("float[1,8] b"),))
+    yield model(f"{quantized} t = Transpose(wd) y = MatMul(xd, t)".replace("axis=1", "axis=0"), square)
+    # The pair is on another branch than the activation, or not behind a convolution, or on a graph output.
+    yield model(f"{CONV} r = Relu(c) {pair('d', 'c')} t = Relu(d) y = Add(r, t)")
+    yield model(f"{CONV} {pair('d', 'c')} y = Relu(d)", io(outputs="float[1,8,4,4] y, float[1,8,4,4] c"))
+    yield model(f"{pair('d', 'x')} y = Relu(d)")
+    yield model(f"{CONV} k = Mul(c, hi) {pair('d', 'k')} y = Relu(d)")
+    # Gates that are no SiLU: not of a convolution, of another tensor, or without the Mul.
+    yield model(f"g = Sigmoid(x) {pair('d', 'g')} y = Mul(x, d)")
+    yield model(f"{CONV} g = Sigmoid(c) {pair('d', 'g')} y = Mul(e, d)", two)
+    yield model(f"{CONV} {pair('d', 'c')} g = Sigmoid(d) t = Mul(d, e) y = Sub(g, t)", two)
+    yield model(f"{CONV} {pair('d', 'c')} g = Sigmoid(d) y = Sub(d, g)")
+    # Both sides of an Add that fuses into no convolution.
+    both = f"{pair('cd', 'c')} {pair('ed', 'e')} a = Add(cd, ed) {pair('y', 'a')}"
+    yield model(f"{CONV} {both}", io(f"{X8}, float[1,8,4,4] e", "float[1,8,4,4] y, float[1,8,4,4] c"))
+    yield model(f"c = Relu(x) {both}", two)
+    yield model("y = Add(x, e)", two)
+    yield model(f"{pair('xd', 'x')} y = com.microsoft.Conv(xd, w)")
+    yield model("q = QuantizeLinear(x, s, z) y = Identity(q)", io(outputs="int8[1,8,4,4] y"))
+    yield model("j = Concat<axis=1>(x, x) y = Relu(j)", io(outputs="float[1,16,4,4] y"))
+    int4 = {"i": int(TensorProto.INT4), "k": int(TensorProto.INT4)}
+    stored = (const("int8[8,8] i"), "int8 k = {0}")
+    yield model("w4 = DequantizeLinear(i, s, k) y = MatMul(x, w4)", square, stored, types=int4)
+
+
+@pytest.mark.parametrize("graph", list(allowed()))
+def test_look_alikes_pass(graph: onnx.ModelProto) -> None:
+    small = {"P27", "P28"}  # the graphs are too small to be worth int8
+    assert [f for f in findings(graph) if f.severity != "I" and f.rule not in small] == []
 
 
 def test_every_rule_has_a_case() -> None:

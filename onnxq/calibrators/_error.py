@@ -44,8 +44,10 @@ class Points:
         counts = np.concatenate([hist.negative[::-1], hist.positive])
         # Most of a wide side's bins may be empty, and the centers of the outermost lie outside the values.
         x, counts = np.clip(x[counts > 0], hist.min, hist.max), counts[counts > 0].astype(np.float64)
-        if x.size:
-            x[0], x[-1] = (hist.min if x[0] < 0 else x[0]), (hist.max if x[-1] > 0 else x[-1])
+        if hist.min < 0:
+            x[0] = hist.min
+        if hist.max > 0:
+            x[-1] = hist.max
         mass, moment = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * x))
         return Points(x, mass, moment, float((counts * x * x).sum()))
 

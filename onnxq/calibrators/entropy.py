@@ -24,6 +24,9 @@ see how far away the clipped values lie: heavy tails (Student t3) cost it some 3
 _TIE = 1e-12
 """Nats within which divergences are equal."""
 
+_BLOCK = 256
+"""Candidates at a time: their tables stay in cache, at a quarter of the time of all at once."""
+
 
 def entropy(hist: Histogram, qtype: QType) -> Range:
     """[-T, T], cut to [min, max] when asymmetric, with the T of `threshold`; T is applied to |x|.
@@ -55,7 +58,8 @@ def threshold(hist: Histogram, levels: int) -> float:
     counts = hist.folded().reshape(-1, 2).sum(axis=1).astype(np.float64)
     counts[0] = counts[1]
     kept = np.arange(int(np.flatnonzero(counts)[-1]) + 1, levels - 1, -1)  # max|x| is in the upper half
-    divergence = divergences(counts, kept, levels)
+    blocks = [kept[start : start + _BLOCK] for start in range(0, kept.size, _BLOCK)]
+    divergence = np.concatenate([divergences(counts, block, levels) for block in blocks])
     best = kept[np.argmax(divergence <= divergence.min() + _TIE)]
     return min(float(best) * 2 * hist.bin_width, hist.amax)
 

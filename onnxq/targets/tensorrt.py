@@ -1,4 +1,7 @@
-"""TensorRT, explicit quantization (NVIDIA's developer guide, "Working with Quantized Types"; onnx-tensorrt's parser)."""
+"""TensorRT, explicit quantization.
+
+Sources: NVIDIA's developer guide, "Working with Quantized Types"; onnx-tensorrt's parser; NvInfer.h.
+"""
 
 from __future__ import annotations
 

@@ -72,9 +72,11 @@ def _engine(kind: Literal["runtime", "reference"], dtype: str, axis: int, rank: 
 def _assert_as_onnx(x: np.ndarray, params: QuantParams) -> None:
     feeds = {"x": x, "s": params.scale, "z": params.zero_point}
     codes = quantize(x, params)
-    for kind in ("runtime", "reference"):
-        with np.errstate(over="ignore"):  # the reference evaluator divides in numpy, and warns
-            q, y = _engine(kind, params.qtype.dtype, params.axis or 0, x.ndim).run(None, feeds)
+    kinds: list[Literal["runtime", "reference"]] = ["runtime"]
+    if np.abs(x).max() < 1e9 * params.scale.min():  # the reference evaluator casts to int32 before it saturates
+        kinds.append("reference")
+    for kind in kinds:
+        q, y = _engine(kind, params.qtype.dtype, params.axis or 0, x.ndim).run(None, feeds)
         np.testing.assert_array_equal(codes, q, err_msg=kind)
         np.testing.assert_array_equal(dequantize(codes, params), y, err_msg=kind)
         assert codes.dtype == q.dtype
@@ -145,7 +147,8 @@ def test_params_worked_out_by_hand(lo: float, hi: float, qtype: QType, scale: fl
     params = params_from_range(lo, hi, qtype)
     assert params.scale == pytest.approx(scale, rel=1e-5)
     assert params.zero_point == zero_point
-    assert (params.scale.dtype, params.zero_point.dtype) == (np.float32, qtype.dtype)
+    assert params.scale.dtype == np.float32
+    assert params.zero_point.dtype == np.dtype(qtype.dtype)
     assert (params.scale.shape, params.zero_point.shape, params.axis) == ((), (), None)
     assert isinstance(params.scale, np.ndarray)  # 0-d, not a scalar
     assert isinstance(params.zero_point, np.ndarray)
@@ -256,7 +259,7 @@ def test_weights_are_symmetric() -> None:
 
 def test_sqnr() -> None:
     reference = np.array([3.0, 4.0])
-    assert sqnr_db(reference, reference + [0.3, 0.4]) == pytest.approx(20.0)
+    assert sqnr_db(reference, reference * 1.1) == pytest.approx(20.0)
     assert sqnr_db(reference, reference) == math.inf
     assert sqnr_db(np.zeros(2), np.zeros(2)) == math.inf
     assert sqnr_db(np.zeros(2), np.ones(2)) == -math.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,8 +12,12 @@ from onnxq.calibrators.entropy import threshold
 from onnxq.histogram import Histogram
 from onnxq.numerics import INT8, UINT8, QType, Range, dequantize, params_from_range, quantize, sqnr_db
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # SQNR in dB of 200,000 values in symmetric int8. The maximum of a sample settles its minmax column, and so the seed
-# is the first whose sample resembles the published one; Student t3 resembles none, and is held to the loops below.
+# is the first whose sample resembles the published one. Student t3 resembles none and is held to the loops below; its
+# divergence is so flat that another bin width alone moves the result by 1 dB on other seeds.
 TABLE = {
     "gaussian": {"minmax": 39.4, "entropy": 40.2, "99.99": 40.5, "99.9": 36.9, "mse": 40.5},
     "laplace": {"minmax": 34.5, "entropy": 35.4, "99.99": 35.4, "99.9": 29.5, "mse": 35.6},
@@ -21,7 +25,7 @@ TABLE = {
     "uniform": {"minmax": 48.1, "entropy": 48.1, "99.99": 48.1, "99.9": 48.1, "mse": 48.1},
     "spikes": {"minmax": 19.7, "entropy": 4.4, "99.99": 19.7, "99.9": 4.3, "mse": 19.8},
 }
-SEEDS = {"gaussian": 0, "laplace": 0, "relu": 0, "uniform": 0, "spikes": 0, "t3": 0}
+SEEDS = {"gaussian": 0, "laplace": 7, "relu": 31, "uniform": 0, "spikes": 0, "t3": 0}
 
 
 def sample(name: str, seed: int) -> np.ndarray:
@@ -30,14 +34,14 @@ def sample(name: str, seed: int) -> np.ndarray:
         values = rng.standard_normal(n)
         values[:40] = 60
         return values.astype(np.float32)
-    draws = {
-        "gaussian": rng.standard_normal,
-        "laplace": partial(rng.laplace, 0.0, 1.0),
-        "relu": lambda size: np.maximum(rng.standard_normal(size), 0),
-        "uniform": partial(rng.uniform, -1, 1),
-        "t3": partial(rng.standard_t, 3),
+    draws: dict[str, Callable[[], np.ndarray]] = {
+        "gaussian": lambda: rng.standard_normal(n),
+        "laplace": lambda: rng.laplace(0, 1, n),
+        "relu": lambda: np.maximum(rng.standard_normal(n), 0),
+        "uniform": lambda: rng.uniform(-1, 1, n),
+        "t3": lambda: rng.standard_t(3, n),
     }
-    return np.asarray(draws[name](n), np.float32)
+    return draws[name]().astype(np.float32)
 
 
 def quality(x: np.ndarray, limits: Range, qtype: QType = INT8) -> float:

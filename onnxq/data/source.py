@@ -1,0 +1,53 @@
+"""`Source`: a stream of checked feeds, whatever it is read from."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxq.data.feeds import check_feed
+from onnxq.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from onnxq.data.feeds import Feed, InputSpec
+
+Sample = tuple[str, object]
+"""A feed that is not checked yet, after the words that say where it came from."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stream of checked feeds; each iteration is a new pass over the data, where the data allows one.
+
+    Attributes:
+        name: what messages and the plan call it.
+        inputs: the model's inputs, which every feed must fit.
+        read: begins a pass.
+        length: the number of feeds, None where only reading tells.
+        limit: read at most this many feeds.
+    """
+
+    name: str
+    inputs: tuple[InputSpec, ...]
+    read: Callable[[], Iterable[Sample]]
+    length: int | None = None
+    limit: int | None = None
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (feed for _, feed in self.samples())
+
+    def samples(self) -> Iterator[tuple[str, Feed]]:
+        """Every feed behind the words that say where it came from.
+
+        Raises:
+            DataError: a feed cannot be read or does not fit the model, or there is none.
+        """
+        empty = True
+        for where, feed in itertools.islice(self.read(), self.limit):
+            empty = False
+            yield where, check_feed(feed, self.inputs, where)
+        if empty:
+            raise DataError(f"{self.name}: holds no samples", "Give at least one feed of the model's inputs.")

@@ -1,0 +1,240 @@
+"""Conv, ConvTranspose, Gemm and MatMul seen alike: y = W x + b, with one row of W per output channel.
+
+An affine step behind such a node goes into its weights row by row, one before it column by column:
+
+    (W x + b) f + s  =  (f W) x + (b f + s)          f, s per output channel
+    W (x f + s) + b  =  (W f) x + (b + W s)          f, s per input channel
+
+Everything is computed in float64 and stored in the weight's own type. Weights are never written in place: another
+node may share them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph, Node, Value
+
+    Array = npt.NDArray[Any]
+
+CONVS = ("Conv", "ConvTranspose")
+LINEAR = (*CONVS, "Gemm", "MatMul")
+FLOATS = ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear node of the main graph with a constant weight.
+
+    Attributes:
+        node: the Conv, ConvTranspose, Gemm or MatMul.
+        weight: its input 1.
+        channels: length of the output channel axis.
+        axis: the output channel axis of y, counted from the end.
+        rank: rank of y; None where a MatMul's is unknown.
+        groups: of a convolution, else 1.
+        bias_add: the Add that gives a MatMul its constant bias, if there is one.
+    """
+
+    node: Node
+    weight: Value
+    channels: int
+    axis: int
+    rank: int | None
+    groups: int = 1
+    bias_add: Node | None = None
+
+
+def linear_at(graph: Graph, node: Node | None) -> Linear | None:
+    """The node as a `Linear`, or None when it is no such node, lies in a body, or its weight is computed."""
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in LINEAR or graph.in_body(node):
+        return None
+    weight = node.inputs[1]
+    shape = graph.shape(weight)
+    if weight is None or not graph.is_const(weight) or shape is None or graph.dtype(weight) not in FLOATS or 0 in shape:
+        return None
+    dims = [d for d in shape if isinstance(d, int)]
+    if node.op_type in CONVS:
+        groups = int(graph.attribute(node, "group", 1))
+        channels = dims[0] if node.op_type == "Conv" else dims[1] * groups
+        return Linear(node, weight, channels, 1 - len(dims), len(dims), groups)
+    if len(dims) != 2:
+        return None
+    if node.op_type == "Gemm":
+        return Linear(node, weight, dims[0] if graph.attribute(node, "transB", 0) else dims[1], -1, 2)
+    return Linear(node, weight, dims[1], -1, graph.rank(node.inputs[0]) or graph.rank(node.outputs[0]))
+
+
+def linear_before(graph: Graph, user: Node, value: Value | None) -> Linear | None:
+    """The linear node that computes the value for this user and for nobody else.
+
+    A MatMul may be followed by the Add of its bias, whose only user is then `user`.
+    """
+    if value is None or graph.only_user(value) is not user:
+        return None
+    if (made := graph.producer(value, *LINEAR)) is not None:
+        return linear_at(graph, made)
+    add = graph.producer(value, "Add")
+    for product, bias in () if add is None else (add.inputs[:2], add.inputs[1::-1]):
+        if product is None or graph.only_user(product) is not add:
+            continue
+        linear = linear_at(graph, graph.producer(product, "MatMul"))
+        if linear is not None and per_output_channel(graph, linear, bias) is not None:
+            return replace(linear, bias_add=add)
+    return None
+
+
+def per_output_channel(graph: Graph, linear: Linear, value: Value | None) -> Array | None:
+    """A constant that meets y as one float64 number per output channel, shape (channels,).
+
+    None when it is no constant, varies along another axis, or would change y's shape by broadcasting.
+    """
+    # Of a MatMul of unknown rank only this is known: its output is no scalar.
+    return _along(graph, value, linear.channels, linear.axis, linear.rank or 1)
+
+
+def per_input_channel(graph: Graph, linear: Linear, value: Value | None, x: Value | None) -> Array | None:
+    """A constant that meets x, the linear node's input before the constant's step, as float64 of shape (C,) or ().
+
+    None when it is no constant, varies along another axis or over the channels of a grouped convolution, or when
+    the shape of x does not prove that broadcasting leaves it as it is.
+    """
+    shape = graph.shape(x)
+    if graph.size(value) == 1:
+        constant = _along(graph, value, 1, -1, len(shape or ()))
+        return None if constant is None else constant.reshape(())
+    op = linear.node.op_type
+    if shape is None or (op == "Gemm" and graph.attribute(linear.node, "transA", 0)):
+        return None  # a transposed x has its channels where the output has its rows
+    if op in CONVS and (linear.groups > 1 or len(shape) != linear.rank):
+        return None
+    axis = linear.axis if op in CONVS else -1
+    if len(shape) < -axis:
+        return None
+    size = shape[axis]
+    return _along(graph, value, size, axis, len(shape)) if isinstance(size, int) else None
+
+
+def scale_outputs(graph: Graph, linear: Linear, factor: Array, shift: Array) -> bool:
+    """Replace y by y * factor + shift, each of shape (channels,), inside the weights.
+
+    Returns False, and changes nothing, when the bias is computed, when a MatMul has no bias to take the shift, or
+    when the new weights cannot be stored without loss.
+    """
+    weight = _read(graph, linear) * _on_rows(graph, linear, factor) if np.any(factor != 1) else None
+    return _store(graph, linear, weight, factor, shift)
+
+
+def scale_inputs(graph: Graph, linear: Linear, factor: Array, shift: Array) -> bool:
+    """Replace x by x * factor + shift, each of shape (C,) or (), inside the weights.
+
+    A shift needs a Conv without padding: padding comes after the shift and is not shifted. Returns False, and
+    changes nothing, where that or the storing fails.
+    """
+    weight = _read(graph, linear)
+    added = np.zeros(linear.channels)
+    if np.any(shift != 0):
+        if linear.node.op_type != "Conv" or not _unpadded(graph, linear.node):
+            return False
+        columns = np.broadcast_to(shift, weight.shape[1:2]).reshape(-1, *(1,) * (weight.ndim - 2))
+        added = (weight * columns).reshape(linear.channels, -1).sum(axis=1)
+    scaled = weight * _on_columns(graph, linear, factor) if np.any(factor != 1) else None
+    return _store(graph, linear, scaled, np.ones(linear.channels), added)
+
+
+def exactly(array: Array, dtype: str) -> Array | None:
+    """The float64 array in another type, or None when a number overflows or the largest ones lose precision."""
+    with np.errstate(all="ignore"):
+        stored = array.astype(dtype)
+        error = np.abs(stored.astype(np.float64) - array).max(initial=0.0)
+    # Rounding to nearest errs by at most eps / 2 of the number itself; NaN and inf fail the comparison.
+    return stored if error <= np.finfo(dtype).eps * np.abs(array).max(initial=0.0) else None
+
+
+def renewed(value: Value) -> str:
+    """The name of a weight that replaces another."""
+    return f"{str(value.name).removesuffix('/folded')}/folded"
+
+
+def _read(graph: Graph, linear: Linear) -> Array:
+    """The weight in float64."""
+    return np.asarray(graph.const(linear.weight), dtype=np.float64)
+
+
+def _along(graph: Graph, value: Value | None, size: int, axis: int, rank: int) -> Array | None:
+    """A constant that varies along one axis of a tensor of that rank only, as float64 of shape (size,)."""
+    shape = graph.shape(value)
+    if not graph.is_const(value) or shape is None or len(shape) > rank or graph.dtype(value) not in FLOATS:
+        return None
+    if graph.size(value) != 1 and not (graph.size(value) == size and len(shape) >= -axis and shape[axis] == size):
+        return None
+    array = graph.const(value)
+    return None if array is None else np.broadcast_to(array.astype(np.float64).reshape(-1), (size,))
+
+
+def _on_rows(graph: Graph, linear: Linear, factor: Array) -> Array:
+    """(channels,) in the shape that broadcasts over the weight's output channels."""
+    rank = graph.rank(linear.weight) or 0
+    if linear.node.op_type == "ConvTranspose":  # weight (C, M / groups, ...): each group has rows of its own
+        inputs = graph.shape(linear.weight) or ()
+        rows = np.repeat(factor.reshape(linear.groups, -1), int(inputs[0] or 0) // linear.groups, axis=0)
+        return rows.reshape(*rows.shape, *(1,) * (rank - 2))
+    if linear.node.op_type == "Conv" or graph.attribute(linear.node, "transB", 0):
+        return factor.reshape(-1, *(1,) * (rank - 1))
+    return factor
+
+
+def _on_columns(graph: Graph, linear: Linear, factor: Array) -> Array:
+    """(C,) or () in the shape that broadcasts over the weight's input channels; C only where groups is 1."""
+    rank = graph.rank(linear.weight) or 0
+    if factor.ndim == 0:
+        return factor
+    if linear.node.op_type == "Conv" or graph.attribute(linear.node, "transB", 0):
+        return factor.reshape(-1, *(1,) * (rank - 2))
+    return factor.reshape(-1, *(1,) * (rank - 1))
+
+
+def _unpadded(graph: Graph, conv: Node) -> bool:
+    auto = graph.attribute(conv, "auto_pad", "NOTSET")
+    return auto == "VALID" or (auto == "NOTSET" and not any(graph.attribute(conv, "pads", ())))
+
+
+def _store(graph: Graph, linear: Linear, weight: Array | None, factor: Array, shift: Array) -> bool:
+    """Store a new weight (None: it stays) and b * factor + shift; False, and nothing done, where that fails."""
+    dtype = str(graph.dtype(linear.weight))
+    changes: list[tuple[Node, int, str, Array | None]] = []
+    if weight is not None:
+        changes.append((linear.node, 1, renewed(linear.weight), exactly(weight, dtype)))
+    if np.any(factor != 1) or np.any(shift != 0):
+        node, index = _bias_slot(graph, linear)
+        old = None if node is None or index >= len(node.inputs) else node.inputs[index]
+        if (node is None and np.any(shift != 0)) or (old is not None and not graph.is_const(old)):
+            return False
+        if node is not None and (old is not None or np.any(shift != 0)):
+            beta = graph.attribute(node, "beta", 1.0)
+            bias = (beta * np.asarray(graph.const(old), np.float64) if old is not None else 0.0) * factor + shift
+            name = f"{linear.node.name}/bias" if old is None else renewed(old)
+            changes.append((node, index, name, exactly(bias, dtype)))
+    if any(array is None for *_, array in changes):
+        return False
+    for node, index, name, array in changes:
+        if array is not None:
+            graph.set_input(node, index, graph.constant(name, array))
+        if index != 1 and node.op_type == "Gemm":
+            graph.set_attribute(node, "beta", None)  # it is in the bias now; the default is 1
+    return True
+
+
+def _bias_slot(graph: Graph, linear: Linear) -> tuple[Node | None, int]:
+    """The node and input index that hold the bias, filled or not."""
+    if linear.node.op_type != "MatMul":
+        return linear.node, 2
+    if linear.bias_add is None:
+        return None, 0
+    return linear.bias_add, 0 if graph.is_const(linear.bias_add.inputs[0]) else 1

@@ -1,0 +1,54 @@
+"""The command line's Monitor: progress bars on stderr with rich, plain lines when stderr is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from onnxq.monitor import Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def shown(*, quiet: bool) -> Iterator[Monitor]:
+    """A monitor that shows stages and warnings on stderr while the block runs; warnings alone when quiet."""
+    if quiet or not sys.stderr.isatty():
+        yield Monitor(stage=(lambda *_: None) if quiet else _say_stage, warn=_say_warning)
+        return
+    from rich.console import Console  # noqa: TID251  behind this wall, and only for terminals
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: TID251
+
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(),
+        *Progress.get_default_columns()[:3],
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bars:
+        yield _bar_monitor(bars, console)
+
+
+def _bar_monitor(bars: Progress, console: Console) -> Monitor:  # type: ignore[name-defined]  # noqa: F821  rich stays behind the if
+    tasks: list[int] = []
+
+    def stage(text: str, total: int | None) -> None:
+        if tasks:
+            bars.update(tasks[-1], total=1, completed=1)
+        tasks.append(bars.add_task(text, total=total))
+
+    def advance() -> None:
+        bars.advance(tasks[-1])
+
+    return Monitor(stage, advance, lambda text: console.print(f"[yellow]warning:[/] {text}", highlight=False))
+
+
+def _say_stage(text: str, _: int | None) -> None:
+    print(f"{text} ...", file=sys.stderr)  # noqa: T201  this is the command line
+
+
+def _say_warning(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)  # noqa: T201  this is the command line

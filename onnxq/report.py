@@ -1,0 +1,105 @@
+"""What a run tells: the plan as JSON, a summary, and the exact next command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from onnxq.targets import get_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxq.comparison import Comparison
+    from onnxq.graph import Graph
+    from onnxq.plan import Plan
+    from onnxq.recipe import Recipe
+    from onnxq.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one run.
+
+    Attributes:
+        weighted: how many nodes carry weights or multiply matrices.
+        int8: how many of those run in int8.
+        mac_share: share of the multiply-accumulates in int8 (unknown dimensions counted as 1).
+        bytes_before: size of the input with its external data.
+        bytes_after: size of the output with its external data.
+        reasons: (reason, op type, how many) of the weighted nodes left in float.
+        others: the same for the other nodes.
+    """
+
+    weighted: int
+    int8: int
+    mac_share: float
+    bytes_before: int
+    bytes_after: int
+    reasons: tuple[tuple[str, str, int], ...]
+    others: tuple[tuple[str, str, int], ...]
+
+
+def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summary:
+    """Count what the plan does."""
+    weighted_ops = set(get_target(plan.target).weighted)
+    weighted = [d for d in plan.decisions if d.op_type in weighted_ops]
+    reasons = plan.reasons()
+    return Summary(
+        weighted=len(weighted),
+        int8=sum(d.quantized for d in weighted),
+        mac_share=plan.int8_share(),
+        bytes_before=bytes_before,
+        bytes_after=bytes_after,
+        reasons=tuple(r for r in reasons if r[1] in weighted_ops),
+        others=tuple(r for r in reasons if r[1] not in weighted_ops),
+    )
+
+
+def plan_json(plan: Plan, recipe: Recipe, statistics: Statistics | None) -> str:
+    """The plan with what it was made from, for `<name>.int8.plan.json`. The same run gives the same text."""
+    seen = (
+        {"samples": statistics.samples, "digest": f"{statistics.seen:016x}", "model": statistics.model}
+        if statistics is not None
+        else None
+    )
+    return json.dumps({"recipe": recipe.to_toml(), "data": seen, **plan.to_dict()}, indent=1) + "\n"
+
+
+def comparison_json(found: Comparison) -> str:
+    """The comparison as JSON, worst first."""
+    tensors = [asdict(error) for error in found.worst]
+    return json.dumps({"samples": found.samples, "tensors": tensors}, indent=1) + "\n"
+
+
+def next_steps(plan: Plan, graph: Graph, model: Path, statistics: Statistics | None) -> list[tuple[str, str]]:
+    """(what, command) for the file just written."""
+    target = get_target(plan.target)
+    shapes = _shape_flags(graph, {} if statistics is None else dict(statistics.shapes))
+    engine = _quoted(model.with_suffix(".plan").name)
+    return [
+        (what, command.format(model=_quoted(str(model)), engine=engine, shapes=shapes))
+        for what, command in target.next_step.items()
+    ]
+
+
+def _shape_flags(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """Trtexec's three shape flags when an input has dynamic dimensions, from the shapes that the data had."""
+    dynamic = [v for v in graph.inputs if (s := graph.shape(v)) is None or not all(isinstance(d, int) for d in s)]
+    if not dynamic:
+        return ""
+    if any(str(v.name) not in seen for v in dynamic):
+        return " --minShapes=... --optShapes=... --maxShapes=..."
+    names = [str(v.name) for v in dynamic]
+    flags = (("min", 0), ("opt", 1), ("max", 1))
+    return "".join(
+        f" --{kind}Shapes=" + _quoted(",".join(f"{n}:{'x'.join(map(str, seen[n][end]))}" for n in names))
+        for kind, end in flags
+    )
+
+
+def _quoted(text: str) -> str:
+
+    return shlex.quote(text)

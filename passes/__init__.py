@@ -1,0 +1,76 @@
+"""The rewrites of a model, in pipelines that can be read from top to bottom.
+
+A pass is a callable that edits a `Graph` and returns the number of rewrites made. Passes know nothing of each
+other; their order is decided here alone.
+"""
+
+from __future__ import annotations
+
+if __name__ == "passes":
+    raise ImportError("the passes of onnxq are imported as `onnxq.passes`, not as a package of their own")
+
+from typing import TYPE_CHECKING
+
+from onnxq.passes.fold_affine import fold_affine
+from onnxq.passes.fold_batch_norm import fold_batch_norm
+from onnxq.passes.fold_constants import fold_constants
+from onnxq.passes.fold_scales import fold_scales
+from onnxq.passes.infer_shapes import infer_shapes
+from onnxq.passes.insert_qdq import InsertQDQ
+from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.raise_opset import RaiseOpset
+from onnxq.passes.remove_identities import remove_identities
+from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
+from onnxq.passes.remove_unused import remove_unused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onnxq.graph import Graph
+    from onnxq.plan import Plan
+    from onnxq.recipe import Recipe
+    from onnxq.targets.target import Target
+
+    Pass = Callable[[Graph], int]
+
+__all__ = [
+    "RaiseOpset",
+    "fold_affine",
+    "fold_batch_norm",
+    "fold_constants",
+    "infer_shapes",
+    "prepare",
+    "remove_identities",
+    "remove_unused",
+]
+
+
+def prepare(min_opset: int) -> tuple[Pass, ...]:
+    """Bring a float model into the form that planning expects, without changing its function.
+
+    Args:
+        min_opset: lowest version of the default operator set that the target reads.
+    """
+    return (
+        RaiseOpset(min_opset),  # first: the passes below are written for opset 13 and later
+        infer_shapes,  # folding of Shape nodes needs static shapes
+        remove_identities,  # an Identity between two nodes hides that one feeds the other
+        fold_constants,  # weights computed in the graph become weights
+        infer_shapes,  # targets of Reshape and Expand are constants now
+        remove_identities,  # what those shapes prove to change nothing
+        fold_affine,  # brings a batch norm right behind its convolution
+        fold_batch_norm,
+        fold_affine,  # scales behind a batch norm, now right behind the convolution
+        remove_unused,  # last: weights that the folds replaced
+    )
+
+
+def lower(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    """Write a resolved plan into the prepared graph as Q/DQ nodes and int8 weights."""
+    return (
+        InsertQDQ(plan),
+        fold_scales,  # factors beside the new pairs
+        remove_redundant_qdq,  # behind pairs that the model already had
+        QuantizeWeights(plan, target.weight, recipe.weight_range, recipe.weight_form),
+        remove_unused,  # float weights that nothing reads any more
+    )

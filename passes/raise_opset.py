@@ -1,0 +1,60 @@
+"""Bring the model to an operator set in which Q/DQ nodes can say what quantization needs.
+
+QuantizeLinear and DequantizeLinear have an axis (per-channel scales) from opset 13 on, and take float16 and
+bfloat16 from opset 19 on: see their version history in the ONNX operator reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxq.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph
+
+OLDEST, NEWEST = 7, 25
+"""The opsets that onnxq reads: before 7 broadcasting was an attribute, after 25 ONNX Runtime knows too little."""
+
+HALF_OPSET = 19
+"""The first opset whose Q/DQ nodes take half-precision tensors."""
+
+
+@dataclass(frozen=True)
+class RaiseOpset:
+    """Convert a model older than `minimum`, or than opset 19 when half-precision weights will be quantized."""
+
+    minimum: int = 13
+
+    def __call__(self, graph: Graph) -> int:
+        """Convert the default operator set if need be; return 1 if so, else 0.
+
+        Raises:
+            ModelError: the opset lies outside 7 to 25, or an operator has no conversion.
+        """
+        if "" not in graph.domains:  # nodes of other domains only: nothing here has an opset to raise
+            return 0
+        if graph.opset < OLDEST:
+            raise ModelError(
+                f"the model uses opset {graph.opset}; onnxq reads opsets {OLDEST} to {NEWEST}",
+                f"Export the model again with opset {max(self.minimum, 17)}.",
+            )
+        if graph.opset > NEWEST:
+            raise ModelError(
+                f"the model uses opset {graph.opset}; onnxq reads opsets {OLDEST} to {NEWEST}",
+                f"Export the model with opset <= {NEWEST}.",
+            )
+        needed = max(self.minimum, HALF_OPSET) if _has_half_weights(graph) else self.minimum
+        if graph.opset >= needed:
+            return 0
+        graph.convert_opset(needed)
+        return 1
+
+
+def _has_half_weights(graph: Graph) -> bool:
+    """Whether a weight that may be quantized is of half precision; vectors (biases, scales) are not quantized."""
+    return any(
+        graph.dtype(weight) in ("float16", "bfloat16") and (graph.rank(weight) or 0) > 1
+        for weight in graph.weights.values()
+    )

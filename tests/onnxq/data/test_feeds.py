@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from data_samples import F32, F64, FIXED, IDS, ROWS, X, fails
+
+from onnxq.data import InputSpec, check_feed, split_batch
+from onnxq.errors import DataError
+
+
+def test_feeds_are_checked_for_names() -> None:
+    spec = InputSpec("images", F32, (1,))
+    with fails(DataError, "here: unknown input 'image'", "Did you mean 'images'?"):
+        check_feed({"image": [1.0]}, [spec], "here")
+    with fails(DataError, "here: unknown input 'y'; the model's inputs are 'images', 'ids'"):
+        check_feed({"images": [1.0], "ids": [1], "y": 1}, [spec, IDS], "here")
+    with fails(DataError, "here: no array for input 'ids'", "'images', 'ids'"):
+        check_feed({"images": [1.0]}, [spec, IDS], "here")
+    with fails(DataError, "here: unknown input 3"):
+        check_feed({3: [1.0]}, [spec], "here")
+
+
+def test_feeds_are_checked_for_shapes() -> None:
+    with fails(DataError, "here: input 'x' has shape [3]; the model takes [N, 3]", "rank 1, not 2", "np.newaxis"):
+        check_feed({"x": ROWS[0]}, [X], "here")
+    with fails(DataError, "rank 3, not 2", "Reshape"):
+        check_feed({"x": ROWS[None]}, [X], "here")
+    with fails(DataError, "axis 0 is 5, not 2"):
+        check_feed({"x": ROWS}, [FIXED], "here")
+    with fails(DataError, "here: input 'x' is not an array"):
+        check_feed({"x": [[1.0], [1.0, 2.0]]}, [X], "here")
+
+
+def test_a_checked_feed_is_contiguous_and_keeps_scalars() -> None:
+    specs = [InputSpec("s", F32, ()), InputSpec("x", F32, (3, "N"))]
+    feed = check_feed({"x": ROWS.T, "s": np.float32(2)}, specs, "here")
+    assert list(feed) == ["s", "x"]
+    assert feed["s"].shape == ()
+    assert feed["x"].flags.c_contiguous
+    np.testing.assert_array_equal(feed["x"], ROWS.T)
+
+
+def test_a_batch_is_split_only_where_every_input_allows_it() -> None:
+    feed: dict[str, Any] = {"x": ROWS, "ids": np.arange(10).reshape(5, 2)}
+    parts = split_batch(feed, [X, IDS])
+    assert [part["x"].tolist() for part in parts] == [[row.tolist()] for row in ROWS]
+    assert [part["ids"].tolist() for part in parts] == [[[i, i + 1]] for i in range(0, 10, 2)]
+    uneven = {**feed, "x": ROWS[:4]}
+    single = {name: array[:1] for name, array in feed.items()}
+    scalar = {"x": ROWS, "s": np.array(1.0)}
+    for other, specs in [
+        (feed, [InputSpec("x", F32, (5, 3)), IDS]),
+        (feed, [InputSpec("x", F32, None), IDS]),
+        (uneven, [X, IDS]),
+        (single, [X, IDS]),
+        (scalar, [X, InputSpec("s", F64, ())]),
+    ]:
+        (whole,) = split_batch(other, specs)
+        assert whole is other
+    assert split_batch({}, []) == [{}]

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import Array, graph_of, lines, random_feeds, same_function
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq.passes.fold_batch_norm import fold_batch_norm
+
+RNG = np.random.default_rng(7)
+CONV = "(float[2,3,8,8] x) => (float[2,4,6,6] y) {"
+
+
+def floats(*shape: int) -> Array:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def norm(channels: int) -> dict[str, Array]:
+    return {
+        "s": floats(channels),
+        "b": floats(channels),
+        "m": floats(channels),
+        "v": np.abs(floats(channels)) + np.float32(0.1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (CONV + "c = Conv(x, w) n = BatchNormalization(c, s, b, m, v) r = Relu(c) y = Add(n, r) }", "another user"),
+        (
+            "(float[2,3,8,8] x) => (float[2,4,6,6] y, float[2,4,6,6] c) {"
+            "c = Conv(x, w) y = BatchNormalization(c, s, b, m, v) }",
+            "a model output",
+        ),
+        (
+            CONV + "c = Conv(x, w) y, rm, rv = BatchNormalization<training_mode = 1>(c, s, b, m, v) }",
+            "batch statistics",
+        ),
+        (
+            "(float[2,3,8,8] x, float[4] t)" + CONV[19:] + "c = Conv(x, w, t) y = BatchNormalization(c, s, b, m, v) }",
+            "a computed bias",
+        ),
+        (
+            "(float[2,3,8,8] x, float[4] s)" + CONV[19:] + "c = Conv(x, w) y = BatchNormalization(c, s, b, m, v) }",
+            "a computed scale",
+        ),
+        (
+            CONV + "u = Relu(w) c = Conv(x, u) y = BatchNormalization(c, s, b, m, v) }",
+            "a computed weight",
+        ),
+        (CONV + "c = Conv(x, w) r = Relu(c) y = BatchNormalization(r, s, b, m, v) }", "something in between"),
+        (
+            CONV + "c = Conv(x, w) n = BatchNormalization(c, s, b, m, v) t = Constant<value = bool {1}>()"
+            "y = If(t) <then_branch = g () => (float[2,4,6,6] a) { a = Add(c, n) },"
+            " else_branch = h () => (float[2,4,6,6] e) { e = Identity(n) }> }",
+            "a user in a body",
+        ),
+    ],
+)
+def test_leaves_alone(text: str, reason: str) -> None:
+    weights = norm(4) | {"w": floats(4, 3, 3, 3)}
+    graph = graph_of(text, **{k: a for k, a in weights.items() if not f"float[4] {k})" in text})
+    before = lines(graph)
+    assert fold_batch_norm(graph) == 0, reason
+    assert lines(graph) == before
+
+
+def test_leaves_quantized_and_overflowing_weights() -> None:
+    text = CONV + "d = DequantizeLinear(q, k) c = Conv(x, d) y = BatchNormalization(c, s, b, m, v) }"
+    quantized = graph_of(text, q=np.ones((4, 3, 3, 3), np.int8), k=np.float32(0.1), **norm(4))
+    assert fold_batch_norm(quantized) == 0
+    text = CONV + "c = Conv(x, w) y = BatchNormalization(c, s, b, m, v) }"
+    huge = graph_of(text, w=np.full((4, 3, 3, 3), 1e38, np.float32), **norm(4) | {"s": np.full(4, 1e3, np.float32)})
+    assert fold_batch_norm(huge) == 0
+    negative = graph_of(text, w=floats(4, 3, 3, 3), **norm(4) | {"v": np.full(4, -1, np.float32)})
+    assert fold_batch_norm(negative) == 0
+
+
+def test_a_product_with_a_third_axis_has_its_channels_elsewhere() -> None:
+    text = "(float[2,4,5] x) => (float[2,4,4] y) { p = MatMul(x, w) y = BatchNormalization(p, s, b, m, v) }"
+    assert fold_batch_norm(graph_of(text, w=floats(5, 4), **norm(4))) == 0
+
+
+def test_conv() -> None:
+    graph = graph_of(CONV + "c = Conv(x, w) y = BatchNormalization(c, s, b, m, v) }", w=floats(4, 3, 3, 3), **norm(4))
+    before = graph.copy()
+    assert fold_batch_norm(graph) == 1
+    assert lines(graph) == ["y = Conv(x, w/folded, Conv:c/bias)"]
+    same_function(before, graph, random_feeds(graph))
+
+
+def test_numbers_of_one_channel() -> None:
+    """By hand: f = 3 / sqrt(3.75 + 0.25) = 1.5, s = 1 - 2 * 1.5 = -2; weight 2 f = 3, bias 5 f + s = 5.5."""
+    graph = graph_of(
+        "(float[1,1,1] x) => (float[1,1,1] y) { c = Conv(x, w, o) y = BatchNormalization<epsilon = 0.25>(c, s, b, m, v) }",
+        w=np.full((1, 1, 1), 2, np.float32),
+        o=np.float32([5]),
+        s=np.float32([3]),
+        b=np.float32([1]),
+        m=np.float32([2]),
+        v=np.float32([3.75]),
+    )
+    fold_batch_norm(graph)
+    weight, bias = (graph.const(v) for v in graph.nodes[0].inputs[1:])
+    assert weight is not None
+    assert bias is not None
+    assert (weight.item(), bias.item()) == (3.0, 5.5)
+
+
+def test_shared_weights_are_not_changed_in_place() -> None:
+    weights = {"w": floats(4, 3, 3, 3), "o": floats(4), **norm(4)}
+    graph = graph_of(
+        CONV + "c = Conv(x, w, o) n = BatchNormalization(c, s, b, m, v) d = Conv(x, w, o) y = Add(n, d) }", **weights
+    )
+    before = graph.copy()
+    assert fold_batch_norm(graph) == 1
+    assert lines(graph) == ["n = Conv(x, w/folded, o/folded)", "d = Conv(x, w, o)", "y = Add(n, d)"] or lines(
+        graph
+    ) == [
+        "c = Conv(x, w/folded, o/folded)",
+        "d = Conv(x, w, o)",
+        "y = Add(c, d)",
+    ]
+    same_function(before, graph, random_feeds(graph))
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (
+            "p = MatMul(x, w) y = BatchNormalization(p, s, b, m, v)",
+            ["p = MatMul(x, w/folded)", "y_1 = Add(p, b/folded)"],
+        ),
+        (
+            "p = MatMul(x, w) a = Add(o, p) y = BatchNormalization(a, s, b, m, v)",
+            ["p = MatMul(x, w/folded)", "y = Add(o/folded, p)"],
+        ),
+    ],
+)
+def test_matmul(body: str, after: list[str]) -> None:
+    offset = {"o": floats(1, 4)} if "o" in body.split("Add")[-1][:2] else {}
+    graph = graph_of("(float[2,5] x) => (float[2,4] y) { " + body + " }", w=floats(5, 4), **norm(4), **offset)
+    before = graph.copy()
+    assert fold_batch_norm(graph) == 1
+    assert [line.replace("y_1", "y") for line in lines(graph)] == [line.replace("y_1", "y") for line in after]
+    same_function(before, graph, random_feeds(graph))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_convolution(data: st.DataObject) -> None:
+    transposed = data.draw(st.booleans())
+    groups, per_in, per_out = (data.draw(st.integers(1, 3)) for _ in range(3))
+    spatial = data.draw(st.integers(1, 2))
+    kernel = [data.draw(st.integers(1, 3)) for _ in range(spatial)]
+    pads = [data.draw(st.integers(0, 1)) for _ in range(2 * spatial)] if not transposed else [0] * (2 * spatial)
+    strides = [data.draw(st.integers(1, 2)) for _ in range(spatial)]
+    out = groups * per_out
+    weight = floats(groups * per_in, per_out, *kernel) if transposed else floats(out, per_in, *kernel)
+    bias = {"o": floats(out)} if data.draw(st.booleans()) else {}
+    dims = ",".join(["2", str(groups * per_in)] + ["5"] * spatial)
+    op = "ConvTranspose" if transposed else "Conv"
+    graph = graph_of(
+        f"(float[{dims}] x) => (float[{','.join(f'd{i}' for i in range(spatial + 2))}] y) {{"
+        f"c = {op}<group = {groups}, pads = {pads}, strides = {strides}>(x, w{', o' if bias else ''})"
+        "y = BatchNormalization<epsilon = 0.01>(c, s, b, m, v) }",
+        w=weight,
+        **norm(out),
+        **bias,
+    )
+    before = graph.copy()
+    assert fold_batch_norm(graph) == 1
+    same_function(before, graph, random_feeds(graph))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1),
+    st.integers(0, 1),
+    st.sampled_from([(), (1,), (4,), (1, 4), (1, 1), (3, 1), (3, 4), None]),
+    st.floats(-2, 2, width=16),
+    st.floats(-2, 2, width=16),
+)
+def test_any_gemm(trans_a: int, trans_b: int, shape: tuple[int, ...] | None, alpha: float, beta: float) -> None:
+    bias = {} if shape is None else {"o": floats(*shape)}
+    graph = graph_of(
+        f"(float[{'5,3' if trans_a else '3,5'}] x) => (float[3,4] y) {{"
+        f"g = Gemm<transA = {trans_a}, transB = {trans_b}, alpha = {alpha:f}, beta = {beta:f}>"
+        f"(x, w{', o' if bias else ''}) y = BatchNormalization(g, s, b, m, v) }}",
+        w=floats(4, 5) if trans_b else floats(5, 4),
+        **norm(4),
+        **bias,
+    )
+    before = graph.copy()
+    assert fold_batch_norm(graph) == 1
+    assert len(graph.nodes) == 1
+    same_function(before, graph, random_feeds(graph))
