@@ -451,7 +451,8 @@ class Graph:
             name=graph.name,
         )
         opsets = [onnx.helper.make_opsetid(k, v) for k, v in self._model.opset_imports.items()]
-        proto = onnx.ModelProto(ir_version=self._model.ir_version, graph=ir.to_proto(view), opset_import=opsets)
+        inside = ir.to_proto(view)  # type: ignore[call-overload]  # it takes views; its annotations forgot them
+        proto = onnx.ModelProto(ir_version=self._model.ir_version, graph=inside, opset_import=opsets)
         return proto, taken
 
     def _take_over_output(self, old: Value, new: Value) -> None:
