@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +56,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
 
 def spill(graph: Graph) -> Graph:
     """Move the weights to a temporary file that lives as long as the graph, so that memory holds none of them."""
-    folder = tempfile.TemporaryDirectory(prefix="onnxq-")
-    target = Path(folder.name) / "model.onnx"
+    folder = _Folder()
+    target = folder.path / "model.onnx"
     _write(graph, target, "weights")
     model = ir.load(target)
     return Graph(model, folder)
@@ -80,7 +82,7 @@ def write_for_runtime(graph: Graph, folder: Path) -> Path:
 def spill_folder(graph: Graph) -> Path | None:
     """Where `spill` put the weights, if it did."""
     resource = graph._resource  # noqa: SLF001  a Graph and its file are one thing
-    return Path(resource.name) if isinstance(resource, tempfile.TemporaryDirectory) else None
+    return resource.path if isinstance(resource, _Folder) else None
 
 
 def model_bytes(path: Path) -> int:
@@ -161,6 +163,14 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class _Folder:
+    """A temporary folder that goes when nothing refers to it any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="onnxq-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 # -- reading ------------------------------------------------------------------------------------------------

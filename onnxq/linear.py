@@ -11,6 +11,7 @@ node may share them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ def exactly(array: Array, dtype: str) -> Array | None:
 
 def renewed(value: Value) -> str:
     """The name of a weight that replaces another."""
-    return f"{str(value.name).removesuffix('/folded')}/folded"
+    return re.sub(r"(/folded(_\d+)?)?$", "/folded", str(value.name), count=1)
 
 
 def _read(graph: Graph, linear: Linear) -> Array:

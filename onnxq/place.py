@@ -8,20 +8,31 @@ that merely move data, nothing inside an activation, a normalization or attentio
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxq.patterns import find_patterns, labels
 from onnxq.plan import Decision, Plan, Point, WeightPoint
-from onnxq.weighted import FLOAT_TYPES, is_quantized_already, macs, weight_of, why_float, why_small
+from onnxq.weighted import (
+    COPIES,
+    FLOAT_TYPES,
+    arrives_quantized,
+    existing_pair,
+    input_site,
+    is_quantized_already,
+    macs,
+    origin,
+    weight_of,
+    why_float,
+    why_small,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from onnxq.graph import Graph, Node, Value
     from onnxq.patterns import Pattern
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
-
-COPIES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-"""Movers whose output holds exactly the values of their input."""
 
 BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Softsign"})
 """The ends of these operators' ranges carry meaning: a clipped probability is a wrong one."""
@@ -38,6 +49,7 @@ class _Sites:
 
     graph: Graph
     target: Target
+    recipe: Recipe
     patterns: dict[str, Pattern]  # by output tensor
     depth: dict[str, int]
     named: dict[str, Value]
@@ -49,10 +61,13 @@ class _Sites:
     calibrators: dict[str, str] = field(default_factory=dict)
     kept: dict[tuple[str, int], str] = field(default_factory=dict)  # use -> DequantizeLinear output it joins
 
-    def quantize(self, node: Node, index: int) -> None:
-        """Put the node's input behind a Q/DQ pair, unless the model has one there."""
+    def quantize(self, node: Node, index: int, owner: Node | None = None) -> None:
+        """Put the node's input behind a Q/DQ pair, unless the model has one there.
+
+        `owner` is the node for whose sake this is done and whose rules count: the node itself when None.
+        """
         value = node.inputs[index]
-        if value is None or self.graph.is_const(value) or self.graph.producer(value, "DequantizeLinear"):
+        if value is None or self.graph.is_const(value) or arrives_quantized(self.graph, value):
             return
         if (existing := existing_pair(self.graph, value)) is not None:
             self.kept[node.name or "", index] = str(existing.name)
@@ -60,6 +75,17 @@ class _Sites:
         name = str(value.name)
         self.values[name] = value
         self.uses.setdefault(name, {})[node.name or "", index] = None
+        said = self.said(owner or node, "calibrator")
+        if said is not None:
+            self.calibrators.setdefault(name, said)
+
+    def said(self, node: Node, effect: str) -> Any:  # noqa: ANN401  depends on the effect
+        """What the recipe's rules say of the node."""
+        return self.recipe.rule_value(node.name or "", node.op_type, effect)
+
+    def excluded(self, node: Node) -> bool:
+        """Whether a rule keeps the node in float."""
+        return self.said(node, "quantize") is False
 
     def is_point(self, value: Value | None) -> bool:
         """Whether the tensor is quantized for some use."""
@@ -87,38 +113,36 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     recipe.check_rules((n.name or "", n.op_type) for n in nodes)
     patterns = find_patterns(graph)
     sites = _Sites(
-        graph, target, {p.output: p for p in patterns}, _depths(graph), {str(v.name): v for v in graph.values()}
+        graph,
+        target,
+        recipe,
+        {p.output: p for p in patterns},
+        _depths(graph),
+        {str(v.name): v for v in graph.values()},
     )
-    weights = _place_weighted(sites, recipe)
+    weights = _place_weighted(sites)
     for node in nodes:
-        if node.op_type == "Add" and not _excluded(recipe, node):
+        if node.op_type == "Add" and not sites.excluded(node):
             _place_residual(sites, node)
-    _place_inner(sites, recipe)
+        elif node.op_type == "LayerNormalization" and not sites.excluded(node):
+            _place_norm(sites, node)
+    _place_inner(sites)
     _unite_moved(sites)
     return Plan(
         target=target.name,
         points=_points(sites),
         weights=weights,
-        decisions=tuple(_decisions(sites, labels(patterns), recipe)),
+        decisions=tuple(_decisions(sites, labels(patterns))),
         kept=_kept(graph),
         joins=tuple((node, index, tensor) for (node, index), tensor in sites.kept.items()),
+        notes=_notes(graph),
     )
-
-
-def existing_pair(graph: Graph, value: Value) -> Value | None:
-    """The output of a per-tensor Q/DQ pair that the model already has on this tensor."""
-    for user, index in graph.users(value):
-        if user.op_type == "QuantizeLinear" and index == 0 and not graph.in_body(user):
-            for dequantize, _ in graph.users(user.outputs[0]):
-                if dequantize.op_type == "DequantizeLinear" and not graph.in_body(dequantize):
-                    return dequantize.outputs[0]
-    return None
 
 
 # -- weighted operators -------------------------------------------------------------------------------------
 
 
-def _place_weighted(sites: _Sites, recipe: Recipe) -> tuple[WeightPoint, ...]:
+def _place_weighted(sites: _Sites) -> tuple[WeightPoint, ...]:
     graph, target = sites.graph, sites.target
     uses: dict[tuple[str, int | None], list[tuple[str, int]]] = {}
     for node in graph.nodes:
@@ -128,44 +152,29 @@ def _place_weighted(sites: _Sites, recipe: Recipe) -> tuple[WeightPoint, ...]:
         if is_quantized_already(graph, node, target):
             sites.int8[name] = "quantized in the model already"
             continue
-        reason = _why_not(graph, node, target, recipe)
+        reason = _why_not(sites, node)
         if reason is not None:
             sites.floats[name] = reason
             continue
         weight = weight_of(graph, node, target)
         if weight is None:
             continue
-        axis = None if recipe.rule_value(name, node.op_type, "per_channel") is False else weight.axis
+        axis = None if sites.said(node, "per_channel") is False else weight.axis
         uses.setdefault((str(weight.value.name), axis), []).append((name, weight.index))
         sites.int8[name] = "int8 input and weight, " + ("one scale" if axis is None else "a scale per output channel")
-        source, index = _through_pad(graph, node)
-        sites.quantize(source, index)
-        said = recipe.rule_value(name, node.op_type, "calibrator")
-        if said is not None:
-            sites.calibrators[str(source.inputs[index].name)] = said
+        source, index = input_site(graph, node)
+        sites.quantize(source, index, node)
+        if source is not node:
+            sites.floats[source.name or ""] = "folds into the convolution behind it"
     return tuple(WeightPoint(tensor, tuple(where), axis) for (tensor, axis), where in uses.items())
 
 
-def _why_not(graph: Graph, node: Node, target: Target, recipe: Recipe) -> str | None:
-    said = recipe.rule_value(node.name or "", node.op_type, "quantize")
-    if said is False:
+def _why_not(sites: _Sites, node: Node) -> str | None:
+    if sites.excluded(node):
         return "excluded by a rule"
-    reason = why_float(graph, node, target)
-    return reason if reason is not None or said is True else why_small(graph, node, target)
-
-
-def _through_pad(graph: Graph, node: Node) -> tuple[Node, int]:
-    """Where the pair goes: before a zero Pad, so that the Pad can fold into the convolution."""
-    pad = graph.producer(node.inputs[0], "Pad")
-    if pad is None or node.op_type != "Conv" or graph.only_user(pad.outputs[0]) is not node:
-        return node, 0
-    zero = len(pad.inputs) < 3 or pad.inputs[2] is None or graph.scalar(pad.inputs[2]) == 0.0
-    constant = graph.attribute(pad, "mode", "constant") == "constant"
-    return (pad, 0) if zero and constant else (node, 0)
-
-
-def _excluded(recipe: Recipe, node: Node) -> bool:
-    return recipe.rule_value(node.name or "", node.op_type, "quantize") is False
+    reason = why_float(sites.graph, node, sites.target)
+    insists = sites.said(node, "quantize") is True
+    return reason if reason is not None or insists else why_small(sites.graph, node, sites.target)
 
 
 # -- what lies between them ---------------------------------------------------------------------------------
@@ -196,12 +205,10 @@ def _ends_in_convolution(sites: _Sites, value: Value) -> bool:
         if node is None:
             return False
         if node.op_type in _CONVOLUTIONS:
-            return sites.int8.get(node.name or "", "").startswith("int8")
+            return _is_int8(sites, node)
         pattern = sites.patterns.get(str(found.name))
         if pattern is not None and pattern.kind == "SiLU":
-            source = sites.named.get(pattern.input)
-            node = graph.producer(source, *_CONVOLUTIONS, "BatchNormalization")
-            return node is not None and source is not None and not source.is_graph_output()
+            return _activates_convolution(sites, pattern)
         if node.op_type in ("Add", "Mul") and sum(map(graph.is_const, node.inputs)) == 1:
             found = next(v for v in node.inputs if v is not None and not graph.is_const(v))
         elif node.op_type == "BatchNormalization" and node.inputs[0] is not None:
@@ -209,6 +216,20 @@ def _ends_in_convolution(sites: _Sites, value: Value) -> bool:
         else:
             return False
     return False
+
+
+def _activates_convolution(sites: _Sites, pattern: Pattern) -> bool:
+    """Whether the pattern reads a quantized convolution, with a BatchNorm between at most, that nothing else reads."""
+    graph, source = sites.graph, sites.named[pattern.input]
+    if source.is_graph_output() or any(user.name not in pattern.nodes for user, _ in graph.users(source)):
+        return False
+    norm = graph.producer(source, "BatchNormalization")
+    node = graph.producer(source if norm is None else norm.inputs[0], *_CONVOLUTIONS)
+    return node is not None and _is_int8(sites, node)
+
+
+def _is_int8(sites: _Sites, node: Node) -> bool:
+    return sites.int8.get(node.name or "", "").startswith("int8")
 
 
 def _broadcasts(graph: Graph, a: Value, b: Value) -> bool:
@@ -219,39 +240,67 @@ def _broadcasts(graph: Graph, a: Value, b: Value) -> bool:
     return len(one) != len(other) or any(x != y for x, y in known)
 
 
-def _place_inner(sites: _Sites, recipe: Recipe) -> None:
-    """Concat and pools: int8 when what follows is int8. Backwards, so that one pass settles chains of them."""
+def _place_norm(sites: _Sites, node: Node) -> None:
+    """LayerNorm behind a convolution: it computes in float, but reading int8 it lets the convolution write int8."""
+    graph, value = sites.graph, node.inputs[0]
+    while value is not None and graph.only_user(value) is not None:
+        maker = graph.producer(value, *COPIES, *_CONVOLUTIONS)
+        if maker is not None and maker.op_type in _CONVOLUTIONS and _is_int8(sites, maker):
+            sites.quantize(node, 0)
+            sites.floats[node.name or ""] = "runs in float, its input is int8 for the convolution before it"
+        value = maker.inputs[0] if maker is not None and maker.op_type in COPIES else None
+
+
+def _place_inner(sites: _Sites) -> None:
+    """Concat, pools, Resize: int8 when what follows is int8. Backwards, so that one pass settles chains of them."""
     for node in reversed(sites.graph.nodes):
-        if node.domain or _excluded(recipe, node) or not _feeds_point(sites, node.outputs[0]):
+        if node.domain or sites.excluded(node) or not _feeds_point(sites, node.outputs[0]):
             continue
         if node.op_type == "Concat":
             _place_concat(sites, node)
         elif node.op_type in sites.target.both_ends and _from_int8(sites, node.inputs[0]):
             sites.quantize(node, 0)
             sites.int8[node.name or ""] = "pool with int8 at both ends"
+        elif node.op_type == "Resize" and _interpolates(sites.graph, node) and _from_int8(sites, node.inputs[0]):
+            sites.quantize(node, 0)
+            sites.int8[node.name or ""] = "resizes int8, one scale at both ends"
+
+
+def _interpolates(graph: Graph, node: Node) -> bool:
+    """Whether a Resize makes no value beyond those it reads; cubic interpolation overshoots."""
+    return graph.attribute(node, "mode", "nearest") in ("nearest", "linear")
 
 
 def _place_concat(sites: _Sites, node: Node) -> None:
     """One scale into and out of a Concat: otherwise each branch is requantized."""
+    graph = sites.graph
     inputs = [v for v in node.inputs if v is not None]
-    if any(sites.graph.is_const(v) or sites.graph.dtype(v) not in FLOAT_TYPES for v in inputs):
+    if any(graph.is_const(v) or graph.dtype(v) not in FLOAT_TYPES for v in inputs):
         sites.floats[node.name or ""] = "joins constants or other types"
         return
-    if not sites.is_point(node.outputs[0]) or existing_pair(sites.graph, node.outputs[0]) is not None:
-        sites.floats[node.name or ""] = "its scale is set further on"
+    points = list(_copied_points(sites, node.outputs[0]))
+    if any(arrives_quantized(graph, v) or existing_pair(graph, v) is not None for v in (*inputs, *points)):
+        sites.floats[node.name or ""] = "meets scales that the model has already"
         return
     for index, value in enumerate(inputs):
         sites.quantize(node, index)
-        sites.unite(value, node.outputs[0])
+    for value in (*inputs, *points):
+        sites.unite(value, points[0])
     sites.int8[node.name or ""] = "one common scale at all inputs and the output"
 
 
 def _feeds_point(sites: _Sites, value: Value) -> bool:
     """Whether the tensor is quantized, itself or behind operators that copy it."""
+    return next(_copied_points(sites, value), None) is not None
+
+
+def _copied_points(sites: _Sites, value: Value) -> Iterator[Value]:
+    """The quantized ones among a tensor and its rearranged copies."""
     if sites.is_point(value):
-        return True
-    users = [u for u, i in sites.graph.users(value) if u.op_type in COPIES and i == 0 and not sites.graph.in_body(u)]
-    return any(_feeds_point(sites, u.outputs[0]) for u in users)
+        yield value
+    for user, index in sites.graph.users(value):
+        if user.op_type in COPIES and index == 0 and not sites.graph.in_body(user):
+            yield from _copied_points(sites, user.outputs[0])
 
 
 def _from_int8(sites: _Sites, value: Value | None) -> bool:
@@ -268,14 +317,15 @@ def _from_int8(sites: _Sites, value: Value | None) -> bool:
         return False
     if node.name in sites.int8:
         return True
-    moves = node.op_type in _FUSED or node.op_type in sites.target.movers
+    moves = node.op_type in _FUSED or node.op_type in sites.target.movers or node.op_type == "Resize"
     return moves and _from_int8(sites, node.inputs[0])
 
 
 def _unite_moved(sites: _Sites) -> None:
-    """A tensor and what MaxPool, Slice, ... take from it share a scale, so that one Q serves both."""
+    """A tensor and what MaxPool, Slice, Resize ... take from it share a scale, so that one Q serves both."""
     for node in sites.graph.nodes:
-        if node.domain or node.op_type not in sites.target.movers or node.inputs[0] is None:
+        moves = node.op_type in sites.target.movers or (node.op_type == "Resize" and node.name in sites.int8)
+        if node.domain or not moves or node.inputs[0] is None:
             continue
         for output in node.outputs:
             if str(output.name) in sites.uses and str(node.inputs[0].name) in sites.uses:
@@ -293,18 +343,11 @@ def _points(sites: _Sites) -> dict[str, Point]:
             observe=_observed(sites, sites.values[name]),
             group=sites.root(name),
             calibrator=sites.calibrators.get(name),
-            protected=sites.graph.producer(_origin(sites.graph, sites.values[name]), *BOUNDED) is not None,
+            protected=sites.graph.producer(origin(sites.graph, sites.values[name]), *BOUNDED) is not None,
             dtype=sites.graph.dtype(sites.values[name]) or "float32",
         )
         for name, uses in sites.uses.items()
     }
-
-
-def _origin(graph: Graph, value: Value) -> Value:
-    """The tensor of which this one is a rearranged copy."""
-    while (node := graph.producer(value, *COPIES)) is not None and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value
 
 
 def _observed(sites: _Sites, value: Value) -> str:
@@ -314,7 +357,7 @@ def _observed(sites: _Sites, value: Value) -> str:
         source = node.inputs[0]
         if sites.root(str(source.name)) == sites.root(str(value.name)):
             return _observed(sites, source)
-    return str(_origin(sites.graph, value).name)
+    return str(origin(sites.graph, value).name)
 
 
 def _depths(graph: Graph) -> dict[str, int]:
@@ -332,12 +375,24 @@ def _kept(graph: Graph) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(v.name) for v in quantized if v is not None))
 
 
-def _decisions(sites: _Sites, label: dict[str, str], recipe: Recipe) -> list[Decision]:
+def _notes(graph: Graph) -> tuple[str, ...]:
+    """What to know about pairs that the model brought along."""
+    pairs = (n for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") and len(n.inputs) > 2)
+    odd = [n for n in pairs if (zero := graph.const(n.inputs[2])) is not None and zero.any()]
+    if not odd:
+        return ()
+    return (
+        f"{len(odd)} Q and DQ nodes of the model, {odd[0].name!r} first, have a zero point other than 0: "
+        "they are kept, but TensorRT refuses them",
+    )
+
+
+def _decisions(sites: _Sites, label: dict[str, str]) -> list[Decision]:
     made = []
     for node in sites.graph.nodes:
         name = node.name or ""
         quantized = name in sites.int8
-        reason = sites.int8.get(name) or sites.floats.get(name) or _why_other(sites, node, label, recipe)
+        reason = sites.int8.get(name) or sites.floats.get(name) or _why_other(sites, node, label)
         if label.get(name) == "Softmax attention" and reason == "product of two activations":
             reason = "attention: product of two activations"
         made.append(Decision(name, node.op_type, quantized, reason, macs(sites.graph, node, sites.target)))
@@ -349,12 +404,12 @@ def _decisions(sites: _Sites, label: dict[str, str], recipe: Recipe) -> list[Dec
     return made
 
 
-def _why_other(sites: _Sites, node: Node, label: dict[str, str], recipe: Recipe) -> str:
+def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
     """Why a node without weights has no pair of its own."""
     kind = label.get(node.name or "")
     outputs = [sites.graph.dtype(v) for v in node.outputs]
     reasons = (
-        (_excluded(recipe, node), "excluded by a rule"),
+        (sites.excluded(node), "excluded by a rule"),
         (node.op_type in ("QuantizeLinear", "DequantizeLinear"), "was in the model"),
         (kind is not None, f"part of {kind}, kept whole"),
         (node.op_type in _CONTROL, "control flow, its bodies stay in float"),
@@ -362,7 +417,7 @@ def _why_other(sites: _Sites, node: Node, label: dict[str, str], recipe: Recipe)
         (all(k is not None and k not in FLOAT_TYPES for k in outputs), "not floating point"),
         (node.op_type in sites.target.movers, "moves data in the precision of its neighbours"),
         (node.op_type in _FUSED, "activation, fuses into the layer before it"),
-        (node.op_type in sites.target.both_ends or node.op_type == "Concat", "nothing int8 follows it"),
+        (node.op_type in sites.target.both_ends or node.op_type in ("Concat", "Resize"), "nothing int8 follows it"),
         (bool(node.domain), f"custom operator ({node.domain})"),
     )
     return next((text for holds, text in reasons if holds), "runs in float; quantizing it would split a fusion")

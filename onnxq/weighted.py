@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 FLOAT_TYPES = ("float32", "float16")
 
+COPIES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+"""Movers whose output holds exactly the values of their input."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -29,7 +32,7 @@ def weight_of(graph: Graph, node: Node, target: Target) -> Weight | None:
 
     Axis of the output channels in the stored layout: Conv [O, I/g, ...] 0; ConvTranspose [I, O/g, ...] 1, but none
     with groups, where O scales cannot lie along an axis of O/g; Gemm [K, N] 1 or, with transB, [N, K] 0;
-    MatMul [..., K, N] the last.
+    MatMul [..., K, N] the last, but none of a vector [K], which has no output channels.
     """
     index = target.weighted[node.op_type]
     value = node.inputs[index] if index < len(node.inputs) else None
@@ -40,7 +43,7 @@ def weight_of(graph: Graph, node: Node, target: Target) -> Weight | None:
         "Conv": 0,
         "ConvTranspose": 1 if group_of(graph, node) == 1 else None,
         "Gemm": 0 if graph.attribute(node, "transB", 0) else 1,
-        "MatMul": rank - 1,
+        "MatMul": rank - 1 if rank > 1 else None,
     }
     return Weight(value, index, axes.get(node.op_type))
 
@@ -53,8 +56,43 @@ def group_of(graph: Graph, node: Node) -> int:
 def is_quantized_already(graph: Graph, node: Node, target: Target) -> bool:
     """Whether both the input and the weight arrive through DequantizeLinear."""
     index = target.weighted[node.op_type]
-    inputs = [node.inputs[i] if i < len(node.inputs) else None for i in (0, index)]
-    return all(graph.producer(v, "DequantizeLinear") is not None for v in inputs)
+    return all(i < len(node.inputs) and arrives_quantized(graph, node.inputs[i]) for i in (0, index))
+
+
+def arrives_quantized(graph: Graph, value: Value | None) -> bool:
+    """Whether a DequantizeLinear makes the value, or a tensor that the value is a rearranged copy of."""
+    return value is not None and graph.producer(origin(graph, value), "DequantizeLinear") is not None
+
+
+def existing_pair(graph: Graph, value: Value) -> Value | None:
+    """The output of a per-tensor Q/DQ pair that the model already has on this tensor."""
+    for user, index in graph.users(value):
+        if user.op_type == "QuantizeLinear" and index == 0 and not graph.in_body(user):
+            for dequantize, _ in graph.users(user.outputs[0]):
+                whole = dequantize.op_type == "DequantizeLinear" and graph.size(dequantize.inputs[1]) == 1
+                if whole and not graph.in_body(dequantize):
+                    return dequantize.outputs[0]
+    return None
+
+
+def origin(graph: Graph, value: Value) -> Value:
+    """The tensor of which this one is a rearranged copy."""
+    while (node := graph.producer(value, *COPIES)) is not None and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def input_site(graph: Graph, node: Node) -> tuple[Node, int]:
+    """(node, input index) where a weighted node's activation is quantized.
+
+    That is its first input; behind a zero Pad it is the Pad's, so that the Pad can fold into the convolution.
+    """
+    pad = graph.producer(node.inputs[0], "Pad")
+    if pad is None or node.op_type != "Conv" or graph.only_user(pad.outputs[0]) is not node:
+        return node, 0
+    zero = len(pad.inputs) < 3 or pad.inputs[2] is None or graph.scalar(pad.inputs[2]) == 0.0
+    constant = graph.attribute(pad, "mode", "constant") == "constant"
+    return (pad, 0) if zero and constant else (node, 0)
 
 
 def why_float(graph: Graph, node: Node, target: Target) -> str | None:
@@ -62,6 +100,8 @@ def why_float(graph: Graph, node: Node, target: Target) -> str | None:
     weight = weight_of(graph, node, target)
     if weight is None:
         return _why_no_weight(graph, node, target)
+    if graph.is_const(node.inputs[0]):
+        return "its input is a constant"
     kind = graph.dtype(weight.value)
     if kind not in FLOAT_TYPES:
         return f"its weight is {kind}, only float32 and float16 are quantized"
@@ -89,7 +129,9 @@ def why_small(graph: Graph, node: Node, target: Target) -> str | None:
     if node.op_type == "ConvTranspose":
         groups = group_of(graph, node)
         fewest = min(dims[0], dims[1] * groups)
-        return f"{fewest} channels, fewer than {target.min_channels}" if fewest < target.min_channels else None
+        if fewest < target.min_channels:
+            return f"{fewest} channels, fewer than {target.min_channels}"
+        return _why_small_groups(groups, dims[0] // groups, dims[1], target)
     return _why_small_matmul(graph, node, dims, target)
 
 
@@ -116,7 +158,7 @@ def macs(graph: Graph, node: Node, target: Target) -> int:
 def _why_no_weight(graph: Graph, node: Node, target: Target) -> str:
     index = target.weighted[node.op_type]
     second = node.inputs[index] if index < len(node.inputs) else None
-    if graph.producer(second, "DequantizeLinear") is not None:
+    if arrives_quantized(graph, second):
         return "its weight is quantized in the model already, its input is not"
     if node.op_type in ("MatMul", "Gemm"):
         if graph.is_const(node.inputs[0]):
@@ -129,11 +171,12 @@ def _why_small_conv(graph: Graph, node: Node, dims: list[int], target: Target) -
     out_channels, in_channels, kernel = dims[0], dims[1], dims[2:]
     groups = group_of(graph, node)
     least = target.min_channels
-    depthwise = groups > 1 and in_channels == 1
-    if groups > 1 and not depthwise:
-        per_group = (in_channels, out_channels // groups)
-        if any(c % target.group_multiple for c in per_group):
-            return f"grouped, with {per_group[0]} and {per_group[1]} channels a group: no multiple of 4"
+    reason = _why_small_groups(groups, in_channels, out_channels // groups, target)
+    if reason is not None:
+        return reason
+    out = graph.shape(node.outputs[0])
+    if out is not None and all(d == 1 for d in (*out[:1], *out[2:])):
+        return "matrix times vector: one output pixel"
     if out_channels >= least and in_channels >= least:
         return None
     if groups > 1:
@@ -146,6 +189,13 @@ def _why_small_conv(graph: Graph, node: Node, dims: list[int], target: Target) -
     if aligned and wide and len(set(kernel)) <= 1:
         return None
     return f"{in_channels} to {out_channels} channels with a kernel of {'x'.join(map(str, kernel))}: too small for int8"
+
+
+def _why_small_groups(groups: int, reads: int, makes: int, target: Target) -> str | None:
+    """reads, makes: input and output channels of one group. Depthwise convolutions have kernels of their own."""
+    if groups == 1 or reads == 1 or not (reads % target.group_multiple or makes % target.group_multiple):
+        return None
+    return f"grouped, with {reads} and {makes} channels a group: no multiple of {target.group_multiple}"
 
 
 def _why_small_matmul(graph: Graph, node: Node, dims: list[int], target: Target) -> str | None:

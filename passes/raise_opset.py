@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OLDEST, NEWEST = 7, 25
 """The opsets that onnxq reads: before 7 broadcasting was an attribute, after 25 ONNX Runtime knows too little."""
 
+BATCHED_SCAN = 8
+"""The only opset in which Scan has a batch axis; onnx's converter keeps such nodes, and with them a wrong model."""
+
 HALF_OPSET = 19
 """The first opset whose Q/DQ nodes take half-precision tensors."""
 
@@ -48,6 +51,11 @@ class RaiseOpset:
         needed = max(self.minimum, HALF_OPSET) if _has_half_weights(graph) else self.minimum
         if graph.opset >= needed:
             return 0
+        if graph.opset == BATCHED_SCAN and any(node.op_type == "Scan" for node in graph.nodes):
+            raise ModelError(
+                f"the model has a Scan node of opset {BATCHED_SCAN}, which later opsets cannot express",
+                f"Export the model again with opset {max(self.minimum, 17)}.",
+            )
         graph.convert_opset(needed)
         return 1
 

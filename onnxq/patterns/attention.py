@@ -69,7 +69,13 @@ def _one(node: Node) -> Match | None:
 
 
 def _is_product(graph: Graph, node: Node) -> bool:
-    return standard(node, *_PRODUCTS) and not any(graph.is_const(v) for v in node.inputs[:2])
+    return standard(node, *_PRODUCTS) and not any(_from_weight(graph, v) for v in node.inputs[:2])
+
+
+def _from_weight(graph: Graph, value: Value | None) -> bool:
+    while (node := graph.producer(value, *MOVERS, "QuantizeLinear", "DequantizeLinear")) is not None:
+        value = node.inputs[0]
+    return graph.is_const(value)
 
 
 def _scores(graph: Graph, value: Value | None, depth: int) -> tuple[Node, ...] | None:

@@ -73,6 +73,9 @@ LOOK_ALIKES = {
     "exp over a sum of others": "e = Exp(x) s = ReduceSum<keepdims=1>(x) y = Div(e, s)",
     "classifier": "l = MatMul(x, m) y = Softmax(l)",
     "softmax before a constant": "k = Transpose<perm=[0,2,1]>(x) q = MatMul(x, k) s = Softmax(q) y = MatMul(m, s)",
+    "attention pooling, weight moved": (
+        "i = Transpose(m) q = MatMul(x, i) s = Softmax(q) k = Transpose<perm=[0,2,1]>(x) y = MatMul(s, k)"
+    ),
     "attention pooling": "q = MatMul(x, m) s = Softmax(q) k = Transpose<perm=[0,2,1]>(x) y = MatMul(s, k)",
 }
 

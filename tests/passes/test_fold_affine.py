@@ -100,6 +100,7 @@ def test_normalization_before_a_convolution() -> None:
     graph = graph_of(
         text, w=np.full((1, 2, 1, 1), 2, np.float32), m=np.float32(3), d=np.full((1, 2, 1, 1), 4, np.float32)
     )
+    graph.infer_shapes()
     assert fold_affine(graph) == 2
     weight, bias = (graph.const(v) for v in graph.nodes[0].inputs[1:])
     assert weight is not None
@@ -111,6 +112,7 @@ def test_normalization_before_a_convolution() -> None:
 def test_a_padded_convolution_takes_the_factor_and_leaves_the_shift() -> None:
     text = "(float[2,3,8,8] x) => (float[2,4,8,8] y) { a = Sub(x, k) b = Div(a, k) y = Conv<pads = [1,1,1,1]>(b, w) }"
     graph = graph_of(text, w=floats(4, 3, 3, 3), k=floats(1, 3, 1, 1))
+    graph.infer_shapes()
     before = graph.copy()
     assert fold_affine(graph) == 1
     assert lines(graph) == ["a = Sub(x, k)", "y = Conv(a, w/folded)"]
@@ -158,7 +160,7 @@ def test_any_convolution(
     op = "ConvTranspose" if transposed else "Conv"
     size = 5 + 2 if transposed else 3
     size += (-2 if transposed else 2) * padded
-    per_channel = before[2] and not before[0] == "Div"
+    per_channel = before[2] and before[0] != "Div"
     text = (
         f"(float[2,4,5] x) => (float[2,6,{size}] y) {{"
         + step("x", "a", "k", before[0], swapped=before[1] and before[0] != "Div")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import graph_of, lines, random_feeds, same_function
+
+from onnxq.errors import ModelError
+from onnxq.passes.raise_opset import RaiseOpset
+
+ADD = "(float[2] x) => (float[2] y) { y = Add(x, w) }"
+
+
+@pytest.mark.parametrize("opset", [13, 17, 25])
+def test_leaves_new_models_alone(opset: int) -> None:
+    graph = graph_of(ADD, opset=opset, w=np.ones(2, np.float32))
+    assert RaiseOpset(13)(graph) == 0
+    assert graph.opset == opset
+
+
+@pytest.mark.parametrize(("opset", "hint"), [(6, "opset 17"), (26, "opset <= 25")])
+def test_refuses_what_it_cannot_read(opset: int, hint: str) -> None:
+    with pytest.raises(ModelError, match=f"opset {opset}") as caught:
+        RaiseOpset()(graph_of(ADD, opset=opset, w=np.ones(2, np.float32)))
+    assert hint in caught.value.hint
+
+
+def test_refuses_a_scan_with_a_batch_axis() -> None:
+    text = (
+        "(float[1,2] s, float[1,3,2] x) => (float[1,2] t, float[1,3,2] z) { t, z = Scan<num_scan_inputs = 1,"
+        "body = b (float[2] a, float[2] c) => (float[2] d, float[2] e) { d = Add(a, c) e = Identity(d) }>(, s, x) }"
+    )
+    with pytest.raises(ModelError, match="Scan"):
+        RaiseOpset()(graph_of(text, opset=8))
+
+
+def test_moves_an_attribute_to_an_input() -> None:
+    """Squeeze names its axes by an attribute before opset 13 and by an input from then on."""
+    graph = graph_of("(float[1,2] x) => (float[2] y) { y = Squeeze<axes = [0]>(x) }", opset=11)
+    before = graph.copy()
+    assert RaiseOpset(13)(graph) == 1
+    assert graph.opset == 13
+    assert len(graph.nodes[0].inputs) == 2
+    same_function(before, graph, random_feeds(graph))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "opset"), [((2, 2), np.float16, 19), ((2,), np.float16, 17), ((2, 2), np.float32, 17)]
+)
+def test_half_precision_weights_need_opset_19(shape: tuple[int, ...], dtype: type, opset: int) -> None:
+    kind = np.dtype(dtype).name.replace("float32", "float")
+    graph = graph_of(f"({kind}[2,2] x) => ({kind}[2,2] y) {{ y = Mul(x, w) }}", w=np.ones(shape, dtype))
+    assert RaiseOpset(13)(graph) == int(opset == 19)
+    assert graph.opset == opset
+    assert lines(graph) == ["y = Mul(x, w)"]
