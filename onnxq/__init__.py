@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxq.api import calibrate, compare, make_plan, merge, quantize
+    from onnxq.api import calibrate, check, compare, make_plan, merge, quantize
+    from onnxq.caches import Cache, read_cache, write_cache
+    from onnxq.checks import Finding, Report
     from onnxq.errors import (
         DataError,
         ModelError,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         RecipeError,
         StatisticsError,
     )
+    from onnxq.exchange import make_cache
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
     from onnxq.plan import Plan
@@ -29,10 +32,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "calibrate": "api",
+    "check": "api",
     "compare": "api",
+    "make_cache": "exchange",
     "make_plan": "api",
     "merge": "api",
     "quantize": "api",
+    "Cache": "caches",
+    "read_cache": "caches",
+    "write_cache": "caches",
     "DataError": "errors",
     "ModelError": "errors",
     "OnnxqError": "errors",
@@ -40,6 +48,8 @@ _HOMES = {
     "PassError": "errors",
     "RecipeError": "errors",
     "StatisticsError": "errors",
+    "Finding": "checks",
+    "Report": "checks",
     "Graph": "graph",
     "Histogram": "histogram",
     "Plan": "plan",
@@ -49,7 +59,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "Cache",
     "DataError",
+    "Finding",
     "Graph",
     "Histogram",
     "ModelError",
@@ -59,14 +71,19 @@ __all__ = [
     "Plan",
     "Recipe",
     "RecipeError",
+    "Report",
     "Rule",
     "Statistics",
     "StatisticsError",
     "calibrate",
+    "check",
     "compare",
+    "make_cache",
     "make_plan",
     "merge",
     "quantize",
+    "read_cache",
+    "write_cache",
 ]
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq import files, pipeline
-from onnxq.choose import resolve, weights_only
+from onnxq import checks, files, pipeline
+from onnxq.caches import Cache
+from onnxq.choose import resolve, uncached, weights_only
 from onnxq.collect import collect
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.data import InputSpec, Source, open_source, parse_shapes
@@ -22,11 +21,12 @@ from onnxq.monitor import QUIET, Monitor
 from onnxq.passes import lower, prepare
 from onnxq.place import place
 from onnxq.recipe import Recipe
-from onnxq.statistics import Statistics
+from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
+from onnxq.weighted import FLOAT_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from onnxq.plan import Plan
 
@@ -50,26 +50,27 @@ def quantize(
     data: object = None,
     recipe: Recipe = DEFAULT,
     monitor: Monitor = QUIET,
+    *,
+    cache: Cache | None = None,
 ) -> tuple[Graph, Plan]:
     """Quantize a model; return it with the plan that was carried out.
 
     Args:
         model: path, Graph, ModelProto or graphsurgeon graph; it is not changed.
-        data: Statistics, or anything `onnxq.data` reads (a path or text form, an iterable of feeds, an ORT data
-            reader). None quantizes the weights only and leaves activations in float.
+        data: Statistics or a file of them, a Cache, or anything `onnxq.data` reads (a path or text form, an iterable
+            of feeds, an ORT data reader). None without a cache quantizes the weights only and leaves activations in
+            float.
         recipe: every choice.
         monitor: progress and warnings.
+        cache: scales that win over the data; only what it lacks is measured.
 
     Raises:
         OnnxqError: see its children; the message says what to do.
     """
     ready = prepared(model, recipe, monitor)
-    statistics = None
-    if isinstance(data, Statistics):
-        statistics = data
-    elif data is not None:
-        statistics = observe(ready, data, monitor)
-    return lowered(ready, statistics, monitor)
+    if isinstance(data, Cache):
+        data, cache = None, data
+    return lowered(ready, measured(ready, data, monitor, cache), monitor, cache)
 
 
 def calibrate(
@@ -77,13 +78,17 @@ def calibrate(
     data: object,
     recipe: Recipe = DEFAULT,
     monitor: Monitor = QUIET,
+    *,
+    all_tensors: bool = False,
 ) -> Statistics:
-    """Collect statistics alone; arguments as for `quantize`.
+    """Collect statistics alone, of every float activation with `all_tensors`; arguments else as for `quantize`.
 
     Raises:
         OnnxqError: see its children.
     """
-    return observe(prepared(model, recipe, monitor), data, monitor)
+    ready = prepared(model, recipe, monitor)
+    tensors = tuple(dict.fromkeys([*ready.plan.observe, *activations(ready.graph)])) if all_tensors else None
+    return observe(ready, data, monitor, tensors)
 
 
 def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
@@ -92,10 +97,17 @@ def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
     Raises:
         StatisticsError: none given, or they do not belong together.
     """
-    loaded = [p if isinstance(p, Statistics) else Statistics.load(p) for p in parts]
-    if not loaded:
+    total: Statistics | None = None
+    for part in parts:
+        found = part if isinstance(part, Statistics) else Statistics.load(part)
+        try:
+            total = found if total is None else total + found
+        except StatisticsError as error:
+            where = "" if isinstance(part, Statistics) else f"{part} does not go with those before it: "
+            raise StatisticsError(f"{where}{error.message}", error.hint) from error
+    if total is None:
         raise StatisticsError("there are no statistics to merge", "Name at least one file.")
-    return reduce(add, loaded)
+    return total
 
 
 def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) -> Plan:
@@ -125,6 +137,22 @@ def compare(
     source = _open(data, reference, recipe)
     monitor.stage("Comparing", source.length)
     return compare_graphs(reference, other, source, layers=layers, providers=recipe.provider_list, monitor=monitor)
+
+
+def check(model: Model, target: str = "tensorrt") -> checks.Report:
+    """Will the target take this model, and run it in int8? From rules, without the target; see `onnxq.checks`.
+
+    Args:
+        model: quantized, by whatever tool; a file is checked as it stands, its external weights are not read.
+        target: tensorrt@8, tensorrt@10 or tensorrt@11; `tensorrt` is the newest.
+
+    Raises:
+        ModelError: the model cannot be read.
+        RecipeError: there are no checks for this target.
+    """
+    if isinstance(model, str | os.PathLike) or hasattr(model, "SerializeToString"):
+        return checks.check(model, target)
+    return checks.check(load(model).to_proto(), target)
 
 
 # -- the steps -----------------------------------------------------------------------------------------------
@@ -162,7 +190,8 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
         graph = files.spill(graph)
     plan = place(graph, target, recipe)
     if not plan.weights and not plan.points and not plan.kept:
-        raise ModelError("there is nothing to quantize in this model", _why_nothing(plan))
+        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
+        raise ModelError(f"there is nothing to quantize in {where}", _why_nothing(plan))
     return Prepared(graph, plan, recipe)
 
 
@@ -170,30 +199,59 @@ def observe(
     ready: Prepared,
     data: object,
     monitor: Monitor = QUIET,
+    tensors: Sequence[str] | None = None,
 ) -> Statistics:
-    """Run the prepared model over the data.
+    """Run the prepared model over the data; `tensors` names what to observe when it is not what the plan asks for.
 
     Raises:
         DataError: the data cannot be read or does not fit.
     """
+    names = ready.plan.observe if tensors is None else tensors
     source = _open(data, ready.graph, ready.recipe)
-    monitor.stage(f"Observing {len(ready.plan.observe)} tensors on {source.name}", source.length)
-    return collect(ready.graph, ready.plan.observe, source, providers=ready.recipe.provider_list, monitor=monitor)
+    monitor.stage(f"Observing {len(names)} tensors on {source.name}", source.length)
+    return collect(ready.graph, names, source, providers=ready.recipe.provider_list, monitor=monitor)
 
 
-def lowered(ready: Prepared, statistics: Statistics | None, monitor: Monitor = QUIET) -> tuple[Graph, Plan]:
-    """Choose parameters and write them into a copy of the graph; without statistics, the weights only.
+def measured(ready: Prepared, data: object, monitor: Monitor = QUIET, cache: Cache | None = None) -> Statistics | None:
+    """Statistics of what the plan asks for and the cache lacks; None without data, or when the cache lacks nothing.
 
     Raises:
-        StatisticsError: they belong to another model or lack a tensor.
+        DataError: the data cannot be read or does not fit.
+    """
+    if isinstance(data, str | os.PathLike) and is_statistics(data):
+        data = Statistics.load(data)
+    if data is None or isinstance(data, Statistics):
+        return data
+    if cache is None:
+        return observe(ready, data, monitor)
+    lacking = uncached(ready.plan, cache)
+    if not lacking:
+        monitor.warn("the calibration cache has every scale; the data is not read")
+        return None
+    return observe(ready, data, monitor, tuple(dict.fromkeys(p.observe for p in lacking)))
+
+
+def activations(graph: Graph) -> tuple[str, ...]:
+    """Names of the main graph's float activations, model inputs and outputs among them."""
+    return tuple(str(v.name) for v in graph.values() if v.name and graph.dtype(v) in FLOAT_TYPES)
+
+
+def lowered(
+    ready: Prepared, statistics: Statistics | None, monitor: Monitor = QUIET, cache: Cache | None = None
+) -> tuple[Graph, Plan]:
+    """Choose parameters and write them into a copy of the graph; with neither statistics nor a cache, the weights only.
+
+    Raises:
+        StatisticsError: they belong to another model, or a tensor is in neither.
     """
     target = get_target(ready.recipe.target)
     monitor.stage("Choosing ranges", None)
-    if statistics is None:
+    if statistics is not None:
+        statistics.check_model(ready.graph.digest())
+    if statistics is None and cache is None:
         plan = weights_only(ready.plan)
     else:
-        statistics.check_model(ready.graph.digest())
-        plan = resolve(ready.plan, statistics, ready.recipe, target)
+        plan = resolve(ready.plan, statistics, ready.recipe, target, cache)
     for note in plan.notes:
         monitor.warn(note)
     monitor.stage("Quantizing", None)
@@ -237,6 +295,8 @@ def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
 
 
 def _open(data: object, graph: Graph, recipe: Recipe) -> Source:
+    if isinstance(data, str | os.PathLike) and is_statistics(data):
+        raise DataError(f"{data} holds statistics, not calibration data", "It goes with `quantize --statistics`.")
     shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
     return open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)
 

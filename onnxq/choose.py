@@ -1,18 +1,22 @@
-"""Ranges and parameters for a plan, from statistics. Pure: the model is not touched."""
+"""Ranges and parameters for a plan, from statistics or a calibration cache. Pure: the model is not touched."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import DataError, StatisticsError
 from onnxq.histogram import Histogram
-from onnxq.numerics import params_from_range
+from onnxq.numerics import INT8, params_from_range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    from onnxq.caches import Cache
+    from onnxq.numerics import Range
     from onnxq.plan import Decision, Plan, Point
     from onnxq.recipe import Recipe
     from onnxq.statistics import Statistics
@@ -21,28 +25,61 @@ if TYPE_CHECKING:
 _CLIPPING_BY_CHOICE = ("auto", "entropy")  # they would clip a protected tensor without being told to
 
 
-def resolve(plan: Plan, statistics: Statistics, recipe: Recipe, target: Target) -> Plan:
+CACHED = "calibration cache"
+"""What stands as calibrator where a range came from one."""
+
+
+def resolve(
+    plan: Plan, statistics: Statistics | None, recipe: Recipe, target: Target, cache: Cache | None = None
+) -> Plan:
     """The plan with a range and parameters at every point. Points of one group get the same, from all their values.
 
+    What the cache holds is taken from it, ±127 scale; the rest comes from the statistics.
+
     Raises:
-        StatisticsError: a tensor of the plan was not observed.
+        StatisticsError: a tensor of the plan was not observed and has no scale in the cache.
         DataError: a tensor held no finite value.
     """
-    groups: dict[str, list[Point]] = {}
-    for point in plan.points.values():
-        groups.setdefault(point.group, []).append(point)
-    points: dict[str, Point] = {}
     notes = list(plan.notes)
-    for members in groups.values():
-        histogram = merged(members, statistics.tensors)
-        if histogram.amax == 0.0:
-            notes.append(f"{members[0].tensor}: only zeros were seen; its scale is a guess. Does the data reach it?")
-        name = _calibrator_name(members, recipe)
-        found = make_calibrator(name, recipe.percentile)(histogram, target.activation)
+    if cache is not None:
+        notes += _cache_notes(plan, cache, target, measured=statistics is not None)
+    points: dict[str, Point] = {}
+    for members in _groups(plan):
+        found = _cached_range(members, cache)
+        name = CACHED
+        if found is None:
+            histogram = merged(members, {} if statistics is None else statistics.tensors)
+            if histogram.amax == 0.0:
+                text = "only zeros were seen; its scale is a guess. Does the data reach it?"
+                notes.append(f"{members[0].tensor}: {text}")
+            name = _calibrator_name(members, recipe)
+            found = make_calibrator(name, recipe.percentile)(histogram, target.activation)
         params = params_from_range(*found, target.activation)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
     return replace(plan, points=ordered, notes=tuple(notes))
+
+
+def uncached(plan: Plan, cache: Cache) -> tuple[Point, ...]:
+    """The points whose range the cache does not tell, not even through what they are copies of or grouped with."""
+    return tuple(p for members in _groups(plan) if _cached_range(members, cache) is None for p in members)
+
+
+def symmetric_scales(
+    resolved: Plan, tensors: Mapping[str, Histogram], recipe: Recipe, protected: Collection[str] = ()
+) -> dict[str, np.float32]:
+    """Tensor -> scale for symmetric int8, sorted: the plan's points as they were resolved, the others by themselves.
+
+    Left out are other tensors of which nothing but zeros was seen: any scale would be invented. `protected` names
+    tensors that auto and entropy must not clip. The plan must be resolved for a symmetric int8 target.
+    """
+    scales = {}
+    for name, histogram in tensors.items():
+        if histogram.amax > 0.0:
+            calibrator = make_calibrator(_unclipped(recipe, protected=name in protected), recipe.percentile)
+            scales[name] = np.float32(params_from_range(*calibrator(histogram, INT8), INT8).scale)
+    scales |= {p.tensor: np.float32(p.params.scale) for p in resolved.points.values() if p.params is not None}
+    return dict(sorted(scales.items()))
 
 
 def weights_only(plan: Plan) -> Plan:
@@ -81,8 +118,65 @@ def _calibrator_name(members: Sequence[Point], recipe: Recipe) -> str:
     said = [p.calibrator for p in members if p.calibrator is not None]
     if said:
         return said[0]
-    protected = any(p.protected for p in members) and recipe.calibrator in _CLIPPING_BY_CHOICE
-    return "minmax" if protected else recipe.calibrator
+    return _unclipped(recipe, protected=any(p.protected for p in members))
+
+
+def _unclipped(recipe: Recipe, *, protected: bool) -> str:
+    return "minmax" if protected and recipe.calibrator in _CLIPPING_BY_CHOICE else recipe.calibrator
+
+
+def _groups(plan: Plan) -> list[list[Point]]:
+    groups: dict[str, list[Point]] = {}
+    for point in plan.points.values():
+        groups.setdefault(point.group, []).append(point)
+    return list(groups.values())
+
+
+# -- from a cache ----------------------------------------------------------------------------------------------
+
+
+def _cached_range(members: Sequence[Point], cache: Cache | None) -> Range | None:
+    """The widest range that the cache has for one of the group; exact, so that the scale comes back bit for bit."""
+    if cache is None or not (known := _cached(members, cache)):
+        return None
+    amax = max(known.values())
+    return -amax, amax
+
+
+def _cached(members: Sequence[Point], cache: Cache) -> dict[str, float]:
+    """Name in the cache -> amax, for the group's tensors, or what they are moved copies of."""
+    names = (next((n for n in (p.tensor, p.observe) if n in cache.scales), None) for p in members)
+    return {name: cache.amax(name) for name in names if name is not None}
+
+
+def _cache_notes(plan: Plan, cache: Cache, target: Target, *, measured: bool) -> list[str]:
+    notes = []
+    if missing := uncached(plan, cache):
+        names = ", ".join(_said(p, cache) for p in sorted(missing, key=lambda p: p.tensor))
+        text = f"the calibration cache has no scale for {len(missing)} of {len(plan.points)} quantized tensors: {names}"
+        if not measured:
+            raise StatisticsError(
+                text,
+                "Calibrate them from data (--data or --statistics), or keep their readers in float with --exclude.",
+            )
+        notes.append(f"{text}; theirs were calibrated from data")
+    for members in _groups(plan):
+        known = _cached(members, cache)
+        if len(set(known.values())) > 1:
+            values = ", ".join(f"{name} {amax:.6g}" for name, amax in sorted(known.items()))
+            notes.append(f"one scale for tensors of different ranges in the cache, the largest: {values}")
+    lent = {p.tensor for p in plan.points.values() if p.tensor not in cache.scales} - {p.tensor for p in missing}
+    if lent:
+        names = ", ".join(sorted(lent))
+        notes.append(f"not in the cache, so the scale of what they are copied from or joined with: {names}")
+    if not target.activation.symmetric or not target.activation.signed:
+        notes.append(f"a cache holds symmetric ranges; for {target.name} ranges from data may be tighter")
+    return notes
+
+
+def _said(point: Point, cache: Cache) -> str:
+    odd = {point.tensor, point.observe} & set(cache.unusable)
+    return f"{point.tensor} (zero or not finite there)" if odd else point.tensor
 
 
 def _has_weight(plan: Plan, node: str) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click  # noqa: TID251  this is the wall
 
@@ -13,13 +15,13 @@ import onnxq
 from onnxq.errors import OnnxqError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
     from onnxq.report import Summary
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 1, 2, 3
 
 Command = "Callable[..., None]"
 
@@ -39,6 +41,9 @@ def main() -> None:
         if error.hint:
             click.echo(f"  {error.hint}", err=True)
         sys.exit(EXIT_USAGE if isinstance(error, RecipeError) else EXIT_FAILED)
+    except BrokenPipeError:  # whoever read the output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
     except (OSError, MemoryError) as error:
         click.echo(f"error: {type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_FAILED)
@@ -93,6 +98,11 @@ def _recipe(options: dict[str, Any]) -> Recipe:
     return dataclasses.replace(base, rules=base.rules + rules, **given)
 
 
+def _paths(*given: str | Path | None) -> list[Path]:
+    """What was given of files; a text that is none, as random:8, is a path that does not exist."""
+    return [Path(item) for item in given if item]
+
+
 # -- commands --------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +111,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
 @click.option("--data", help="Calibration data: folder, .npz, .npy, .json, script.py[:function], random:N.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: <name>.int8.onnx here].")
 @click.option("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
+@click.option("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
 @_recipe_options
 @_talk_options
 def quantize(
@@ -108,10 +119,12 @@ def quantize(
     data: str | None,
     output: Path | None,
     statistics_file: str | None,
+    cache_file: str | None,
     **options: Any,
 ) -> None:
     """Quantize MODEL to int8, and write it with its plan."""
     from onnxq import api, files, report
+    from onnxq.caches import read_cache
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
 
@@ -119,23 +132,26 @@ def quantize(
         raise click.UsageError("give --data or --statistics, not both")
     recipe = _recipe(options)
     output = output or api.default_output(model)
-    files.check_writable(output, model)
+    plan_file = output.with_suffix(".plan.json")
+    for file in (output, plan_file):
+        files.check_writable(file, *_paths(model, data, statistics_file, cache_file, options["recipe_file"]))
     with shown(quiet=options["quiet"]) as monitor:
-        if data is None and statistics_file is None:
-            data = _data_beside(model, monitor.warn)
+        cache = read_cache(cache_file) if cache_file else None
+        given = Statistics.load(statistics_file) if statistics_file else data
         ready = api.prepared(model, recipe, monitor)
-        statistics = Statistics.load(statistics_file) if statistics_file else None
-        if data is not None:
-            statistics = api.observe(ready, data, monitor)
-        graph, plan = api.lowered(ready, statistics, monitor)
+        if given is None and cache is None:
+            given = _data_beside(model, monitor.warn)
+        statistics = api.measured(ready, given, monitor, cache)
+        graph, plan = api.lowered(ready, statistics, monitor, cache)
         monitor.stage("Checking and writing", None)
         written = api.export(graph, output)
-        plan_file = output.with_suffix(".plan.json")
         files.write_text(plan_file, report.plan_json(plan, recipe, statistics))
     if not options["quiet"]:
         before = files.model_bytes(model)
         after = sum(p.stat().st_size for p in written)
-        _print_result(report.summarize(plan, before, after), plan, output, plan_file, verbose=options["verbose"])
+        if options["verbose"]:
+            _print_decisions(plan, every=True)
+        _print_result(report.summarize(plan, before, after), [*written, plan_file])
         for what, line in report.next_steps(plan, graph, output, statistics):
             click.echo(f"next, {what}:\n  {line}")
 
@@ -144,12 +160,14 @@ def quantize(
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Calibration data, as for `quantize`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Statistics file (.npz) to write.")
+@click.option("--all-tensors", is_flag=True, help="Observe every float activation, as `export-cache` wants it.")
 @_recipe_options
 @_talk_options
 def calibrate(
     model: Path,
     data: str,
     output: Path,
+    all_tensors: bool,
     **options: Any,
 ) -> None:
     """Run MODEL over the data once and save what was observed."""
@@ -157,9 +175,9 @@ def calibrate(
     from onnxq.progress import shown
 
     recipe = _recipe(options)
-    files.check_writable(output, model)
+    files.check_writable(output, *_paths(model, data, options["recipe_file"]))
     with shown(quiet=options["quiet"]) as monitor:
-        statistics = api.calibrate(model, data, recipe, monitor)
+        statistics = api.calibrate(model, data, recipe, monitor, all_tensors=all_tensors)
         api.save_statistics(statistics, output)
     if not options["quiet"]:
         click.echo(f"{output}: {len(statistics.tensors)} tensors, {statistics.samples} samples")
@@ -173,11 +191,49 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
     """Add up statistics files of one model, in any order."""
     from onnxq import api, files
 
-    files.check_writable(output)
+    files.check_writable(output, *_paths(*statistics))
     total = api.merge(statistics)
     api.save_statistics(total, output)
     if not options["quiet"]:
         click.echo(f"{output}: {len(total.tensors)} tensors, {total.samples} samples")
+
+
+@cli.command("export-cache")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--statistics", "statistics_file", required=True, help="From `onnxq calibrate --all-tensors`.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Cache to write.")
+@click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
+@click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")
+@click.option("--format", "layout", type=click.Choice(["tensorrt", "ort"]), default="tensorrt", show_default=True)
+@_recipe_options
+@_talk_options
+def export_cache(
+    model: Path,
+    statistics_file: str,
+    output: Path,
+    algorithm: str,
+    trt_version: str,
+    layout: Literal["tensorrt", "ort"],
+    **options: Any,
+) -> None:
+    """Write a calibration cache for TensorRT 8 and 10, or the table of ONNX Runtime's TensorRT provider (ort)."""
+    from onnxq import exchange, files
+    from onnxq.caches import write_cache
+    from onnxq.progress import shown
+    from onnxq.statistics import Statistics
+
+    recipe = _recipe(options)
+    files.check_writable(output, *_paths(model, statistics_file, options["recipe_file"]))
+    seen = Statistics.load(statistics_file)
+    with shown(quiet=options["quiet"]) as monitor:
+        cache = exchange.make_cache(model, seen, recipe, algorithm=algorithm, version=trt_version, monitor=monitor)
+        write_cache(cache, output, layout)
+    if options["quiet"]:
+        return
+    click.echo(f"{output}: {len(cache.scales)} tensors")
+    if lacking := exchange.without_scale(model, cache):
+        click.echo(f"without a scale, so in float, {len(lacking)} tensors of the model: {', '.join(lacking)}")
+        click.echo("  More are observed by `onnxq calibrate --all-tensors`; those that folding removes need none.")
 
 
 @cli.command()
@@ -237,6 +293,33 @@ def compare(
     )
 
 
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, tensorrt@10 or tensorrt@11.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}.")
+@_talk_options
+def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Will the target take MODEL, and run it in int8? Exit status 3 when it will not take it.
+
+    MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules.
+    """
+    from onnxq import api
+    from onnxq.checks import text
+
+    report = api.check(model, target)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    elif not quiet or not report.legal:
+        if found := text.rows(report, every=verbose):
+            _print_table(text.HEADER, list(found))
+        for rule, hint in text.advice(report):
+            click.echo(f"{rule}: {hint}")
+        for line in text.summary(report, every=verbose):
+            click.echo(line)
+    if not report.legal:
+        sys.exit(EXIT_REFUSED)
+
+
 # -- printing --------------------------------------------------------------------------------------------------
 
 
@@ -254,12 +337,12 @@ def _data_beside(model: Path, warn: Callable[[str], None]) -> str | None:
     return None
 
 
-def _print_result(summary: Summary, plan: Plan, output: Path, plan_file: Path, *, verbose: bool) -> None:
-    if verbose:
-        _print_decisions(plan, every=True)
+def _print_result(summary: Summary, written: list[Path]) -> None:
+    """What was written: the model, then its external data if it has any, which must go where the model goes."""
     _print_summary(summary)
     size = f"{_size(summary.bytes_before)} -> {_size(summary.bytes_after)}"
-    click.echo(f"wrote {output} ({size}) and {plan_file}")
+    model, *others = map(str, written)
+    click.echo(f"wrote {model} ({size}), {', '.join(others)}")
 
 
 def _print_summary(summary: Summary) -> None:
@@ -267,7 +350,8 @@ def _print_summary(summary: Summary) -> None:
     if rows:
         click.echo("weighted operators left in float:")
         _print_table(("count", "operator", "reason"), rows)
-    click.echo(f"int8: {summary.int8} of {summary.weighted} weighted operators, {summary.mac_share:.1%} of their MACs")
+    share = f"{summary.int8} of {summary.weighted} weighted operators, {summary.mac_share:.1%} of their MACs"
+    click.echo(f"int8: {share}" if summary.computed else f"int8 weights only, all computed in float: {share}")
 
 
 def _print_decisions(plan: Plan, *, every: bool) -> None:
@@ -278,7 +362,7 @@ def _print_decisions(plan: Plan, *, every: bool) -> None:
     )
 
 
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.box import SIMPLE_HEAD  # noqa: TID251  behind the wall, where it is needed
     from rich.console import Console  # noqa: TID251  likewise
     from rich.table import Table  # noqa: TID251  likewise

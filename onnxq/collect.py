@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ import numpy as np
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
 from onnxq.files import SPILL_BYTES, spill_folder, weight_bytes, write_for_runtime
-from onnxq.histogram import Histogram
+from onnxq.histogram import Tally
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
-from onnxq.statistics import Statistics
+from onnxq.statistics import Statistics, merge_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
+    from onnxq.statistics import Bounds
+
+_ROWS_TRIED = 8
 
 
 def collect(
@@ -45,51 +49,57 @@ def collect(
         ModelError: ONNX Runtime cannot load the model.
     """
     session = _session(graph, tensors, providers)
-    given = [name for name in tensors if name not in session.outputs]
-    seen = _Seen({name: Histogram.empty() for name in tensors})
-    for label, feed in _samples(session, source, monitor):
-        _check_inputs(feed, label)
-        computed = dict(zip(session.outputs, session.run(_only(session, feed), session.outputs), strict=True))
-        for name in tensors:
-            seen.count(name, feed[name] if name in given else computed.pop(name), label, monitor)
-        seen.note(feed)
+    seen = _Seen({name: Tally() for name in tensors})
+    counted: Future[None] | None = None
+    # One sample is counted while the next one runs. One thread counts, in order: the result is as without it.
+    with ThreadPoolExecutor(1) as counter:
+        for label, feed in _samples(session, source, monitor):
+            _check_inputs(feed, label)
+            seen.note(feed)
+            arrays = _observed(session, feed, tensors)
+            if counted is not None:
+                counted.result()
+            counted = counter.submit(seen.count, arrays, label, monitor)
+        if counted is not None:
+            counted.result()
     if not seen.samples:
         raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
-    return Statistics(graph.digest(), seen.tensors, seen.samples, seen.hash, seen.shapes, seen.nonfinite)
+    histograms = {name: tally.histogram() for name, tally in seen.tensors.items()}
+    return Statistics(graph.digest(), histograms, seen.samples, seen.hash, seen.shapes, seen.nonfinite)
 
 
 @dataclass
 class _Seen:
     """Running totals of one collection."""
 
-    tensors: dict[str, Histogram]
+    tensors: dict[str, Tally]
     samples: int = 0
     hash: int = 0
 
     def __post_init__(self) -> None:
-        self.shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self.shapes: dict[str, Bounds] = {}
         self.nonfinite: dict[str, str] = {}
 
-    def count(self, name: str, array: npt.NDArray[Any], label: str, monitor: Monitor) -> None:
-        """Add one tensor's values; say once per tensor that it held NaN or infinity."""
-        found = Histogram.of(array)
-        odd = found.nan + found.pos_inf + found.neg_inf
-        if odd and name not in self.nonfinite:
-            monitor.warn(
-                f"tensor {name!r} holds {found.nan} NaN, {found.pos_inf} +inf and {found.neg_inf} -inf in {label}: "
-                "they are left out of its range" + (" and saturate when quantized" if not found.nan else "")
-            )
-        if odd:
+    def count(self, arrays: dict[str, npt.NDArray[Any]], label: str, monitor: Monitor) -> None:
+        """Add a sample's tensors, which are used up; say once per tensor that it held NaN or infinity."""
+        for name, tally in self.tensors.items():
+            before = tally.nonfinite
+            tally.add(arrays.pop(name))
+            odd = tuple(after - earlier for after, earlier in zip(tally.nonfinite, before, strict=True))
+            if not any(odd):
+                continue
+            if name not in self.nonfinite:
+                monitor.warn(
+                    f"tensor {name!r} holds {odd[0]} NaN, {odd[1]} +inf and {odd[2]} -inf in {label}: "
+                    "they are left out of its range" + (" and saturate when quantized" if not odd[0] else "")
+                )
             self.nonfinite[name] = min(label, self.nonfinite.get(name, label))
-        self.tensors[name] = self.tensors[name] + found
 
     def note(self, feed: Feed) -> None:
         """Remember that a sample was seen, and its shapes, whatever the order."""
         self.samples += 1
         self.hash = (self.hash + _sample_hash(feed)) % 2**64
-        for name, array in feed.items():
-            low, high = self.shapes.get(name, (array.shape, array.shape))
-            self.shapes[name] = (tuple(map(min, low, array.shape)), tuple(map(max, high, array.shape)))
+        self.shapes = merge_shapes(self.shapes, {k: (v.shape, v.shape) for k, v in feed.items()})
 
 
 def _session(graph: Graph, tensors: Sequence[str], providers: Sequence[str]) -> Session:
@@ -116,7 +126,7 @@ def _samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tup
     for label, feed in source.samples():
         parts = split_batch(feed, source.inputs)
         if len(parts) > 1 and splits is None:
-            splits = _independent(session, feed, parts)
+            splits = _independent(session, parts)
         if len(parts) > 1 and splits:
             yield from ((f"{label}, row {row}", part) for row, part in enumerate(parts))
         else:
@@ -124,19 +134,47 @@ def _samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tup
         monitor.advance()
 
 
-def _independent(session: Session, feed: Feed, parts: Sequence[Feed]) -> bool:
-    """Whether the rows of a batch do not influence one another: then axis 0 is a batch axis."""
-    whole = session.run(_only(session, feed), session.outputs)
-    first = session.run(_only(session, parts[0]), session.outputs)
-    return all(
-        a.ndim == b.ndim
-        and a.ndim > 0
-        and a.shape[0] == b.shape[0] * len(parts)
-        and a.shape[1:] == b.shape[1:]
-        and bool(np.allclose(a[: b.shape[0]], b, rtol=1e-3, atol=1e-4 * (1 + float(np.abs(b).max(initial=0)))))
-        for a, b in zip(whole, first, strict=True)
-        if isinstance(a, np.ndarray) and a.dtype.kind == "f"
-    )
+def _independent(session: Session, parts: Sequence[Feed]) -> bool | None:
+    """Whether rows do not influence one another, so that axis 0 is a batch axis; None where they cannot show it.
+
+    Tried on some rows of a batch, together and alone: a running sum or a state along axis 0 shows in the later ones.
+    """
+    rows = sorted({round(i) for i in np.linspace(0, len(parts) - 1, _ROWS_TRIED)})
+    tried = [_only(session, parts[row]) for row in rows]
+    if all(np.array_equal(tried[0][name], part[name]) for part in tried[1:] for name in tried[0]):
+        return None
+    joined = {name: np.concatenate([part[name] for part in tried]) for name in tried[0]}
+    try:
+        whole, *alone = (session.run(feed, session.outputs) for feed in (joined, *tried))
+    except DataError:  # a model with its batch size built in; what else is wrong the run of the batch will tell
+        return False
+    return all(_joins(together, found) for together, *found in zip(whole, *alone, strict=True))
+
+
+def _joins(whole: object, parts: Sequence[npt.NDArray[Any]]) -> bool:
+    """Whether a tensor of some rows holds what the rows give alone, along whichever axis, or the same for any rows."""
+    if not isinstance(whole, np.ndarray) or whole.dtype.kind != "f":
+        return True
+    shape = parts[0].shape
+    if any(part.shape != shape for part in parts):
+        return False
+    if whole.shape == shape:
+        return all(_close(whole, part) for part in parts)
+    grown = [(*shape[:i], length * len(parts), *shape[i + 1 :]) for i, length in enumerate(shape)]
+    axes = [axis for axis, wanted in enumerate(grown) if wanted == whole.shape]
+    return any(_close(whole, np.concatenate(parts, axis)) for axis in axes)
+
+
+def _close(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+    """Equal up to the rounding of another order of summation."""
+    largest = float(np.abs(b[np.isfinite(b)]).max(initial=0))
+    return np.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
+
+
+def _observed(session: Session, feed: Feed, tensors: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of one sample. Inputs are copied: whoever made the feed may use its arrays again."""
+    computed = dict(zip(session.outputs, session.run(_only(session, feed), session.outputs), strict=True))
+    return {name: computed[name] if name in computed else feed[name].copy() for name in tensors}
 
 
 def _only(session: Session, feed: Feed) -> dict[str, npt.NDArray[Any]]:
@@ -145,7 +183,7 @@ def _only(session: Session, feed: Feed) -> dict[str, npt.NDArray[Any]]:
 
 def _check_inputs(feed: Feed, label: str) -> None:
     for name, array in feed.items():
-        if array.dtype.kind == "f" and np.isnan(array).any():
+        if array.dtype.kind in "fV" and np.isnan(array).any():  # V: bfloat16
             where = np.argwhere(np.isnan(array))[0].tolist()
             raise DataError(f"{label}: input {name!r} holds NaN, first at {where}", "Repair or leave out this sample.")
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
 
 
+_FLOATS = ("float16", "float32", "float64")
+_WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
 @dataclass(frozen=True)
 class TensorError:
     """How far one tensor of the quantized model is from the float model's, over all samples.
@@ -69,7 +73,8 @@ class _Sums:
         a, b = reference.astype(np.float64).reshape(-1), actual.astype(np.float64).reshape(-1)
         finite = np.isfinite(a) & np.isfinite(b)  # an -inf mask is equal on both sides or shows in max_abs
         if not finite.all():
-            self.max_abs = math.inf if not np.array_equal(a[~finite], b[~finite], equal_nan=True) else self.max_abs
+            if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+                self.noise = self.max_abs = math.inf
             a, b = a[finite], b[finite]
         self.signal += float(a @ a)
         self.noise += float((a - b) @ (a - b))
@@ -106,12 +111,15 @@ def compare_graphs(
     samples = 0
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         sessions = [_session(g, names, providers, Path(folder) / str(i)) for i, g in enumerate((reference, quantized))]
+        if extra := {*sessions[1].inputs} - {*sessions[0].inputs}:
+            raise ModelError(f"the quantized model has an input of its own, {min(extra)!r}", "Is it the same model?")
         for _, feed in source.samples():
             left, right = (s.run({k: feed[k] for k in s.inputs}, names) for s in sessions)
             for name, a, b in zip(names, left, right, strict=True):
-                if not isinstance(a, np.ndarray) or a.shape != b.shape:
+                if a.shape != b.shape:
                     raise ModelError(
-                        f"{name!r} has another shape or type in the quantized model", "Is it the same model?"
+                        f"{name!r} is of shape {list(a.shape)} in the float model, {list(b.shape)} in the other",
+                        "Is it the same model? Outputs whose size depends on the data cannot be compared.",
                     )
                 sums[name].add(a, b)
             samples += 1
@@ -121,15 +129,25 @@ def compare_graphs(
 
 def _common(reference: Graph, quantized: Graph, *, layers: bool) -> list[str]:
     def names(graph: Graph) -> list[str]:
+        if layers:  # a file need not say the types of what lies between input and output
+            graph = graph.copy()
+            graph.infer_shapes()
         values = (v for n in graph.nodes for v in n.outputs) if layers else graph.outputs
-        floats = ("float16", "float32", "float64")
-        return [str(v.name) for v in values if v.name and (graph.dtype(v) in floats or not layers)]
+        kinds = _FLOATS if layers else (*_FLOATS, *_WHOLE)
+        return [str(v.name) for v in values if v.name and graph.dtype(v) in kinds]
 
     others = set(names(quantized))
     common = [name for name in dict.fromkeys(names(reference)) if name in others]
     if not common:
-        raise ModelError("the two models have no tensor of the same name to compare", "Is it the same model?")
+        raise ModelError(
+            "the two models have no numeric tensor of the same name to compare",
+            f"The outputs are {_listed(reference)} in the float model and {_listed(quantized)} in the other.",
+        )
     return common
+
+
+def _listed(graph: Graph) -> str:
+    return ", ".join(repr(v.name) for v in graph.outputs)
 
 
 def _session(graph: Graph, names: Sequence[str], providers: Sequence[str], folder: Path) -> Session:

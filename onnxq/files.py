@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
 
 from onnxq.errors import ModelError, OutputError
-from onnxq.graph import Graph, normalized
+from onnxq.graph import Graph, check_proto, normalized, tensor_bytes
+from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import os
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
+    import numpy.typing as npt
     import onnx
+
+    from onnxq.graph.apart import Bytes
 
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """A model with more weight bytes than this goes out with external data: protobuf ends at 2 GiB."""
@@ -35,32 +39,70 @@ def load(path: str | os.PathLike[str]) -> Graph:
         ModelError: not found, not ONNX, truncated, or external data missing, cut short or outside the folder.
     """
     path = Path(path)
-    proto = _read_proto(path)
+    proto, views = _read_proto(path)
     if proto.HasField("graph") and proto.graph.sparse_initializer:
         raise ModelError(f"{path} holds sparse weights", "Turn its sparse_initializer entries into dense ones first.")
-    folder = path.resolve().parent if path.is_symlink() and not _has_external(proto) else path.parent
-    for tensor in _external_tensors(proto.graph):
+    check_proto(proto, str(path))
+    external = list(_external_tensors(proto.graph, views))
+    folder = path.resolve().parent if path.is_symlink() and not external else path.parent
+    for tensor in external:
         _check_external(tensor, path, folder)
     try:
         model = ir.from_proto(proto)
         del proto
+        put_back(model, views)
         return normalized(model, str(folder))
     except ModelError:
         raise
     except Exception as error:  # whatever a malformed graph trips over in the library
         raise ModelError(
             f"{path} is not a valid ONNX model: {_innermost(error)}",
-            "Check it with `python -m onnx.checker` and export it again.",
+            "Copy the file again, or export it again.",
         ) from error
 
 
 def spill(graph: Graph) -> Graph:
-    """Move the weights to a temporary file that lives as long as the graph, so that memory holds none of them."""
+    """Move the weights to a temporary file that lives as long as the graph, so that memory holds none of them.
+
+    The graph given gives up its own; copies of it keep theirs.
+    """
     folder = _Folder()
-    target = folder.path / "model.onnx"
-    _write(graph, target, "weights")
-    model = ir.load(target)
-    return Graph(model, folder)
+    values = [v for part in graph.model.graphs() for v in part.initializers.values()]
+    large = [v for v in values if v.const_value is not None and v.const_value.nbytes > SMALL_BYTES]
+    tensors = [v.const_value for v in large if v.const_value is not None]
+    written = ir.external_data.convert_tensors_to_external(tensors, folder.path, "weights")
+    for value, found in zip(large, written, strict=True):
+        value.const_value = _FileTensor(
+            found.location,
+            found.offset,
+            found.length,
+            found.dtype,
+            shape=ir.Shape(found.shape),
+            name=str(value.name),
+            doc_string=found.doc_string,
+            base_dir=folder.path,
+        )
+    return Graph(graph.model, folder)
+
+
+class _FileTensor(ir.ExternalTensor):
+    """An external tensor that forgets what it read, which then lives as long as the reader holds it.
+
+    onnx_ir's own keeps each mapping that was ever read, and mapped pages count as the process's memory.
+    """
+
+    __slots__ = ()
+
+    def numpy(self) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = super().numpy()
+        self._array = self.raw = None
+        return array
+
+    def __array__(self, dtype: Any = None) -> npt.NDArray[Any]:  # noqa: ANN401  as onnx_ir's own
+        return self.numpy().__array__(dtype)
+
+    def tobytes(self) -> bytes:
+        return self.numpy().tobytes()
 
 
 def weight_bytes(graph: Graph) -> int:
@@ -75,7 +117,7 @@ def write_for_runtime(graph: Graph, folder: Path) -> Path:
     if external and not _weights_in(graph, folder):
         _write(graph, path, "run.weights")
     else:
-        ir.save(graph.model, path)
+        ir.save(graph.model, path, format="protobuf")
     return path
 
 
@@ -87,9 +129,10 @@ def spill_folder(graph: Graph) -> Path | None:
 
 def model_bytes(path: Path) -> int:
     """Bytes of a model file and of the external data it names."""
-    proto = _read_proto(path)
-    names = {e.value for t in _external_tensors(proto.graph) for e in t.external_data if e.key == "location"}
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+    proto, views = _read_proto(path)
+    names = {e.value for t in _external_tensors(proto.graph, views) for e in t.external_data if e.key == "location"}
+    sizes: list[int] = [(path.parent / name).stat().st_size for name in names]
+    return path.stat().st_size + sum(sizes)
 
 
 def save(
@@ -107,18 +150,18 @@ def save(
     path = Path(path)
     with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
         target = Path(aside) / path.name
-        written = [path]
-        if weight_bytes(graph) > external_bytes:
-            name = f"{path.name}.{graph.digest()[:12]}.data"
-            _write(graph, target, name)
+        if weight_bytes(graph) <= external_bytes:
+            ir.save(graph.inlined(), target, format="protobuf")
             _check(target, check)
-            (Path(aside) / name).replace(path.parent / name)
-            written.append(path.parent / name)
+            target.replace(path)
+            written = [path]
         else:
-            ir.save(graph.inlined(), target)
+            data = path.parent / f"{path.name}.{graph.digest()[:12]}.data"
+            _write(graph, target, data.name)
             _check(target, check)
-        target.replace(path)
-        _drop_stale_data(path, keep=written)
+            _move_both(target, path, Path(aside) / data.name, data)
+            written = [path, data]
+        _drop_stale_data(path, keep={*written, *graph.data_files()})
     return written
 
 
@@ -143,18 +186,22 @@ def write_text(path: Path, text: str) -> None:
     write_aside(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
-def check_writable(path: Path, source: Path | None = None) -> None:
+def check_writable(path: Path, *sources: Path) -> None:
     """Fail before the work, not after it.
 
     Raises:
-        OutputError: the output would replace the input, or its folder is missing or not writable.
+        OutputError: the output would replace one of the sources, or its folder is missing or not writable.
     """
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise OutputError(f"{path} is the input itself", "Give another output with -o.")
+    if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
+        raise OutputError(f"the output {path} is itself an input", "Give another output with -o.")
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "Name a file with -o.")
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder", "Make it first, or choose another output with -o.")
+        what = "is not a folder" if path.parent.exists() else "does not exist"
+        raise OutputError(
+            f"{path} cannot be written: the folder {path.parent} {what}",
+            "Make the folder first, or choose another output with -o.",
+        )
     with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent):
         pass
 
@@ -176,16 +223,19 @@ class _Folder:
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def _read_proto(path: Path) -> onnx.ModelProto:
+def _read_proto(path: Path) -> tuple[onnx.ModelProto, Mapping[str, Bytes]]:
+    """The model, and the bytes of those weights that were left in the file: the larger ones of a large model."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]  # has no types
 
     if path.is_dir():
         raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
     try:
-        data = path.read_bytes()
+        data, views = read_apart(path, SPILL_BYTES)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
+    if not data:
+        raise ModelError(f"{path} is empty", "Copy or export the file again.")
     if data.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the model", "Fetch the file itself with `git lfs pull`.")
     proto = onnx.ModelProto()
@@ -193,19 +243,24 @@ def _read_proto(path: Path) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except DecodeError as error:
         begun = data[:1] == b"\x08"  # field 1 (ir_version) as a varint: how every ONNX writer begins
-        what = "is cut short or damaged" if begun else "is not an ONNX model"
+        size = f"({path.stat().st_size:,} bytes)"
+        if not begun:
+            raise ModelError(f"{path} is not an ONNX model {size}", "Name the .onnx file of a model.") from error
         raise ModelError(
-            f"{path} {what} ({len(data):,} bytes)", "Copy or export the file again and compare its size."
+            f"{path} is cut short or damaged {size}", "Copy or export the file again and compare its size."
         ) from error
     if not proto.HasField("graph") or not proto.graph.output:
-        what = "is empty" if not data else "is not an ONNX model: it holds no graph with outputs"
-        raise ModelError(f"{path} {what}", "Name the .onnx file of a model.")
-    return proto
+        raise ModelError(
+            f"{path} is no whole ONNX model: it holds no graph with outputs ({path.stat().st_size:,} bytes)",
+            "Name the .onnx file of a model; if this is one, copy or export it again and compare its size.",
+        )
+    return proto, views
 
 
-def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _external_tensors(graph: onnx.GraphProto, views: Collection[str] = ()) -> Iterator[onnx.TensorProto]:
+    """Every tensor in external data; not the weights named in `views`, which lie in the model file itself."""
     for tensor in graph.initializer:
-        if tensor.data_location == tensor.EXTERNAL:
+        if tensor.data_location == tensor.EXTERNAL and tensor.name not in views:
             yield tensor
     for node in graph.node:
         for attribute in node.attribute:
@@ -213,10 +268,6 @@ def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from (t for t in tensors if t.data_location == t.EXTERNAL)
             for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _external_tensors(body)
-
-
-def _has_external(proto: onnx.ModelProto) -> bool:
-    return next(_external_tensors(proto.graph), None) is not None
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path, folder: Path) -> None:
@@ -233,13 +284,22 @@ def _check_external(tensor: onnx.TensorProto, path: Path, folder: Path) -> None:
             f"{path}: the external data file {location!r} of weight {tensor.name!r} is missing",
             f"Put it beside the model, into {folder}.",
         )
+    size, needed = target.stat().st_size, tensor_bytes(tensor)
     try:
-        end = int(info.get("offset", 0)) + int(info.get("length", 0))
+        offset = int(info.get("offset", 0))
+        length = int(info.get("length", size - offset))
     except ValueError:
-        end = -1
-    if end < 0 or end > target.stat().st_size:
+        offset = length = -1
+    if offset < 0 or length < 0 or length != needed:
         raise ModelError(
-            f"{path}: the external data file {location!r} is too short for weight {tensor.name!r}",
+            f"{path}: weight {tensor.name!r} needs {needed:,} bytes, but its entry says offset "
+            f"{info.get('offset', 0)!s}, length {info.get('length', 'none')!s} in {location!r}",
+            "The model and its data file do not belong together, or the model is damaged. Copy or export both again.",
+        )
+    if offset + length > size:
+        raise ModelError(
+            f"{path}: the external data file {location!r} is too short for weight {tensor.name!r}: "
+            f"{size:,} bytes, {offset + length:,} needed",
             "Copy the data file again; it was cut short.",
         )
 
@@ -255,7 +315,7 @@ def _innermost(error: BaseException) -> str:
 
 def _write(graph: Graph, target: Path, data_name: str) -> None:
     """Save with external data, leaving the graph's own (lazy) weights as they are."""
-    ir.save(graph.model, target, external_data=data_name)
+    ir.save(graph.model, target, format="protobuf", external_data=data_name)
 
 
 def _check(path: Path, check: bool) -> None:
@@ -272,14 +332,30 @@ def _check(path: Path, check: bool) -> None:
         ) from error
 
 
+def _move_both(model: Path, model_to: Path, data: Path, data_to: Path) -> None:
+    """Data first: a reader of the old model finds its own, under another name, until the new model takes its place."""
+    known = data_to.exists()  # the digest in its name says that it holds the same
+    data.replace(data_to)
+    try:
+        model.replace(model_to)
+    except OSError:
+        if not known:
+            data_to.unlink()
+        raise
+
+
 def _weights_in(graph: Graph, folder: Path) -> bool:
-    big = [v.const_value for v in graph.weights.values() if v.const_value is not None and v.const_value.nbytes > 1024]
+    big = [
+        v.const_value
+        for v in graph.weights.values()
+        if v.const_value is not None and v.const_value.nbytes > SMALL_BYTES
+    ]
     return all(isinstance(t, ir.ExternalTensor) and Path(t.path).parent == folder for t in big)
 
 
-def _drop_stale_data(path: Path, keep: list[Path]) -> None:
+def _drop_stale_data(path: Path, keep: set[Path]) -> None:
     for old in path.parent.glob(f"{_glob_literal(path.name)}.{'[0-9a-f]' * 12}.data"):
-        if old not in keep:
+        if old.resolve() not in {path.resolve() for path in keep}:
             old.unlink()
 
 

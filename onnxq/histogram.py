@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,9 @@ _BLOCK = 131072
 
 _SMALL = -100
 """Below this exponent the factor 2**(12 - exponent) nears float32's limit, and float64 is used."""
+
+_LANES = 4
+"""Copies of the bins that neighbouring values are counted in by turns, where many of them are the same zero."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -72,10 +76,9 @@ class Histogram:
         Raises:
             TypeError: the array is of another type.
         """
-        total, scratch = Histogram.empty(), np.empty((2, min(_BLOCK, array.size)), np.float64)
-        for block in _blocks(array):
-            total += _count(block, total.exponent, scratch)
-        return total
+        tally = Tally()
+        tally.add(array)
+        return tally.histogram()
 
     def __add__(self, other: object) -> Histogram:
         if not isinstance(other, Histogram):
@@ -167,6 +170,69 @@ class Histogram:
         return Histogram(exponent, sides[0], sides[1], *others, *(float(bound) for bound in bounds))
 
 
+class Tally:
+    """A histogram while it is being filled: many arrays are added in place, at less than the price of a sum each."""
+
+    def __init__(self) -> None:
+        self._exponent = _NO_EXPONENT
+        self._sides = np.zeros((2, BINS), np.int64)  # positive and negative
+        self._zeros = self._nan = self._pos_inf = self._neg_inf = 0
+        self._min, self._max = math.inf, -math.inf
+
+    @property
+    def nonfinite(self) -> tuple[int, int, int]:
+        """NaN, +inf and -inf counted so far."""
+        return self._nan, self._pos_inf, self._neg_inf
+
+    def histogram(self) -> Histogram:
+        """The histogram of all values counted so far."""
+        positive, negative = self._sides.copy()
+        scalars = (self._zeros, self._nan, self._pos_inf, self._neg_inf, self._min, self._max)
+        return Histogram(self._exponent, positive, negative, *scalars)
+
+    def add(self, array: npt.NDArray[Any]) -> None:
+        """Count a float16, bfloat16, float32 or float64 array of any shape and layout, in bounded memory.
+
+        Raises:
+            TypeError: the array is of another type.
+        """
+        scratch = np.empty((2, min(_BLOCK, array.size)), np.float64)  # fresh ones would cost more than counting
+        for block in _blocks(array):
+            self._add_block(block, scratch)
+
+    def _add_block(self, block: npt.NDArray[Any], scratch: npt.NDArray[np.float64]) -> None:
+        with np.errstate(invalid="ignore"):
+            low, high = float(block.min()), float(block.max())
+        if not math.isfinite(low - high) and not np.isfinite(block).all():  # low - high may itself overflow
+            self._nan += int(np.count_nonzero(np.isnan(block)))
+            self._pos_inf += int(np.count_nonzero(block == np.inf))
+            self._neg_inf += int(np.count_nonzero(block == -np.inf))
+            block = block[np.isfinite(block)]
+            if not block.size:
+                return
+            low, high = float(block.min()), float(block.max())
+        if largest := max(-low, high):
+            self._reach(math.frexp(largest)[1])
+        zeros = int(np.count_nonzero(block == 0)) if low <= 0 <= high else 0
+        bins, scaled = _bins(block, self._exponent, scratch)
+        if low < 0:
+            _count_sides(block, bins, scaled, self._sides)
+        else:
+            self._sides[0] += _count_lanes(bins) if 8 * zeros > block.size else np.bincount(bins, minlength=BINS)
+        if zeros:  # the sign bit of a -0.0 says which side it was counted on
+            minus = int(np.count_nonzero(np.signbit(block[block == 0]))) if low < 0 else 0
+            self._sides[:, 0] -= zeros - minus, minus
+        self._zeros += zeros
+        # Adding 0.0 makes a bound of -0.0 positive, whichever zero came first.
+        self._min, self._max = min(self._min, low + 0.0), max(self._max, high + 0.0)
+
+    def _reach(self, exponent: int) -> None:
+        """Widen the range to [0, 2**exponent) where it is smaller."""
+        if exponent > self._exponent:
+            self._sides = np.stack([_widen(side, exponent - self._exponent) for side in self._sides])
+            self._exponent = exponent
+
+
 def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     """The values as 1-d float32 or float64 blocks, in memory order, without a copy where they allow it."""
     if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
@@ -184,36 +250,13 @@ def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         yield from blocks
 
 
-def _count(block: npt.NDArray[Any], at_least: int, scratch: npt.NDArray[np.float64]) -> Histogram:
-    """Histogram of a block, at an exponent of at_least or the larger one that its values need.
+def _bins(
+    block: npt.NDArray[Any], exponent: int, scratch: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+    """floor(|x| * BINS * 2**-exponent) with the sign of x, and the other half of the scratch, of block's type and size.
 
-    scratch is two rows of at least block.size numbers to overwrite: fresh temporaries would cost more than counting.
+    scratch is two rows of at least block.size numbers to overwrite.
     """
-    with np.errstate(invalid="ignore"):
-        low, high = float(block.min()), float(block.max())
-    if not math.isfinite(low - high) and not np.isfinite(block).all():  # low - high may itself overflow
-        nan = int(np.count_nonzero(np.isnan(block)))
-        pos_inf, neg_inf = int(np.count_nonzero(block == np.inf)), int(np.count_nonzero(block == -np.inf))
-        nothing = np.zeros(BINS, np.int64)
-        others = Histogram(at_least, nothing, nothing, 0, nan, pos_inf, neg_inf, math.inf, -math.inf)
-        finite = block[np.isfinite(block)]
-        return others + _count(finite, at_least, scratch) if finite.size else others
-    largest = max(-low, high)
-    exponent = max(at_least, math.frexp(largest)[1]) if largest else at_least
-    zeros = int(np.count_nonzero(block == 0)) if low <= 0 <= high else 0
-    positive, negative = _bin(block, exponent, scratch, two_sided=low < 0)
-    if zeros:  # the sign bit of a -0.0 says which side it was binned on
-        minus = int(np.count_nonzero(np.signbit(block[block == 0]))) if low < 0 else 0
-        positive[0] -= zeros - minus
-        negative[0] -= minus
-    # Adding 0.0 makes a bound of -0.0 positive, whichever zero came first.
-    return Histogram(exponent, positive, negative, zeros, 0, 0, 0, low + 0.0, high + 0.0)
-
-
-def _bin(
-    block: npt.NDArray[Any], exponent: int, scratch: npt.NDArray[np.float64], *, two_sided: bool
-) -> tuple[Counts, Counts]:
-    """Counts of both sides; zeros go into bin 0 of their sign's side (all positive if not two_sided)."""
     fast = block.dtype == np.float32 and exponent >= _SMALL
     values = block if fast else block.astype(np.float64, copy=False)
     scaled = scratch[0].view(values.dtype)[: values.size]
@@ -223,14 +266,34 @@ def _bin(
         np.ldexp(values, _LOG2_BINS - exponent, out=scaled)
     bins = scratch[1].view(np.int32)[: values.size]
     np.copyto(bins, scaled, casting="unsafe")  # truncates towards 0
-    if not two_sided:
-        return np.bincount(bins, minlength=BINS), np.zeros(BINS, np.int64)
-    signs = scaled.view(f"i{values.itemsize}")
-    np.right_shift(values.view(signs.dtype), 8 * values.itemsize - 1, out=signs)  # the sign bit: -1 or 0
+    return bins, scratch[0].view(block.dtype)[: block.size]
+
+
+def _count_sides(
+    block: npt.NDArray[Any], bins: npt.NDArray[np.int32], spare: npt.NDArray[Any], sides: npt.NDArray[np.int64]
+) -> None:
+    """Add the counts of both sides to `sides`; zeros go into bin 0 of their sign's side. spare is overwritten."""
+    signs = spare.view(f"i{block.itemsize}")
+    np.right_shift(block.view(signs.dtype), 8 * block.itemsize - 1, out=signs)  # the sign bit: -1 or 0
     bins += signs  # so bin k of -x is -1 - k, apart from bin 0 of x
     bins += BINS
     counts = np.bincount(bins, minlength=2 * BINS)
-    return counts[BINS:].copy(), counts[BINS - 1 :: -1].copy()
+    sides[0] += counts[BINS:]
+    sides[1] += counts[BINS - 1 :: -1]
+
+
+def _count_lanes(bins: npt.NDArray[np.int32]) -> Counts:
+    """np.bincount of bins, which are overwritten. A counter that is hit twice in a row waits for itself."""
+    bins += _lanes(_BLOCK)[: bins.size]
+    counts: Counts = np.bincount(bins, minlength=_LANES * BINS).reshape(_LANES, BINS).sum(axis=0)
+    return counts
+
+
+@lru_cache(maxsize=1)
+def _lanes(size: int) -> npt.NDArray[np.int32]:
+    lanes = np.arange(size, dtype=np.int32) % _LANES * BINS
+    lanes.flags.writeable = False
+    return lanes
 
 
 def _widen(counts: Counts, doublings: int) -> Counts:

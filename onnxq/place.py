@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onnxq.patterns import find_patterns, labels
+from onnxq.patterns.pairs import COPIES, arrives_quantized, existing_pair, kept, origin, shifted
+from onnxq.patterns.residuals import CONVOLUTIONS, broadcasts, convolution_behind, depths
 from onnxq.plan import Decision, Plan, Point, WeightPoint
 from onnxq.weighted import (
-    COPIES,
     FLOAT_TYPES,
-    arrives_quantized,
-    existing_pair,
     input_site,
     is_quantized_already,
     macs,
-    origin,
     weight_of,
     why_float,
     why_small,
@@ -40,7 +38,6 @@ BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", 
 _FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 @dataclass
@@ -117,7 +114,7 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Plan:
         target,
         recipe,
         {p.output: p for p in patterns},
-        _depths(graph),
+        depths(graph),
         {str(v.name): v for v in graph.values()},
     )
     weights = _place_weighted(sites)
@@ -133,7 +130,7 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Plan:
         points=_points(sites),
         weights=weights,
         decisions=tuple(_decisions(sites, labels(patterns))),
-        kept=_kept(graph),
+        kept=kept(graph),
         joins=tuple((node, index, tensor) for (node, index), tensor in sites.kept.items()),
         notes=_notes(graph),
     )
@@ -186,9 +183,10 @@ def _place_residual(sites: _Sites, node: Node) -> None:
     graph = sites.graph
     if a is None or b is None or a is b or graph.is_const(a) or graph.is_const(b):
         return
-    if graph.dtype(a) not in FLOAT_TYPES or _broadcasts(graph, a, b):
+    if graph.dtype(a) not in FLOAT_TYPES or broadcasts(graph, a, b):
         return
-    branches = [i for i, v in enumerate((a, b)) if _ends_in_convolution(sites, v)]
+    ends = [convolution_behind(graph, v, sites.patterns) for v in (a, b)]
+    branches = [i for i, conv in enumerate(ends) if conv is not None and _is_int8(sites, conv)]
     if not branches:
         return
     # With a convolution on both sides the shortcut is the shorter one.
@@ -197,55 +195,16 @@ def _place_residual(sites: _Sites, node: Node) -> None:
     sites.int8[node.name or ""] = "residual: fuses into the convolution, its identity input is int8"
 
 
-def _ends_in_convolution(sites: _Sites, value: Value) -> bool:
-    """Whether the tensor is a quantized convolution's result, with at most a bias, BatchNorm or SiLU on the way."""
-    graph, found = sites.graph, value
-    while graph.only_user(found) is not None:
-        node = graph.producer(found)
-        if node is None:
-            return False
-        if node.op_type in _CONVOLUTIONS:
-            return _is_int8(sites, node)
-        pattern = sites.patterns.get(str(found.name))
-        if pattern is not None and pattern.kind == "SiLU":
-            return _activates_convolution(sites, pattern)
-        if node.op_type in ("Add", "Mul") and sum(map(graph.is_const, node.inputs)) == 1:
-            found = next(v for v in node.inputs if v is not None and not graph.is_const(v))
-        elif node.op_type == "BatchNormalization" and node.inputs[0] is not None:
-            found = node.inputs[0]
-        else:
-            return False
-    return False
-
-
-def _activates_convolution(sites: _Sites, pattern: Pattern) -> bool:
-    """Whether the pattern reads a quantized convolution, with a BatchNorm between at most, that nothing else reads."""
-    graph, source = sites.graph, sites.named[pattern.input]
-    if source.is_graph_output() or any(user.name not in pattern.nodes for user, _ in graph.users(source)):
-        return False
-    norm = graph.producer(source, "BatchNormalization")
-    node = graph.producer(source if norm is None else norm.inputs[0], *_CONVOLUTIONS)
-    return node is not None and _is_int8(sites, node)
-
-
 def _is_int8(sites: _Sites, node: Node) -> bool:
     return sites.int8.get(node.name or "", "").startswith("int8")
-
-
-def _broadcasts(graph: Graph, a: Value, b: Value) -> bool:
-    one, other = graph.shape(a), graph.shape(b)
-    if one is None or other is None:
-        return False
-    known = [(x, y) for x, y in zip(one, other, strict=False) if isinstance(x, int) and isinstance(y, int)]
-    return len(one) != len(other) or any(x != y for x, y in known)
 
 
 def _place_norm(sites: _Sites, node: Node) -> None:
     """LayerNorm behind a convolution: it computes in float, but reading int8 it lets the convolution write int8."""
     graph, value = sites.graph, node.inputs[0]
     while value is not None and graph.only_user(value) is not None:
-        maker = graph.producer(value, *COPIES, *_CONVOLUTIONS)
-        if maker is not None and maker.op_type in _CONVOLUTIONS and _is_int8(sites, maker):
+        maker = graph.producer(value, *COPIES, *CONVOLUTIONS)
+        if maker is not None and maker.op_type in CONVOLUTIONS and _is_int8(sites, maker):
             sites.quantize(node, 0)
             sites.floats[node.name or ""] = "runs in float, its input is int8 for the convolution before it"
         value = maker.inputs[0] if maker is not None and maker.op_type in COPIES else None
@@ -258,17 +217,24 @@ def _place_inner(sites: _Sites) -> None:
             continue
         if node.op_type == "Concat":
             _place_concat(sites, node)
-        elif node.op_type in sites.target.both_ends and _from_int8(sites, node.inputs[0]):
-            sites.quantize(node, 0)
-            sites.int8[node.name or ""] = "pool with int8 at both ends"
-        elif node.op_type == "Resize" and _interpolates(sites.graph, node) and _from_int8(sites, node.inputs[0]):
-            sites.quantize(node, 0)
-            sites.int8[node.name or ""] = "resizes int8, one scale at both ends"
+        elif (kind := _reads_and_writes_int8(sites, node)) is not None:
+            if _from_int8(sites, node.inputs[0]):
+                sites.quantize(node, 0)
+                sites.int8[node.name or ""] = kind
+            else:
+                sites.floats[node.name or ""] = "what it reads is float"
+
+
+def _reads_and_writes_int8(sites: _Sites, node: Node) -> str | None:
+    """How the operator runs in int8 if it is one that needs int8 at both ends, else None."""
+    if node.op_type in sites.target.both_ends:
+        return "pool with int8 at both ends"
+    return "int8 at both ends, one scale" if _interpolates(sites.graph, node) else None
 
 
 def _interpolates(graph: Graph, node: Node) -> bool:
-    """Whether a Resize makes no value beyond those it reads; cubic interpolation overshoots."""
-    return graph.attribute(node, "mode", "nearest") in ("nearest", "linear")
+    """Whether the node is a Resize that makes no value beyond those it reads; a cubic one overshoots."""
+    return node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") in ("nearest", "linear")
 
 
 def _place_concat(sites: _Sites, node: Node) -> None:
@@ -282,7 +248,7 @@ def _place_concat(sites: _Sites, node: Node) -> None:
     if any(arrives_quantized(graph, v) or existing_pair(graph, v) is not None for v in (*inputs, *points)):
         sites.floats[node.name or ""] = "meets scales that the model has already"
         return
-    for index, value in enumerate(inputs):
+    for index in range(len(inputs)):
         sites.quantize(node, index)
     for value in (*inputs, *points):
         sites.unite(value, points[0])
@@ -307,17 +273,18 @@ def _from_int8(sites: _Sites, value: Value | None) -> bool:
     """Whether the tensor leaves a quantized operator, perhaps through an activation: int8 costs nothing there."""
     if value is None or sites.graph.dtype(value) not in FLOAT_TYPES:
         return False
-    if sites.is_point(value):
-        return True
     node = sites.graph.producer(value)
+    if sites.is_point(value) or (node is not None and node.name in sites.int8):
+        return True
     pattern = sites.patterns.get(str(value.name))
     if pattern is not None and pattern.kind in ("SiLU", "HardSwish"):
         return _from_int8(sites, sites.named.get(pattern.input))
     if node is None:
         return False
-    if node.name in sites.int8:
-        return True
-    moves = node.op_type in _FUSED or node.op_type in sites.target.movers or node.op_type == "Resize"
+    if node.op_type == "Concat":
+        return all(_from_int8(sites, v) for v in node.inputs)
+    moves = node.op_type in _FUSED or node.op_type in sites.target.movers
+    moves = moves or (_reads_and_writes_int8(sites, node) is not None and not sites.excluded(node))
     return moves and _from_int8(sites, node.inputs[0])
 
 
@@ -351,8 +318,8 @@ def _points(sites: _Sites) -> dict[str, Point]:
 
 
 def _observed(sites: _Sites, value: Value) -> str:
-    """Whose values to look at. Where a Concat's or MaxPool's input shares the scale, its values say enough."""
-    node = sites.graph.producer(value, "Concat", "MaxPool")
+    """Whose values to look at. Where an input of Concat, MaxPool or Resize shares the scale, its values say enough."""
+    node = sites.graph.producer(value, "Concat", "MaxPool", "Resize")
     if node is not None and node.inputs[0] is not None and str(node.inputs[0].name) in sites.uses:
         source = node.inputs[0]
         if sites.root(str(source.name)) == sites.root(str(value.name)):
@@ -360,31 +327,10 @@ def _observed(sites: _Sites, value: Value) -> str:
     return str(origin(sites.graph, value).name)
 
 
-def _depths(graph: Graph) -> dict[str, int]:
-    """Tensor -> number of nodes on the longest path to it."""
-    depth: dict[str, int] = {}
-    for node in graph.nodes:
-        deepest = max((depth.get(str(v.name), 0) for v in node.inputs if v is not None), default=0)
-        depth |= {str(v.name): deepest + 1 for v in node.outputs}
-    return {**{str(v.name): 0 for v in graph.inputs}, **depth}
-
-
-def _kept(graph: Graph) -> tuple[str, ...]:
-    """Tensors that the model quantizes already."""
-    quantized = (n.inputs[0] for n in graph.nodes if n.op_type == "QuantizeLinear")
-    return tuple(dict.fromkeys(str(v.name) for v in quantized if v is not None))
-
-
 def _notes(graph: Graph) -> tuple[str, ...]:
-    """What to know about pairs that the model brought along."""
-    pairs = (n for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") and len(n.inputs) > 2)
-    odd = [n for n in pairs if (zero := graph.const(n.inputs[2])) is not None and zero.any()]
-    if not odd:
-        return ()
-    return (
-        f"{len(odd)} Q and DQ nodes of the model, {odd[0].name!r} first, have a zero point other than 0: "
-        "they are kept, but TensorRT refuses them",
-    )
+    odd = shifted(graph)
+    text = "of the model's own Q and DQ nodes have a zero point other than 0; they are kept, but TensorRT refuses them"
+    return (f"{len(odd)} {text}: {', '.join(odd[:3])}",) if odd else ()
 
 
 def _decisions(sites: _Sites, label: dict[str, str]) -> list[Decision]:
@@ -417,7 +363,7 @@ def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
         (all(k is not None and k not in FLOAT_TYPES for k in outputs), "not floating point"),
         (node.op_type in sites.target.movers, "moves data in the precision of its neighbours"),
         (node.op_type in _FUSED, "activation, fuses into the layer before it"),
-        (node.op_type in sites.target.both_ends or node.op_type in ("Concat", "Resize"), "nothing int8 follows it"),
+        (node.op_type == "Concat" or _reads_and_writes_int8(sites, node) is not None, "nothing int8 follows it"),
         (bool(node.domain), f"custom operator ({node.domain})"),
     )
     return next((text for holds, text in reasons if holds), "runs in float; quantizing it would split a fusion")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from onnxq.monitor import Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextmanager
@@ -19,6 +19,7 @@ def shown(*, quiet: bool) -> Iterator[Monitor]:
         yield Monitor(stage=(lambda *_: None) if quiet else _say_stage, warn=_say_warning)
         return
     from rich.console import Console  # noqa: TID251  behind this wall, and only for terminals
+    from rich.markup import escape  # noqa: TID251  likewise
     from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: TID251
 
     console = Console(stderr=True)
@@ -29,21 +30,21 @@ def shown(*, quiet: bool) -> Iterator[Monitor]:
         TimeRemainingColumn(),
         console=console,
     ) as bars:
-        yield _bar_monitor(bars, console)
+        yield _bar_monitor(bars, console, escape)
 
 
-def _bar_monitor(bars: Progress, console: Console) -> Monitor:  # type: ignore[name-defined]  # noqa: F821  rich stays behind the if
+def _bar_monitor(bars: Progress, console: Console, escape: Callable[[str], str]) -> Monitor:  # type: ignore[name-defined]  # noqa: F821  rich stays behind the if
     tasks: list[int] = []
 
     def stage(text: str, total: int | None) -> None:
         if tasks:
             bars.update(tasks[-1], total=1, completed=1)
-        tasks.append(bars.add_task(text, total=total))
+        tasks.append(bars.add_task(escape(text), total=total))  # names of files and tensors may hold [brackets]
 
     def advance() -> None:
         bars.advance(tasks[-1])
 
-    return Monitor(stage, advance, lambda text: console.print(f"[yellow]warning:[/] {text}", highlight=False))
+    return Monitor(stage, advance, lambda text: console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False))
 
 
 def _say_stage(text: str, _: int | None) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError
+from onnxq.runtime import provider_names
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 WEIGHT_FORMS = ("dq", "qdq")
 WEIGHT_RANGES = ("absmax", "mse")
@@ -46,7 +47,8 @@ class Rule:
     per_channel: bool | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ops", (self.ops,) if isinstance(self.ops, str) else tuple(self.ops))
+        given: object = self.ops  # a recipe file may hold one text in place of a list
+        object.__setattr__(self, "ops", (given,) if isinstance(given, str) else tuple(self.ops))
         if self.quantize is None and self.calibrator is None and self.per_channel is None:
             raise RecipeError(f"the rule for {self} changes nothing", "Give it quantize, calibrator or per_channel.")
         if self.calibrator is not None:
@@ -89,6 +91,7 @@ class Recipe:
         make_calibrator(self.calibrator, self.percentile)
         for name in ("weight_range", "weight_form"):
             _check_choice(name, getattr(self, name))
+        provider_names(self.provider_list)
 
     @property
     def provider_list(self) -> tuple[str, ...]:
@@ -139,40 +142,59 @@ class Recipe:
         try:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise RecipeError(f"recipe {path} cannot be read: {error}", "See `Recipe` in the README.") from error
+            raise RecipeError(f"the recipe {path} cannot be read: {error}", "Is it TOML, in UTF-8?") from error
         return recipe_from_table(table, str(path))
 
 
-def recipe_from_table(table: dict[str, Any], where: str) -> Recipe:
-    """Build a recipe from parsed TOML; `where` names it in errors."""
+def recipe_from_table(table: Mapping[str, Any], where: str) -> Recipe:
+    """Build a recipe from parsed TOML.
+
+    Raises:
+        RecipeError: an unknown key or value; `where` begins the message.
+    """
+    plain, rules = {k: v for k, v in table.items() if k != "rules"}, table.get("rules", [])
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise RecipeError(f"{where}: rules is not a list of tables", "Write each rule under a line [[rules]].")
     try:
-        rules = table.pop("rules", [])
-        if not isinstance(rules, list):
-            raise RecipeError(f"{where}: rules must be an array of tables", "Write each one under [[rules]].")
-        for keys, kind in [(table, Recipe), *((r, Rule) for r in rules)]:
-            _check_keys(keys, kind, where)
-        return Recipe(**table, rules=tuple(Rule(**r) for r in rules))
-    except TypeError as error:
-        raise RecipeError(f"{where}: {error}", "A value has the wrong type.") from error
+        for keys, kind in [(plain, Recipe), *((r, Rule) for r in rules)]:
+            _check_keys(keys, kind)
+        return Recipe(**plain, rules=tuple(Rule(**r) for r in rules))
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error.message}", error.hint) from error
 
 
-def _check_keys(keys: dict[str, Any], kind: type, where: str) -> None:
-    known = [f.name for f in fields(kind)]
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "str": ("text in quotes", (str,)),
+    "str | None": ("text in quotes", (str,)),
+    "float": ("a number", (int, float)),
+    "int | None": ("a whole number", (int,)),
+    "bool | None": ("true or false", (bool,)),
+    "tuple[str, ...]": ("a list of texts", (str, list)),
+}
+"""Annotation of a field -> what TOML must give, in words and as types."""
+
+
+def _check_keys(keys: Mapping[str, Any], kind: type[Recipe | Rule]) -> None:
+    annotations = {f.name: str(f.type) for f in fields(kind)}
     for key, value in keys.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(f"{where}: unknown key {key!r}", f"{hint}Known: {', '.join(known)}.")
-        expected = {"str": str, "float": (int, float), "bool | None": bool, "str | None": str, "int | None": int}
-        wanted = expected.get(str(next(f.type for f in fields(kind) if f.name == key)))
-        if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
-            raise RecipeError(f"{where}: {key} = {value!r} has the wrong type", "See `Recipe` in the README.")
+        if key not in annotations:
+            raise RecipeError(f"unknown key {key!r}", _known(key, annotations))
+        words, types = _KINDS[annotations[key]]
+        texts = not isinstance(value, list) or all(isinstance(item, str) for item in value)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types) or not texts:
+            raise RecipeError(f"{key} = {value!r} has the wrong type", f"Give {words}.")
 
 
 def _check_choice(name: str, value: str) -> None:
     choices: tuple[str, ...] = next(f.metadata["choices"] for f in fields(Recipe) if f.name == name)
     if value not in choices:
-        raise RecipeError(f"unknown {name} {value!r}", f"Known: {', '.join(choices)}.")
+        raise RecipeError(f"unknown {name} {value!r}", _known(value, choices))
+
+
+def _known(word: str, words: Iterable[str]) -> str:
+    words = list(words)
+    near = difflib.get_close_matches(word, words, 1)
+    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(words)}."
 
 
 def _said(rule: Rule, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ class Summary:
 
     Attributes:
         weighted: how many nodes carry weights or multiply matrices.
-        int8: how many of those run in int8.
+        int8: how many of those run in int8; without calibration data, how many have int8 weights.
+        computed: whether they compute in int8; without calibration data they only store their weights so.
         mac_share: share of the multiply-accumulates in int8 (unknown dimensions counted as 1).
         bytes_before: size of the input with its external data.
         bytes_after: size of the output with its external data.
@@ -35,6 +37,7 @@ class Summary:
 
     weighted: int
     int8: int
+    computed: bool
     mac_share: float
     bytes_before: int
     bytes_after: int
@@ -50,6 +53,7 @@ def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summar
     return Summary(
         weighted=len(weighted),
         int8=sum(d.quantized for d in weighted),
+        computed=bool(plan.points or plan.kept or not plan.weights),
         mac_share=plan.int8_share(),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
@@ -65,13 +69,20 @@ def plan_json(plan: Plan, recipe: Recipe, statistics: Statistics | None) -> str:
         if statistics is not None
         else None
     )
-    return json.dumps({"recipe": recipe.to_toml(), "data": seen, **plan.to_dict()}, indent=1) + "\n"
+    return json.dumps({"recipe": recipe.to_toml(), "data": seen, **plan.to_dict()}, indent=1, allow_nan=False) + "\n"
 
 
 def comparison_json(found: Comparison) -> str:
-    """The comparison as JSON, worst first."""
-    tensors = [asdict(error) for error in found.worst]
-    return json.dumps({"samples": found.samples, "tensors": tensors}, indent=1) + "\n"
+    """The comparison as JSON, worst first.
+
+    JSON has no infinities: equal tensors have "sqnr_db" null and "max_abs" 0; those that are NaN or infinite in only
+    one of the models have both null.
+    """
+    tensors = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(error).items()}
+        for error in found.worst
+    ]
+    return json.dumps({"samples": found.samples, "tensors": tensors}, indent=1, allow_nan=False) + "\n"
 
 
 def next_steps(plan: Plan, graph: Graph, model: Path, statistics: Statistics | None) -> list[tuple[str, str]]:
@@ -101,5 +112,4 @@ def _shape_flags(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int,
 
 
 def _quoted(text: str) -> str:
-
     return shlex.quote(text)

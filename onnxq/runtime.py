@@ -30,8 +30,8 @@ class Session:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # A weight folded away would be a tensor that cannot be observed; arenas only grow, and shapes vary.
-        options.enable_cpu_mem_arena = False
+        # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         names = provider_names(providers)

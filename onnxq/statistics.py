@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    import numpy.typing as npt
+
 FORMAT = 1
 _SEEN_MODULUS = 2**64
+
+Bounds = tuple[tuple[int, ...], tuple[int, ...]]
+"""The smallest and the largest size seen of every dimension."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Statistics:
     tensors: Mapping[str, Histogram] = field(default_factory=dict)
     samples: int = 0
     seen: int = 0
-    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    shapes: Mapping[str, Bounds] = field(default_factory=dict)
     nonfinite: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -48,7 +53,7 @@ class Statistics:
                 f"these statistics are of different models ({self.model[:12]} and {other.model[:12]})",
                 "Merge only files that were collected on the same model with the same target.",
             )
-        if self.samples and other.samples and set(self.tensors) != set(other.tensors):
+        if self.tensors and other.tensors and set(self.tensors) != set(other.tensors):
             odd = min(set(self.tensors) ^ set(other.tensors))
             raise StatisticsError(
                 f"tensor {odd!r} was observed in only one of the two statistics",
@@ -61,7 +66,7 @@ class Statistics:
             {n: self.tensors.get(n, empty) + other.tensors.get(n, empty) for n in names},
             self.samples + other.samples,
             (self.seen + other.seen) % _SEEN_MODULUS,
-            _merge_shapes(self.shapes, other.shapes),
+            merge_shapes(self.shapes, other.shapes),
             _merge_names(self.nonfinite, other.nonfinite),
         )
 
@@ -85,9 +90,11 @@ class Statistics:
             "shapes": {k: [list(a), list(b)] for k, (a, b) in sorted(self.shapes.items())},
             "nonfinite": dict(sorted(self.nonfinite.items())),
         }
-        arrays = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+        arrays: dict[str, npt.NDArray[Any]] = {}
         for index, name in enumerate(names):
             arrays |= {f"{index}.{key}": value for key, value in self.tensors[name].to_arrays().items()}
+        text = json.dumps(meta | {"arrays": sorted(arrays)})
+        arrays = {"meta": np.frombuffer(text.encode(), np.uint8), **arrays}
         with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_DEFLATED) as archive:
             for key, value in arrays.items():
                 entry = zipfile.ZipInfo(f"{key}.npy")  # its fixed date keeps the bytes the same
@@ -102,21 +109,40 @@ class Statistics:
         Raises:
             StatisticsError: not readable or not such a file.
         """
+        path = Path(path)
+        if not path.is_file():
+            raise StatisticsError(f"{path} is not a file", "Make it with `onnxq calibrate`.")
         try:
-            with np.load(Path(path), allow_pickle=False) as file:
-                return _from_arrays({key: file[key] for key in file.files})
-        except FileNotFoundError as error:
-            raise StatisticsError(f"{path} does not exist", "Make it with `onnxq calibrate`.") from error
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            found = _from_arrays(arrays) if "meta" in arrays else None
+        except Exception as error:  # numpy, zipfile, zlib and json raise many types for damaged files
             raise StatisticsError(
-                f"{path} is not a statistics file: {error}", "Make it with `onnxq calibrate`."
+                f"{path} is not a whole statistics file: {error}", "Make it again with `onnxq calibrate`."
             ) from error
+        if found is None:
+            raise StatisticsError(
+                f"{path} is not a statistics file: it holds {', '.join(map(repr, sorted(arrays)[:5]))}",
+                "If it is calibration data, give it as such (--data). `onnxq calibrate` makes statistics.",
+            )
+        return found
+
+
+def is_statistics(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is what `Statistics.save` writes, by its names alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()[:1] == ["meta.npy"]
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _from_arrays(arrays: dict[str, Any]) -> Statistics:
     meta = json.loads(arrays["meta"].tobytes().decode())
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']}, this onnxq reads {FORMAT}")
+    if meta["arrays"] != sorted(arrays.keys() - {"meta"}):  # a damaged name in the archive looks like an empty side
+        raise ValueError("arrays are missing")
     grouped: dict[str, dict[str, Any]] = {}
     for key, value in arrays.items():
         index, _, part = key.partition(".")
@@ -132,17 +158,15 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
     )
 
 
-_Shapes = "Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]"
-
-
-def _merge_shapes(a: _Shapes, b: _Shapes) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:  # type: ignore[valid-type]  # an alias only for readers
+def merge_shapes(a: Mapping[str, Bounds], b: Mapping[str, Bounds]) -> dict[str, Bounds]:
+    """Smallest and largest sizes of both; of an input whose rank varies, those of the largest rank."""
     merged = dict(a)
     for name, (low, high) in b.items():
-        if name in merged and len(merged[name][0]) == len(low):
-            old_low, old_high = merged[name]
-            low = tuple(map(min, old_low, low))  # noqa: PLW2901  the merged bound
-            high = tuple(map(max, old_high, high))  # noqa: PLW2901  the merged bound
-        merged[name] = (low, high)
+        old_low, old_high = merged.get(name, (low, high))
+        if len(old_low) == len(low):
+            merged[name] = tuple(map(min, old_low, low)), tuple(map(max, old_high, high))
+        elif len(old_low) < len(low):
+            merged[name] = (low, high)
     return merged
 
 

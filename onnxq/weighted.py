@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxq.patterns.pairs import arrives_quantized
+
 if TYPE_CHECKING:
     from onnxq.graph import Dim, Graph, Node, Value
     from onnxq.targets.target import Target
 
 FLOAT_TYPES = ("float32", "float16")
-
-COPIES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-"""Movers whose output holds exactly the values of their input."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +56,6 @@ def is_quantized_already(graph: Graph, node: Node, target: Target) -> bool:
     """Whether both the input and the weight arrive through DequantizeLinear."""
     index = target.weighted[node.op_type]
     return all(i < len(node.inputs) and arrives_quantized(graph, node.inputs[i]) for i in (0, index))
-
-
-def arrives_quantized(graph: Graph, value: Value | None) -> bool:
-    """Whether a DequantizeLinear makes the value, or a tensor that the value is a rearranged copy of."""
-    return value is not None and graph.producer(origin(graph, value), "DequantizeLinear") is not None
-
-
-def existing_pair(graph: Graph, value: Value) -> Value | None:
-    """The output of a per-tensor Q/DQ pair that the model already has on this tensor."""
-    for user, index in graph.users(value):
-        if user.op_type == "QuantizeLinear" and index == 0 and not graph.in_body(user):
-            for dequantize, _ in graph.users(user.outputs[0]):
-                whole = dequantize.op_type == "DequantizeLinear" and graph.size(dequantize.inputs[1]) == 1
-                if whole and not graph.in_body(dequantize):
-                    return dequantize.outputs[0]
-    return None
-
-
-def origin(graph: Graph, value: Value) -> Value:
-    """The tensor of which this one is a rearranged copy."""
-    while (node := graph.producer(value, *COPIES)) is not None and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value
 
 
 def input_site(graph: Graph, node: Node) -> tuple[Node, int]:
@@ -125,7 +101,12 @@ def why_small(graph: Graph, node: Node, target: Target) -> str | None:
         return None
     dims = [int(d) for d in shape if isinstance(d, int)]
     if node.op_type == "Conv":
-        return _why_small_conv(graph, node, dims, target)
+        out = graph.shape(node.outputs[0])
+        if out is not None and all(d == 1 for d in (*out[:1], *out[2:])):
+            return "matrix times vector: one output pixel"
+        groups = group_of(graph, node)
+        reason = _why_small_groups(groups, dims[1], dims[0] // groups, target)
+        return reason or _why_small_conv(graph, node, dims, target)
     if node.op_type == "ConvTranspose":
         groups = group_of(graph, node)
         fewest = min(dims[0], dims[1] * groups)
@@ -171,12 +152,6 @@ def _why_small_conv(graph: Graph, node: Node, dims: list[int], target: Target) -
     out_channels, in_channels, kernel = dims[0], dims[1], dims[2:]
     groups = group_of(graph, node)
     least = target.min_channels
-    reason = _why_small_groups(groups, in_channels, out_channels // groups, target)
-    if reason is not None:
-        return reason
-    out = graph.shape(node.outputs[0])
-    if out is not None and all(d == 1 for d in (*out[:1], *out[2:])):
-        return "matrix times vector: one output pixel"
     if out_channels >= least and in_channels >= least:
         return None
     if groups > 1:

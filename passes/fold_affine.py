@@ -41,8 +41,10 @@ def _fold_behind(graph: Graph, node: Node) -> bool:
             continue
         affine = _affine(node.op_type, per_output_channel(graph, linear, constant), constant_first=first)
         if affine is not None and scale_outputs(graph, linear, *affine):
-            graph.replace_uses(node.outputs[0], x)
-            graph.remove(node)
+            graph.absorb(node, x)
+            if linear.bias_add is not None and linear.node.inputs[1] is not linear.weight:
+                # The product alone now holds values that no tensor of the model had.
+                graph.rename(linear.node.outputs[0], f"{linear.node.outputs[0].name}/scaled")
             return True
     return False
 

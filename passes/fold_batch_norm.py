@@ -42,7 +42,9 @@ def _fold(graph: Graph, norm: Node) -> bool:
         return _fold_into_product(graph, norm, linear, *affine)
     if not scale_outputs(graph, linear, *affine):
         return False
-    graph.bypass(norm)
+    graph.absorb(norm, norm.inputs[0])
+    if linear.bias_add is not None:
+        _rename_scaled(graph, linear.node)
     return True
 
 
@@ -55,9 +57,14 @@ def _fold_into_product(graph: Graph, norm: Node, linear: Linear, factor: Array, 
     added = graph.add(
         "Add", [product, graph.constant(renewed(old_bias), bias)], name=f"{output.name}", before=norm, like=output
     )
-    graph.replace_uses(output, added)
-    graph.remove(norm)
+    graph.absorb(norm, added)
+    _rename_scaled(graph, linear.node)
     return True
+
+
+def _rename_scaled(graph: Graph, product: Node) -> None:
+    """The product alone now holds values that no tensor of the model had."""
+    graph.rename(product.outputs[0], f"{product.outputs[0].name}/scaled")
 
 
 def _in_inference(graph: Graph, norm: Node) -> bool:

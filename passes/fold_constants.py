@@ -36,6 +36,9 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormaliza
 NUMPY_TYPES = frozenset(
     ["bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 )
+IR_VERSION = 10
+"""Of the model that is run: ONNX Runtime refuses versions newer than itself, and these nodes need no newer one."""
+
 GROWTH = 1 << 20
 """Bytes by which a folded node may enlarge the file."""
 
@@ -45,7 +48,9 @@ def fold_constants(graph: Graph) -> int:
     shapes = sum(_fold_shape(graph, node) for node in graph.nodes)
     folding = _folding(graph)
     frontier = [v for node in folding.values() for v in node.outputs if _needed_outside(graph, v, folding)]
-    arrays = {v: a for v, a in _evaluate(graph, frontier, set()) if _may_store(graph, v, a)}
+    named = {str(v.name): v for node in folding.values() for v in node.outputs}
+    found = ((named[name], array) for name, array in _evaluate(graph, frontier, set()))
+    arrays = {value: array for value, array in found if _may_store(graph, value, array)}
     for value, array in arrays.items():
         graph.replace_uses(value, graph.constant(f"{value.name}/folded", array))
     if shapes or arrays:
@@ -132,30 +137,32 @@ def _may_store(graph: Graph, value: Value, array: Array) -> bool:
     )
 
 
-def _evaluate(graph: Graph, values: Sequence[Value], tried: set[Value]) -> Iterator[tuple[Value, Array]]:
-    """Each value with its array, all in one run.
+def _evaluate(graph: Graph, values: Sequence[Value], tried: set[str]) -> Iterator[tuple[str, Array]]:
+    """Each value's name and array, all in one run.
 
     Where ONNX Runtime lacks an operator, each half by itself; where a single value cannot be computed at all, the
     values that it is computed from in its place.
     """
-    values = [v for v in values if v not in tried]
+    values = [v for v in values if v.name not in tried]
     if not values:
         return
-    proto = graph.extract(values).to_proto()
+    part = graph.extract(values)  # the parts of this part are then quick to cut out
+    proto = part.to_proto()
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
     try:
         results = Session(proto.SerializeToString(), optimize=False).run({})
     except (OnnxqError, ValueError):  # ValueError: more than protobuf's 2 GiB
         if len(values) > 1:
             half = len(values) // 2
-            yield from _evaluate(graph, values[:half], tried)
-            yield from _evaluate(graph, values[half:], tried)
+            yield from _evaluate(part, part.outputs[:half], tried)
+            yield from _evaluate(part, part.outputs[half:], tried)
             return
         results = _reference(proto)
     if results and isinstance(results[0], np.ndarray):
-        yield from ((v, a) for v, a in zip(values, results, strict=True) if isinstance(a, np.ndarray))
-    elif (node := values[0].producer()) is not None:
-        tried.add(values[0])
-        yield from _evaluate(graph, [v for v in node.inputs if v is not None and not graph.is_const(v)], tried)
+        yield from ((str(v.name), a) for v, a in zip(values, results, strict=True) if isinstance(a, np.ndarray))
+    elif (node := part.outputs[0].producer()) is not None:
+        tried.add(str(values[0].name))
+        yield from _evaluate(part, [v for v in node.inputs if v is not None and not part.is_const(v)], tried)
 
 
 def _reference(proto: Any) -> list[Any]:  # noqa: ANN401  onnx is not imported here

@@ -31,6 +31,8 @@ class InsertQDQ:
             _insert(graph, point, values[point.tensor], nodes)
         for node, index, tensor in self.plan.joins:
             graph.set_input(nodes[node], index, values[tensor])
+        if self.plan.joins:
+            graph.sort()  # the model's own pair may stand behind the node that joins it
         return len(self.plan.points) + len(self.plan.joins)
 
 

@@ -6,13 +6,15 @@ The float weight stays for uses that read it in float, so a weight shared betwee
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from onnxq.numerics import QuantParams, quantize, weight_params
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from onnxq.graph import Graph, Value
     from onnxq.numerics import QType
     from onnxq.plan import Plan, WeightPoint
@@ -45,7 +47,8 @@ class QuantizeWeights:
     def _dequantized(self, graph: Graph, point: WeightPoint, value: Value) -> Value:
         weight = graph.const(value)
         assert weight is not None  # noqa: S101  the plan holds only constants
-        params = _in_dtype(weight_params(weight, point.axis, self.method, self.qtype), weight.dtype)
+        method = cast("Literal['absmax', 'mse']", self.method)  # the recipe has checked it
+        params = _in_dtype(weight_params(weight, point.axis, method, self.qtype), weight.dtype)
         name = point.tensor
         attributes = {"axis": point.axis} if point.axis is not None else None
         scale = graph.constant(f"{name}_scale", params.scale.astype(weight.dtype))
@@ -53,8 +56,9 @@ class QuantizeWeights:
         if self.form == "dq":
             codes = graph.constant(f"{name}_quantized", quantize(weight, params))
         else:
+            source = value if self.method == "absmax" else graph.constant(f"{name}_clipped", _clipped(weight, params))
             codes = graph.add(
-                "QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantized", attributes=attributes
+                "QuantizeLinear", [source, scale, zero_point], name=f"{name}_quantized", attributes=attributes
             )
         return graph.add(
             "DequantizeLinear",
@@ -65,7 +69,17 @@ class QuantizeWeights:
         )
 
 
-def _in_dtype(params: QuantParams, dtype: np.dtype[np.generic]) -> QuantParams:
+def _clipped(weight: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[Any]:
+    """The weight inside the grid: QuantizeLinear knows no narrow type and would use its lowest code."""
+    scale = params.scale
+    if params.axis is not None:
+        scale = scale.reshape([-1 if d == params.axis % weight.ndim else 1 for d in range(weight.ndim)])
+    low, high = ((np.float32(code) * scale).astype(weight.dtype) for code in (params.qtype.qmin, params.qtype.qmax))
+    clipped: npt.NDArray[Any] = np.clip(weight, low, high)
+    return clipped
+
+
+def _in_dtype(params: QuantParams, dtype: np.dtype[Any]) -> QuantParams:
     """The parameters as they read back from a scale stored in the weight's type."""
     if dtype == np.float32:
         return params

@@ -14,8 +14,8 @@ from onnxq.errors import ModelError
 if TYPE_CHECKING:
     from onnxq.graph import Graph
 
-OLDEST, NEWEST = 7, 25
-"""The opsets that onnxq reads: before 7 broadcasting was an attribute, after 25 ONNX Runtime knows too little."""
+NEWEST = 25
+"""The newest opset that onnxq writes: ONNX Runtime reads no newer one yet."""
 
 BATCHED_SCAN = 8
 """The only opset in which Scan has a batch axis; onnx's converter keeps such nodes, and with them a wrong model."""
@@ -26,7 +26,7 @@ HALF_OPSET = 19
 
 @dataclass(frozen=True)
 class RaiseOpset:
-    """Convert a model older than `minimum`, or than opset 19 when half-precision weights will be quantized."""
+    """Convert a model older than `minimum` (19 when half-precision weights will be quantized) or newer than 25."""
 
     minimum: int = 13
 
@@ -34,20 +34,13 @@ class RaiseOpset:
         """Convert the default operator set if need be; return 1 if so, else 0.
 
         Raises:
-            ModelError: the opset lies outside 7 to 25, or an operator has no conversion.
+            ModelError: an operator has no conversion, or is a Scan of opset 8.
         """
         if "" not in graph.domains:  # nodes of other domains only: nothing here has an opset to raise
             return 0
-        if graph.opset < OLDEST:
-            raise ModelError(
-                f"the model uses opset {graph.opset}; onnxq reads opsets {OLDEST} to {NEWEST}",
-                f"Export the model again with opset {max(self.minimum, 17)}.",
-            )
         if graph.opset > NEWEST:
-            raise ModelError(
-                f"the model uses opset {graph.opset}; onnxq reads opsets {OLDEST} to {NEWEST}",
-                f"Export the model with opset <= {NEWEST}.",
-            )
+            graph.convert_opset(NEWEST)
+            return 1
         needed = max(self.minimum, HALF_OPSET) if _has_half_weights(graph) else self.minimum
         if graph.opset >= needed:
             return 0

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-def graph_of(text: str, *, opset: int = 17, **weights: Array) -> Graph:
+def graph_of(text: str, opset: int = 17, /, **weights: npt.ArrayLike) -> Graph:
     """A graph from `(inputs) => (outputs) { nodes }`; names that the text leaves open are given as weights."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]> test {text}')
-    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items())
     return Graph.from_proto(model)
 
 

@@ -26,11 +26,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "numerics", "histogram", "monitor"),
     ("graph", "files", "runtime", "calibrators"),
-    ("targets", "statistics", "patterns", "linear"),
     ("recipe",),
     ("plan", "weighted", "place", "pipeline", "data", "choose"),
     ("passes", "collect", "comparison"),
-    ("api", "report"),
+    ("api", "report", "exchange"),
     ("cli", "progress", "onnxq"),  # onnxq: the public names, which are for users and the command line only
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

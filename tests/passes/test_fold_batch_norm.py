@@ -84,11 +84,11 @@ def test_numbers_of_one_channel() -> None:
         "(float[1,1,1] x) => (float[1,1,1] y) {"
         "c = Conv(x, w, o) y = BatchNormalization<epsilon = 0.25>(c, s, b, m, v) }",
         w=np.full((1, 1, 1), 2, np.float32),
-        o=np.float32([5]),
-        s=np.float32([3]),
-        b=np.float32([1]),
-        m=np.float32([2]),
-        v=np.float32([3.75]),
+        o=np.array([5], np.float32),
+        s=np.array([3], np.float32),
+        b=np.array([1], np.float32),
+        m=np.array([2], np.float32),
+        v=np.array([3.75], np.float32),
     )
     fold_batch_norm(graph)
     weight, bias = (graph.const(v) for v in graph.nodes[0].inputs[1:])
@@ -104,7 +104,7 @@ def test_shared_weights_are_not_changed_in_place() -> None:
     )
     before = graph.copy()
     assert fold_batch_norm(graph) == 1
-    assert lines(graph) == ["c = Conv(x, w/folded, o/folded)", "d = Conv(x, w, o)", "y = Add(c, d)"]
+    assert lines(graph) == ["n = Conv(x, w/folded, o/folded)", "d = Conv(x, w, o)", "y = Add(n, d)"]
     same_function(before, graph, random_feeds(graph))
 
 
@@ -113,7 +113,7 @@ def test_matmul_gets_an_add_for_the_shift() -> None:
     graph = graph_of(text, w=floats(5, 4), **norm(4))
     before = graph.copy()
     assert fold_batch_norm(graph) == 1
-    assert lines(graph) == ["c = MatMul(x, w/folded)", "n_1 = Add(c, b/folded)", "y = Relu(n_1)"]
+    assert lines(graph) == ["c/scaled = MatMul(x, w/folded)", "n = Add(c/scaled, b/folded)", "y = Relu(n)"]
     same_function(before, graph, random_feeds(graph))
 
 
@@ -123,7 +123,10 @@ def test_matmul_with_bias(order: str) -> None:
     graph = graph_of(text, w=floats(5, 4), o=floats(1, 4), **norm(4))
     before = graph.copy()
     assert fold_batch_norm(graph) == 1
-    assert lines(graph) == ["p = MatMul(x, w/folded)", f"y = Add({order.replace('o', 'o/folded')})"]
+    assert lines(graph) == [
+        "p/scaled = MatMul(x, w/folded)",
+        f"y = Add({order.replace('o', 'o/folded').replace('p', 'p/scaled')})",
+    ]
     same_function(before, graph, random_feeds(graph))
 
 

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from onnxq.passes.fold_constants import fold_constants
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
+IF_OF_WEIGHTS = (
+    "r = If(t) <then_branch = g () => (float[2,3] a) { a = Neg(w) },"
+    "else_branch = h () => (float[2,3] b) { b = Abs(w) }> y = Mul(x, r)"
+)
 
 
+@pytest.mark.parametrize("inferred", [False, True])
 @pytest.mark.parametrize(
     "nodes",
     [
@@ -24,8 +29,7 @@ W = np.arange(6, dtype=np.float32).reshape(2, 3)
         "r = Bernoulli(p) y = Mul(x, r)",
         "r, m = Dropout(w, s, t) y = Mul(x, r)",
         "r = com.microsoft.Gelu(w) y = Mul(x, r)",
-        "r = If(t) <then_branch = g () => (float[2,3] a) { a = Neg(w) },"
-        "else_branch = h () => (float[2,3] b) { b = Abs(w) }> y = Mul(x, r)",
+        IF_OF_WEIGHTS,
         "y = Neg(w)",
         "r = Shape(u) f = Cast<to = 1>(r) y = Mul(x, f)",
         "r = SequenceConstruct(w) c = SequenceAt(r, i) y = Mul(x, c)",
@@ -33,16 +37,18 @@ W = np.arange(6, dtype=np.float32).reshape(2, 3)
         "r = ConstantOfShape(big) y = Mul(x, r)",
     ],
 )
-def test_leaves_alone(nodes: str) -> None:
+def test_leaves_alone(nodes: str, *, inferred: bool) -> None:
     graph = graph_of(
         "(float[2,3] x, float[N] u) => (float y) {" + nodes + "}",
         w=W,
         s=np.float32(0.1),
         p=W / 6,
-        t=np.array(True),  # noqa: FBT003  the condition
+        t=np.array(True),
         i=np.int64(0),
         big=np.array([1 << 18, 2, 3], np.int64),
     )
+    if inferred:
+        graph.infer_shapes()
     before = lines(graph)
     assert fold_constants(graph) == 0
     assert lines(graph) == before

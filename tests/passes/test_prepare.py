@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -20,11 +21,10 @@ from onnxq.runtime import Session
 
 ROOT = Path(__file__).parents[2]
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
-PREFIXES = (
-    "test_attention_3d_expanded test_averagepool_2d test_batchnorm test_cast_FLOAT_to test_concat_2d test_constantofshape "
-    "test_convtranspose test_dropout test_expand test_gelu test_gemm test_if test_layer_normalization_4d test_loop1 "
-    "test_mul test_pad test_reshape test_scan9 test_sequence_model test_sequence_map test_shape test_slice test_softmax"
-).split()
+SOME = re.compile(
+    "test_(attention_3d_expanded|averagepool_2d|batchnorm|cast_FLOAT_to|concat_2d|constantofshape|convtranspose|dropout"
+    "|expand|gelu|gemm|if|layer_normalization_4d|loop1|mul|pad|reshape|scan9|sequence|shape|slice|softmax)"
+)
 
 
 def prepared(graph: Graph) -> Graph:
@@ -59,18 +59,19 @@ def test_a_small_network_from_front_to_back() -> None:
     weights = {name: rng.uniform(0.5, 1, shape).astype(np.float32) for name, shape in shapes.items()}
     graph = graph_of(
         "(float[N,3,8,8] x) => (float[N,5] y) {"
-        "a = Div(x, c) i = Identity(a) p = Conv(i, w) j = Dropout(p) o = Mul(j, k) n = BatchNormalization(o, s, b, m, v)"
+        "a = Div(x, c) i = Identity(a) p = Conv(i, w) j = Dropout(p) o = Mul(j, k)"
+        "n = BatchNormalization(o, s, b, m, v)"
         "t = Add(k, n) r = Relu(t) h = Shape<end = 1>(r) l = Concat<axis = 0>(h, minus) q = Reshape(r, l)"
         "u = Transpose(f) g = Gemm<transB = 1>(q, u) y = Identity(g) }",
-        opset=16,
+        16,
         c=np.float32(255),
         minus=np.array([-1], np.int64),
         **weights,
     )
     after = prepared(graph)
     assert lines(after) == [
-        "p = Conv(x, w/folded_2, Conv:p/bias/folded)",
-        "r = Relu(p)",
+        "t = Conv(x, w/folded_2, Conv:p/bias/folded)",
+        "r = Relu(t)",
         "h = Shape(r)",
         "l = Concat(h, minus)",
         "q = Reshape(r, l)",
@@ -111,10 +112,10 @@ def test_nodes_of_the_standard() -> None:
     with warnings.catch_warnings(action="ignore"):  # the making of their data overflows on purpose
         cases = load_model_tests(kind="node")
     for case in cases:
-        if not case.name.startswith(tuple(PREFIXES)) or "fp16" in case.name or not case.data_sets:
+        if not SOME.match(case.name) or "fp16" in case.name or not case.data_sets or case.model is None:
             continue
         graph = Graph.from_proto(case.model)
-        if not 7 <= graph.opset:
+        if graph.opset < 7:
             continue
         after = graph.copy()
         for step in prepare(13)[graph.opset > 25 :]:  # what RaiseOpset refuses, the other passes still survive

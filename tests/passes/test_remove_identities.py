@@ -120,7 +120,7 @@ def test_removes(node: str, c: Array) -> None:
         c=c,
         d=ints(2**62),
         e=ints(2),
-        f=np.array(False),  # noqa: FBT003  training_mode
+        f=np.array(False),
         g=ints(4),
     )
     graph.infer_shapes()
@@ -147,7 +147,7 @@ def test_bodies_read_what_lies_before_and_keep_their_own() -> None:
     assert remove_identities(graph) == 1
     assert [n.op_type for n in graph.bodies(graph.nodes[-1])] == ["Neg", "Identity"]
     for t in (True, False):
-        same_function(before, graph, {"x": np.float32([-1, 2]), "t": np.array(t)})
+        same_function(before, graph, {"x": np.array([-1, 2], np.float32), "t": np.array(t)})
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,4 +1,4 @@
-"""Graph: the model while onnxq works on it. The one wall around onnx_ir (and graphsurgeon, for exchange).
+"""Graph: the model while onnxq works on it.
 
 Passes get `Node` and `Value` objects only from here and edit them only with the verbs below. A node's inputs and
 a value's uses can be read directly; everything that changes the graph is a method of `Graph`.
@@ -6,7 +6,7 @@ a value's uses can be read directly; everything that changes the graph is a meth
 
 from __future__ import annotations
 
-import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,14 @@ import onnx_ir as ir  # noqa: TID251  this is the wall
 from onnx_ir.passes import common as ir_passes  # noqa: TID251  this is the wall
 
 from onnxq.errors import ModelError
+from onnxq.graph import convert
+from onnxq.graph.digest import digest_of
+from onnxq.graph.normal import all_values, bodies, normalize
+from onnxq.graph.validity import check_proto, structure_problem
+from onnxq.graph.values import Dim, dtype_of, shape_of, size_of
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
@@ -23,14 +29,8 @@ if TYPE_CHECKING:
 
 Node = ir.Node
 Value = ir.Value
-Dim = int | str | None
 Attribute = Any
 """What an ONNX attribute can hold: int, float, str, or a list of one of them."""
-
-MAX_OPSET = 25
-"""The newest default-domain opset onnxq writes: ONNX Runtime and TensorRT lag behind the standard."""
-
-_SKELETON_BYTES = 1024  # larger weights are taken out before the model goes through onnx's C++ code
 
 
 class Graph:
@@ -49,8 +49,18 @@ class Graph:
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto, base_dir: str = "") -> Graph:
-        """Take a model; the proto is not changed. `base_dir` is where its external data lies."""
-        return normalized(ir.from_proto(proto), base_dir)
+        """Take a model; the proto is not changed. `base_dir` is where its external data lies.
+
+        Raises:
+            ModelError: it is not a valid model.
+        """
+        check_proto(proto)
+        try:
+            return normalized(ir.from_proto(proto), base_dir)
+        except ModelError:
+            raise
+        except Exception as error:  # whatever a malformed graph trips over in the library
+            raise ModelError(f"the model is not valid: {error}", "Check it with `onnx.checker`.") from error
 
     @classmethod
     def from_graphsurgeon(cls, graph: Any) -> Graph:  # noqa: ANN401  graphsurgeon ships no types
@@ -84,10 +94,21 @@ class Graph:
         ir.external_data.load_to_model(clone)
         return clone
 
+    def save(self, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
+        """Write the model, whole or not at all; return the files written. See `onnxq.files.save`."""
+        from onnxq import files  # it needs this module
+
+        return files.save(self, path, check=check)
+
     @property
     def model(self) -> ir.Model:
         """The onnx_ir model, for `onnxq.files` and for callers who work with onnx_ir themselves."""
         return self._model
+
+    def data_files(self) -> set[Path]:
+        """Files outside the model that its weights are still to be read from."""
+        tensors = (v.const_value for part in self._model.graphs() for v in part.initializers.values())
+        return {Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -129,18 +150,10 @@ class Graph:
 
     def bodies(self, node: Node) -> Iterator[Node]:
         """The nodes inside an If, Loop or Scan, at any depth."""
-        for attribute in node.attributes.values():
-            graphs = (
-                [attribute.value]
-                if attribute.type == ir.AttributeType.GRAPH
-                else attribute.value
-                if attribute.type == ir.AttributeType.GRAPHS
-                else []
-            )
-            for body in graphs:
-                for inner in body:
-                    yield inner
-                    yield from self.bodies(inner)
+        for body in bodies(node):
+            for inner in body:
+                yield inner
+                yield from self.bodies(inner)
 
     def in_body(self, node: Node) -> bool:
         """Whether the node lies inside an If, Loop or Scan."""
@@ -165,13 +178,7 @@ class Graph:
 
     def shape(self, value: Value | None) -> tuple[Dim, ...] | None:
         """Dimensions: int where known, name or None where not; None when even the rank is unknown."""
-        if value is None:
-            return None
-        if value.const_value is not None:
-            return tuple(int(d) for d in value.const_value.shape)
-        if value.shape is None:
-            return None
-        return tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        return None if value is None else shape_of(value)
 
     def rank(self, value: Value | None) -> int | None:
         """Number of dimensions where known."""
@@ -180,22 +187,11 @@ class Graph:
 
     def size(self, value: Value | None) -> int | None:
         """Number of elements when every dimension is known."""
-        shape = self.shape(value)
-        if shape is None or any(not isinstance(d, int) for d in shape):
-            return None
-        return int(np.prod([int(d) for d in shape if isinstance(d, int)], dtype=np.int64))
+        return None if value is None else size_of(value)
 
     def dtype(self, value: Value | None) -> str | None:
         """Numpy's name of the element type ("float32"), or None where unknown or not a tensor."""
-        if value is None:
-            return None
-        kind = value.dtype if value.const_value is None else value.const_value.dtype
-        if kind is None or not isinstance(value.type, ir.TensorType | None):
-            return None
-        try:
-            return kind.numpy().name
-        except TypeError:
-            return None
+        return None if value is None else dtype_of(value)
 
     def attribute(self, node: Node, name: str, default: Any = None) -> Any:  # noqa: ANN401  depends on the attribute
         """The attribute's plain value, or the default."""
@@ -220,43 +216,18 @@ class Graph:
 
     def digest(self) -> str:
         """SHA-256 over operators, wiring, attributes and weights; names of nodes and metadata do not count."""
-        h = hashlib.sha256()
-        for value in (*self.inputs, *self.outputs):
-            h.update(f"{value.name}|{value.dtype}|{self.shape(value)}\n".encode())
-        for name, value in sorted(self.weights.items()):
-            tensor = value.const_value
-            if tensor is not None:
-                h.update(f"{name}|{tensor.dtype}|{tensor.shape}\n".encode())
-                h.update(memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1)).cast("B") if tensor.size else b"")
-        for node in self._model.graph:
-            names = [v.name if v is not None else "" for v in node.inputs], [v.name for v in node.outputs]
-            h.update(f"{node.domain}|{node.op_type}|{names}\n".encode())
-            for _, found in sorted(node.attributes.items()):
-                h.update(ir.serde.serialize_attribute(found).SerializeToString(deterministic=True))
-        return h.hexdigest()
+        return digest_of(self._model)
 
     def problem(self) -> str | None:
         """What is wrong with the main graph's structure: undefined or doubly defined values, disorder; else None."""
-        known = {id(v) for v in (*self.inputs, *self._model.graph.initializers.values())}
-        names: set[str | None] = set()
-        for node in self._model.graph:
-            for value in node.inputs:
-                if value is not None and id(value) not in known:
-                    return f"node {node.name!r} ({node.op_type}) reads {value.name!r} before anything makes it"
-            for value in node.outputs:
-                if value.name and value.name in names:
-                    return f"two nodes make {value.name!r}"
-                known.add(id(value))
-                names.add(value.name)
-        lost = next((v.name for v in self.outputs if id(v) not in known), None)
-        return None if lost is None else f"nothing makes the model output {lost!r}"
+        return structure_problem(self._model.graph)
 
     # -- editing ------------------------------------------------------------------------------------------
 
     def fresh(self, name: str) -> str:
         """The name itself, or the name with the first free number behind it."""
         if self._names is None:
-            self._names = {str(v.name) for v in _all_values(self._model.graph)}
+            self._names = {str(v.name) for v in all_values(self._model.graph)}
             self._names |= {str(n.name) for n in self._model.graph.all_nodes()}
         candidate, count = name, 1
         while candidate in self._names:
@@ -267,7 +238,9 @@ class Graph:
     def constant(self, name: str, array: npt.NDArray[Any]) -> Value:
         """A new weight."""
         tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=self.fresh(name))
-        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(
+            name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+        )
         self._model.graph.register_initializer(value)
         return value
 
@@ -329,11 +302,11 @@ class Graph:
         """Let the given uses (all, model outputs included, when None) read `new` instead of `old`.
 
         A model output keeps its name: `new` takes it when it is computed and no output itself, else an Identity
-        carries the name.
+        carries the name. An output that is a model input stays: nothing else can have its name.
         """
         for node, index in self.users(old) if users is None else users:
             node.replace_input_with(index, new)
-        if users is None and old.is_graph_output():
+        if users is None and old.is_graph_output() and not old.is_graph_input():
             self._take_over_output(old, new)
 
     def bypass(self, node: Node) -> None:
@@ -344,6 +317,23 @@ class Graph:
         self.replace_uses(node.outputs[0], source)
         if node.graph is not None:
             self.remove(node)
+
+    def absorb(self, node: Node, value: Value) -> None:
+        """Drop a one-output node whose result `value` holds by now; it takes over the node's users and its name.
+
+        A tensor's name so always stands for the same values as in the model before.
+        """
+        output = node.outputs[0]
+        name = output.name
+        self.replace_uses(output, value)
+        self.remove(node)
+        if output.name == name and not value.is_graph_output():
+            output.name = self.fresh(f"{name}/absorbed")
+            value.name = name
+
+    def rename(self, value: Value, name: str) -> None:
+        """Give an activation another name, made free by a number: its old one stood for other values."""
+        value.name = self.fresh(name)
 
     def remove(self, node: Node) -> None:
         """Drop a node that nothing uses."""
@@ -377,19 +367,7 @@ class Graph:
 
     def infer_shapes(self) -> None:
         """Fill in types and shapes as far as onnx's inference gets; what it cannot infer stays unknown."""
-        import onnx
-
-        try:
-            proto = onnx.shape_inference.infer_shapes(self._skeleton()[0], data_prop=True)
-        except Exception:  # noqa: BLE001  the C++ code raises several types; unknown shapes are no error
-            return
-        # onnx_ir's own pass would make tensors of sequences whose type was unknown, and takes quadratic time.
-        found = {i.name: i.type for i in (*proto.graph.value_info, *proto.graph.output)}
-        for value in (v for node in self._model.graph for v in node.outputs if v.name and v.name in found):
-            kind = ir.serde.deserialize_type_proto_for_type(found[str(value.name)])
-            shape = ir.serde.deserialize_type_proto_for_shape(found[str(value.name)])
-            value.type = value.type if kind is None else kind
-            value.shape = value.shape if shape is None else shape
+        convert.infer_shapes(self._model)
 
     def convert_opset(self, version: int) -> None:
         """Rewrite the model for another default-domain opset with onnx's version converter.
@@ -397,72 +375,18 @@ class Graph:
         Raises:
             ModelError: an operator has no conversion.
         """
-        from onnx import version_converter
-
-        proto, taken = self._skeleton()
-        try:
-            converted = ir.from_proto(version_converter.convert_version(proto, version))
-        except Exception as error:  # the C++ code raises several types
-            raise ModelError(
-                f"the model cannot be brought from opset {self.opset} to {version}: {str(error).strip()}",
-                f"Export the model again with opset {version} or later.",
-            ) from error
-        for value in tuple(converted.graph.inputs):
-            if (tensor := taken.get(str(value.name))) is not None:
-                converted.graph.inputs.remove(value)
-                value.const_value = tensor
-                converted.graph.register_initializer(value)
-        old = self._model
-        self._model = ir.Model(
-            converted.graph,
-            ir_version=max(old.ir_version, 7),
-            producer_name=old.producer_name,
-            producer_version=old.producer_version,
-            domain=old.domain,
-            model_version=old.model_version,
-            doc_string=old.doc_string,
-            metadata_props=dict(old.metadata_props),
-        )
-        self._model.opset_imports.update({k: v for k, v in old.opset_imports.items() if k not in ("", "ai.onnx")})
+        self._model = convert.converted(self._model, version)
         self._names = None
-        _normalize(self._model)
 
     # -- inside -------------------------------------------------------------------------------------------
-
-    def _skeleton(self) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-        """The model with its larger weights turned into inputs, and those weights: onnx's C++ stops at 2 GB."""
-        import onnx
-
-        graph = self._model.graph
-        taken = {
-            str(name): value.const_value
-            for name, value in graph.initializers.items()
-            if value.const_value is not None and value.const_value.nbytes > _SKELETON_BYTES
-        }
-        for value in (v for part in self._model.graphs() for v in part.initializers.values()):
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and taken.get(str(value.name)) is not tensor:
-                value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]
-        view = ir.GraphView(
-            [*graph.inputs, *(graph.initializers[name] for name in taken)],
-            graph.outputs,
-            nodes=graph,
-            initializers=[v for name, v in graph.initializers.items() if name not in taken],
-            name=graph.name,
-        )
-        opsets = [onnx.helper.make_opsetid(k, v) for k, v in self._model.opset_imports.items()]
-        inside = ir.to_proto(view)  # type: ignore[call-overload]  # it takes views; its annotations forgot them
-        proto = onnx.ModelProto(ir_version=self._model.ir_version, graph=inside, opset_import=opsets)
-        return proto, taken
 
     def _take_over_output(self, old: Value, new: Value) -> None:
         name = old.name
         outputs = self._model.graph.outputs
-        node = old.producer()
         if new.producer() is None or new.is_graph_output():
             new = self.add("Identity", [new], name=f"{name}/kept", like=old)
         outputs[[v is old for v in outputs].index(True)] = new
-        if node is not None and not old.uses():
+        if not old.uses() or old.is_initializer():  # a name is taken from what is dead, or a weight's
             old.name = self.fresh(f"{name}/replaced")
         new.name = name
         new.shape = old.shape if new.shape is None else new.shape
@@ -472,43 +396,5 @@ class Graph:
 def normalized(model: ir.Model, base_dir: str = "", resource: object = None) -> Graph:
     """A Graph of a model just read: external data found, functions inlined, constants lifted, names unique."""
     ir.external_data.set_base_dir(model.graph, base_dir)
-    _normalize(model)
+    normalize(model)
     return Graph(model, resource)
-
-
-def _normalize(model: ir.Model) -> None:
-    for domain in ("ai.onnx",):  # the default domain's other spelling
-        if domain in model.opset_imports:
-            model.opset_imports[""] = model.opset_imports.pop(domain)
-    if model.functions:
-        ir_passes.InlinePass()(model)
-    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    # An input that also has an initializer is a default nobody feeds: old exporters list every weight so.
-    ir_passes.RemoveInitializersFromInputsPass()(model)
-    model.ir_version = max(model.ir_version or 0, 7)  # from 4 on weights need not be inputs; 7 is opset 13's
-    _name_nodes(model.graph)
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Give every node a unique name, made from its first output where it has none: stable under edits."""
-    seen: set[str] = set()
-    for node in graph.all_nodes():
-        base = node.name or next((f"{node.op_type}:{v.name}" for v in node.outputs if v.name), node.op_type)
-        name, count = base, 1
-        while name in seen:
-            name, count = f"{base}_{count}", count + 1
-        seen.add(name)
-        node.name = name
-
-
-def _all_values(graph: ir.Graph) -> Iterator[Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _all_values(attribute.value)
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for body in attribute.value:
-                    yield from _all_values(body)

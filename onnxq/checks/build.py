@@ -1,0 +1,222 @@
+"""From an onnx.ModelProto or a file to the indexed graphs that the checks read; weights stay where they are."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.checks.index import CONTRIB, COPIES, DQ, Model, Shape, is_onnx, is_qdq
+from onnxq.errors import ModelError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+    from onnxq.checks.versions import Version
+
+SMALL = 1024  # elements; shape inference reads the values of small constants only (axes, target shapes)
+
+
+def read(path: str | os.PathLike[str]) -> ModelProto:
+    """The model in a file, external data left where it is.
+
+    Raises:
+        ModelError: the file cannot be read or is no ONNX model.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]  # has no types
+    from onnx import ModelProto
+
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(Path(path).read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
+    except DecodeError as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is cut short", "Copy or export the file again and compare its size."
+        ) from error
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise ModelError(f"{path} holds no graph with outputs", "Name the .onnx file of a model.")
+    return proto
+
+
+def surroundings(proto: ModelProto, base_dir: str, version: Version) -> Model:
+    """A Model of no nodes: what surrounds the main graph, its weights."""
+    weights = big_constants(proto.graph) | {tensor.name: tensor for tensor in proto.graph.initializer}
+    return Model(
+        proto=proto,
+        main=True,
+        version=version,
+        base_dir=base_dir,
+        nodes=(),
+        opset=next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1),
+        constants=weights,
+        producers={},
+        users={},
+        inputs=frozenset(),
+        outputs=frozenset(),
+        shapes={name: tuple(tensor.dims) for name, tensor in weights.items()},
+        types={name: tensor.data_type for name, tensor in weights.items()},
+        carried={},
+    )
+
+
+def graphs(proto: ModelProto, base_dir: str, version: Version) -> Iterator[Model]:
+    """The main graph and its subgraph bodies, with shapes and types inferred. The graph must be sorted."""
+    import onnx.inliner
+    import onnx.shape_inference
+
+    small = stub(proto)
+    if proto.functions:
+        small = onnx.inliner.inline_local_functions(small)
+    # ONNX Runtime's domain has the same Q and DQ; under ONNX's name inference knows them.
+    contrib = {n.output[0] for n in small.graph.node if is_qdq(n) and n.domain == CONTRIB and n.output}
+    _rename(small, contrib, "")
+    # When inference fails, the checks know only the shapes that the model itself declares.
+    with suppress(onnx.shape_inference.InferenceError):
+        small = onnx.shape_inference.infer_shapes(small, data_prop=True)
+    _rename(small, contrib, CONTRIB)
+    yield from _indexed(small.graph, surroundings(proto, base_dir, version), main=True)
+
+
+def stub(proto: ModelProto) -> ModelProto:
+    """The model with big weights turned into graph inputs, so that inference copies no weights."""
+    from onnx import ModelProto, TensorProto, helper
+
+    whole = proto.graph
+    small = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    small.graph.name = whole.name or "graph"
+    weights = big_constants(whole)
+    small.graph.node.extend(node for node in whole.node if not (node.output and node.output[0] in weights))
+    small.graph.input.extend(whole.input)
+    small.graph.output.extend(whole.output)
+    small.graph.value_info.extend(whole.value_info)
+    declared = {value.name for value in whole.input}
+    for name, tensor in [*((t.name, t) for t in whole.initializer), *weights.items()]:
+        if name not in weights and prod(tensor.dims) <= SMALL and tensor.data_location != TensorProto.EXTERNAL:
+            small.graph.initializer.append(tensor)
+        elif name not in declared:
+            small.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    return small
+
+
+def big_constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """The tensors of more than SMALL elements, or in external data, in Constant nodes, by the name they make."""
+    from onnx import TensorProto
+
+    return {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant" and is_onnx(node) and node.output
+        for attribute in node.attribute
+        if attribute.HasField("t")
+        and (prod(attribute.t.dims) > SMALL or attribute.t.data_location == TensorProto.EXTERNAL)
+    }
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs in a node's attributes."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _rename(proto: ModelProto, outputs: set[str], domain: str) -> None:
+    for node in proto.graph.node:
+        if node.output and node.output[0] in outputs:
+            node.domain = domain
+
+
+def _indexed(graph: GraphProto, outer: Model, *, main: bool = False) -> Iterator[Model]:
+    """The index of a graph inside `outer`, then those of the bodies inside it."""
+    constants = {tensor.name: tensor for tensor in graph.initializer} | _constants(graph)
+    shapes, types = _declared(graph)
+    # A name from outside keeps all its readers; a body's own names may recur in a sibling body.
+    seen = {name: users for name, users in outer.users.items() if name in outer.types or name in outer.producers}
+    scope = Model(
+        proto=outer.proto,
+        main=main,
+        version=outer.version,
+        base_dir=outer.base_dir,
+        nodes=tuple(graph.node),
+        opset=outer.opset,
+        constants={**outer.constants, **constants},
+        producers={**outer.producers, **{name: node for node in graph.node for name in node.output if name}},
+        users={**_users(graph), **seen},
+        inputs=frozenset(value.name for value in graph.input),
+        outputs=frozenset(value.name for value in graph.output),
+        shapes={**outer.shapes, **shapes, **{name: tuple(tensor.dims) for name, tensor in constants.items()}},
+        types={**outer.types, **types, **{name: tensor.data_type for name, tensor in constants.items()}},
+        carried=_carried(graph, outer.carried),
+    )
+    yield scope
+    for node in graph.node:
+        for body in bodies(node):
+            yield from _indexed(body, scope)
+
+
+def _carried(graph: GraphProto, outer: Mapping[str, NodeProto]) -> dict[str, NodeProto]:
+    found = dict(outer)
+    for node in graph.node:
+        makers = [found.get(name) for name in node.input]
+        maker = node if node.op_type == DQ and is_qdq(node) else None
+        if is_onnx(node) and (node.op_type in COPIES or (node.op_type == "Concat" and None not in makers)):
+            maker = next(iter(makers), None)
+        if maker is not None:
+            found |= {name: maker for name in node.output if name}
+    return found
+
+
+def _declared(graph: GraphProto) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Shapes and element types by tensor name, of those that are known."""
+    shapes: dict[str, Shape] = {}
+    types: dict[str, int] = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        kind = value.type.tensor_type
+        if kind.elem_type:
+            types[value.name] = kind.elem_type
+        if kind.HasField("shape"):
+            dims = kind.shape.dim
+            shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    return shapes, types
+
+
+def _constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """The values of Constant nodes by the tensor they make; text constants have no place in the checks."""
+    from onnx import AttributeProto, helper, numpy_helper
+
+    numbers = {
+        AttributeProto.FLOAT: np.float32,
+        AttributeProto.FLOATS: np.float32,
+        AttributeProto.INT: np.int64,
+        AttributeProto.INTS: np.int64,
+    }
+    found: dict[str, TensorProto] = {}
+    for node in graph.node:
+        if node.op_type == "Constant" and is_onnx(node) and node.output:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    found[node.output[0]] = attribute.t
+                elif attribute.type in numbers:
+                    values = np.array(helper.get_attribute_value(attribute), numbers[attribute.type])
+                    found[node.output[0]] = numpy_helper.from_array(values)
+    return found
+
+
+def _users(graph: GraphProto) -> dict[str, tuple[NodeProto, ...]]:
+    """The nodes that read each tensor, those of nested bodies included, each once."""
+    found: dict[str, list[NodeProto]] = {}
+    stack = [graph]
+    while stack:
+        for node in stack.pop().node:
+            stack.extend(bodies(node))
+            for name in dict.fromkeys(filter(None, node.input)):
+                found.setdefault(name, []).append(node)
+    return {name: tuple(nodes) for name, nodes in found.items()}

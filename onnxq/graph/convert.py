@@ -1,0 +1,111 @@
+"""The whole-model steps that onnx's C++ code does: shape inference and conversion to another opset.
+
+That code copies what it gets several times and stops at 2 GiB, so it gets a skeleton: the larger weights go in as
+inputs and come back as what they were.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir  # noqa: TID251  this is the wall
+
+from onnxq.errors import ModelError
+from onnxq.graph.normal import normalize
+
+if TYPE_CHECKING:
+    import onnx
+
+_SKELETON_BYTES = 1024
+"""Weights up to this size stay: shape inference reads those that are shapes, axes and the like."""
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in types and shapes as far as onnx's inference gets; what it cannot infer stays unknown."""
+    import onnx
+
+    try:
+        proto = onnx.shape_inference.infer_shapes(_skeleton(model)[0], data_prop=True)
+    except Exception:  # noqa: BLE001  the C++ code raises several types; unknown shapes are no error
+        return
+    # onnx_ir's own pass would make tensors of sequences whose type was unknown, and takes quadratic time.
+    found = {i.name: i.type for i in (*proto.graph.value_info, *proto.graph.output)}
+    for value in (v for node in model.graph for v in node.outputs if v.name and v.name in found):
+        kind = ir.serde.deserialize_type_proto_for_type(found[str(value.name)])
+        shape = ir.serde.deserialize_type_proto_for_shape(found[str(value.name)])
+        value.type = value.type if kind is None else kind
+        value.shape = value.shape if shape is None else shape
+
+
+def converted(old: ir.Model, version: int) -> ir.Model:
+    """The model, which is used up, in another default-domain opset.
+
+    Raises:
+        ModelError: an operator has no conversion.
+    """
+    from onnx import version_converter
+
+    proto, taken = _skeleton(old)
+    try:
+        graph = ir.from_proto(version_converter.convert_version(proto, version)).graph
+    except Exception as error:  # the C++ code raises several types
+        raise ModelError(
+            f"the model cannot be brought from opset {old.opset_imports.get('', 1)} to {version}: {str(error).strip()}",
+            f"Export the model again with opset {version} or later.",
+        ) from error
+    for value in tuple(graph.inputs):
+        if (tensor := taken.get(str(value.name))) is not None:
+            graph.inputs.remove(value)
+            value.const_value = tensor
+            graph.register_initializer(value)
+    _restore_remarks(graph, old.graph)
+    model = ir.Model(
+        graph,
+        ir_version=max(old.ir_version, 7),
+        producer_name=old.producer_name,
+        producer_version=old.producer_version,
+        domain=old.domain,
+        model_version=old.model_version,
+        doc_string=old.doc_string,
+        metadata_props=dict(old.metadata_props),
+    )
+    model.opset_imports.update({**old.opset_imports, "": version})
+    normalize(model)
+    return model
+
+
+def _skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """The model with its larger weights turned into inputs, and those weights."""
+    import onnx
+
+    graph = model.graph
+    taken = {
+        str(name): value.const_value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > _SKELETON_BYTES
+    }
+    for value in (v for part in model.graphs() for v in part.initializers.values()):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and taken.get(str(value.name)) is not tensor:
+            value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]
+    view = ir.GraphView(
+        [*graph.inputs, *(graph.initializers[name] for name in taken)],
+        graph.outputs,
+        nodes=graph,
+        initializers=[v for name, v in graph.initializers.items() if name not in taken],
+        name=graph.name,
+    )
+    opsets = [onnx.helper.make_opsetid(k, v) for k, v in model.opset_imports.items()]
+    inside = ir.to_proto(view)  # type: ignore[call-overload]  # it takes views; its annotations forgot them
+    return onnx.ModelProto(ir_version=model.ir_version, graph=inside, opset_import=opsets), taken
+
+
+def _restore_remarks(graph: ir.Graph, old: ir.Graph) -> None:
+    """Documentation and metadata, which the converter drops; nodes are known by their (unique) names."""
+    graph.doc_string = old.doc_string
+    graph.metadata_props.update(old.metadata_props)
+    before = {node.name: node for node in old.all_nodes()}
+    for node in graph.all_nodes():
+        if node.name and node.name in before:
+            node.metadata_props.update(before[node.name].metadata_props)
+            node.doc_string = node.doc_string or before[node.name].doc_string

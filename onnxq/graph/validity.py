@@ -1,0 +1,142 @@
+"""What a model must be to be taken in: its names are text, everything read is made, its weights have their bytes.
+
+onnx.checker asks for more, and refuses models that run everywhere; this is what onnxq cannot work without. A file
+whose bytes were damaged mostly fails here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir  # noqa: TID251  this is the wall
+
+from onnxq.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import onnx
+
+_STRING = 8
+_NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+def check_proto(proto: onnx.ModelProto, where: str = "the model") -> None:
+    """Check a model that was read.
+
+    Args:
+        proto: the model; weights in external data are not looked at.
+        where: what the message calls it.
+
+    Raises:
+        ModelError: it is not usable.
+    """
+    problem = next(_problems(proto), None)
+    if problem is not None:
+        raise ModelError(f"{where} is not a valid ONNX model: {problem}", "Copy the file again, or export it again.")
+
+
+def _problems(proto: onnx.ModelProto) -> Iterator[str]:
+    yield from _graph_problems(proto.graph, frozenset())
+    for function in proto.functions:
+        yield from _not_text([function.name, function.domain, *function.input, *function.output])
+        yield from _node_problems(function.node, function.output, frozenset(function.input))
+    yield from _not_text(opset.domain for opset in proto.opset_import)
+
+
+def _graph_problems(graph: onnx.GraphProto, outer: frozenset[str]) -> Iterator[str]:
+    yield from _not_text(v.name for v in (*graph.input, *graph.output, *graph.initializer))
+    for tensor in graph.initializer:
+        yield from _tensor_problems(tensor)
+    known = outer | {v.name for v in (*graph.input, *graph.initializer)}
+    known |= {sparse.values.name for sparse in graph.sparse_initializer}
+    yield from _node_problems(graph.node, [v.name for v in graph.output], known)
+
+
+def _node_problems(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str], known: frozenset[str]) -> Iterator[str]:
+    """Problems of the nodes of one graph, in whatever order, that may read the known values."""
+    made: set[str] = set()
+    for node in nodes:
+        yield from _not_text([node.name, node.op_type, node.domain, *node.input, *node.output])
+        if twice := made.intersection(node.output):
+            yield f"two nodes make {min(twice)!r}"
+        made.update(name for name in node.output if name)
+    known = known | made
+    for node in nodes:
+        if lost := [name for name in node.input if name and name not in known]:
+            yield f"node {node.name!r} ({node.op_type}) reads {lost[0]!r}, which nothing makes"
+        for attribute in node.attribute:
+            yield from _attribute_problems(attribute, node, known)
+    if lost := [name for name in outputs if name not in known]:
+        yield f"nothing makes the output {lost[0]!r}"
+
+
+def _attribute_problems(attribute: onnx.AttributeProto, node: onnx.NodeProto, known: frozenset[str]) -> Iterator[str]:
+    yield from _not_text([attribute.name])
+    if attribute.type == attribute.UNDEFINED:
+        yield f"attribute {attribute.name!r} of node {node.name!r} ({node.op_type}) has no type"
+    for tensor in [attribute.t] if attribute.type == attribute.TENSOR else attribute.tensors:
+        yield from _tensor_problems(tensor)
+    for body in [attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs:
+        yield from _graph_problems(body, known)
+
+
+def _tensor_problems(tensor: onnx.TensorProto) -> Iterator[str]:
+    name = f"weight {tensor.name!r}"
+    if tensor.data_type not in _TYPES:
+        yield f"{name} is of the unknown element type {tensor.data_type}"
+        return
+    if min(tensor.dims, default=0) < 0:
+        yield f"{name} has the shape {list(tensor.dims)}"
+        return
+    if tensor.data_location == tensor.EXTERNAL:
+        return
+    count = math.prod(tensor.dims)
+    if tensor.data_type == _STRING:
+        held, wanted, unit = len(tensor.string_data), count, "strings"
+    elif tensor.HasField("raw_data"):
+        held, wanted, unit = len(tensor.raw_data), tensor_bytes(tensor), "bytes"
+    else:
+        held, wanted, unit = sum(len(getattr(tensor, f)) for f in _NUMBERS), _typed_count(tensor, count), "numbers"
+    if held != wanted:
+        yield f"{name} holds {held:,} {unit}, its shape {list(tensor.dims)} needs {wanted:,}"
+
+
+def structure_problem(graph: ir.Graph) -> str | None:
+    """What is wrong with a graph that was edited: values read before they are made, or made twice; else None."""
+    known = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
+    names: set[str | None] = set()
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and id(value) not in known:
+                return f"node {node.name!r} ({node.op_type}) reads {value.name!r} before anything makes it"
+        for value in node.outputs:
+            if value.name and value.name in names:
+                return f"two nodes make {value.name!r}"
+            known.add(id(value))
+            names.add(value.name)
+    lost = next((v.name for v in graph.outputs if id(v) not in known), None)
+    return None if lost is None else f"nothing makes the model output {lost!r}"
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes that a tensor's shape and element type need; types below a byte are packed."""
+    bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    return -(-bits // 8)
+
+
+def _typed_count(tensor: onnx.TensorProto, count: int) -> int:
+    """How many numbers the typed fields hold: two for a complex one, one for a byte of packed ones (onnx.proto)."""
+    kind = ir.DataType(tensor.data_type)
+    if kind in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        return 2 * count
+    return tensor_bytes(tensor) if kind.bitwidth < 8 else count
+
+
+def _not_text(names: Iterable[object]) -> Iterator[str]:
+    """Names whose bytes are no UTF-8 come as bytes."""
+    yield from (f"the name {name!r} is not text" for name in names if not isinstance(name, str))
+
+
+_TYPES = frozenset(int(kind) for kind in ir.DataType if kind != ir.DataType.UNDEFINED)

@@ -1,0 +1,46 @@
+"""Q/DQ pairs that a model brings along, and tensors that are rearranged copies of others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph, Value
+
+COPIES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+"""Operators whose output holds exactly the values of their input."""
+
+
+def origin(graph: Graph, value: Value) -> Value:
+    """The tensor of which this one is a rearranged copy: itself, when no copying operator makes it."""
+    while (node := graph.producer(value, *COPIES)) is not None and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def arrives_quantized(graph: Graph, value: Value | None) -> bool:
+    """Whether a DequantizeLinear makes the tensor, or the one of which it is a copy."""
+    return value is not None and graph.producer(origin(graph, value), "DequantizeLinear") is not None
+
+
+def existing_pair(graph: Graph, value: Value) -> Value | None:
+    """The output of a per-tensor Q/DQ pair that the model already has on this tensor."""
+    for user, index in graph.users(value):
+        if user.op_type == "QuantizeLinear" and index == 0 and not graph.in_body(user):
+            for dequantize, _ in graph.users(user.outputs[0]):
+                whole = dequantize.op_type == "DequantizeLinear" and graph.size(dequantize.inputs[1]) == 1
+                if whole and not graph.in_body(dequantize):
+                    return dequantize.outputs[0]
+    return None
+
+
+def kept(graph: Graph) -> tuple[str, ...]:
+    """Names of the tensors that the model quantizes already, weights with a QuantizeLinear among them."""
+    quantized = (n.inputs[0] for n in graph.nodes if n.op_type == "QuantizeLinear")
+    return tuple(dict.fromkeys(str(v.name) for v in quantized if v is not None))
+
+
+def shifted(graph: Graph) -> tuple[str, ...]:
+    """Names of the model's Q and DQ nodes whose zero point is not 0 everywhere: TensorRT refuses them."""
+    pairs = (n for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") and len(n.inputs) > 2)
+    return tuple(str(n.name) for n in pairs if (zero := graph.const(n.inputs[2])) is not None and zero.any())

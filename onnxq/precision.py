@@ -1,0 +1,159 @@
+"""Which nodes stay in float32 when the rest of the graph goes to float16, and what must be seen to know it.
+
+float16 ends at 65504 and loses digits below 6.1e-5. A calibrated range tells what overflows; sums of squares are
+accumulated in float32, as NVIDIA advises for strongly typed networks; a constant that would overflow or vanish keeps
+its node in float32. bfloat16 has float32's range: only sums stay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.patterns import find_patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from onnxq.graph import Graph, Node, Value
+    from onnxq.histogram import Histogram
+    from onnxq.patterns import Pattern
+    from onnxq.plan import Plan
+
+LIMIT = 65504 / 2
+"""Largest |x| seen in calibration that is trusted to float16: other data may reach twice as far."""
+
+SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+"""Smallest scale that float16 holds with all its digits."""
+
+_SUMS = frozenset({"Pow", "Exp", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceProd"} | {"ReduceL1", "ReduceL2"})
+_LOG_SUMS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
+_NORMS = frozenset({"LayerNorm", "RMSNorm", "Softmax"})  # in their decomposed forms; as one operator they are safe
+_GROWING = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Sum", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "BatchNormalization"}
+)
+_SATURATING = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Softmax"})
+_MASKING = frozenset(
+    {"Add", "Sub", "Mul", "Where", "Cast", "Expand", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Concat"}
+)
+_CUBE_LIMIT = 31.0  # x³ of a tanh-form GELU stays below LIMIT
+
+
+def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
+    """Float tensors, beyond the plan's points, whose values decide about float16.
+
+    A tensor that only goes into a saturating operator, or into a sum that is itself seen, need not be.
+    """
+    seen = set(plan.observe)
+    values = (v for node in graph.nodes if node.op_type in _GROWING and not node.domain for v in node.outputs)
+    names = (str(v.name) for v in values if graph.dtype(v) == "float32" and not _covered(graph, v))
+    return tuple(name for name in names if name not in seen)
+
+
+def _covered(graph: Graph, value: Value) -> bool:
+    users = [user for user, _ in graph.users(value)]
+    return bool(users) and not value.is_graph_output() and all(u.op_type in _SATURATING | {"Add"} for u in users)
+
+
+def float32_nodes(
+    graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dtype: str
+) -> dict[str, str]:
+    """Node name -> why it stays in float32.
+
+    Args:
+        graph: the prepared graph.
+        plan: resolved with statistics, or of weights only.
+        tensors: what was observed; empty without data.
+        dtype: "float16" or "bfloat16".
+    """
+    patterns = find_patterns(graph)
+    reasons = dict(_accumulating(graph, patterns, tensors))
+    if dtype == "float16":
+        masks = _mask_values(graph)
+        for node in graph.nodes:
+            reason = _why_range(graph, node, tensors, masks) or _why_constant(graph, node)
+            if reason is not None and node.name is not None:
+                reasons.setdefault(node.name, reason)
+        reasons = dict(_underflowing(graph, plan)) | reasons
+    return reasons
+
+
+def _accumulating(
+    graph: Graph, patterns: tuple[Pattern, ...], tensors: Mapping[str, Histogram]
+) -> Iterator[tuple[str, str]]:
+    safe: set[str] = set()
+    for pattern in patterns:
+        if pattern.kind in _NORMS and len(pattern.nodes) > 1:
+            yield from ((name, f"{pattern.kind} accumulates in float32") for name in pattern.nodes)
+        if pattern.kind == "GELU" and _within(tensors.get(pattern.input), _CUBE_LIMIT):
+            safe.update(pattern.nodes)
+    for node in graph.nodes:
+        if node.op_type in _SUMS | _LOG_SUMS and not node.domain and node.name is not None and node.name not in safe:
+            yield node.name, f"{node.op_type} accumulates in float32"
+
+
+def _within(histogram: Histogram | None, limit: float) -> bool:
+    return histogram is not None and histogram.amax <= limit
+
+
+def _why_range(graph: Graph, node: Node, tensors: Mapping[str, Histogram], masks: set[str]) -> str | None:
+    for value in (*node.inputs, *node.outputs):
+        found = None if value is None or graph.is_const(value) else tensors.get(str(value.name))
+        if found is None or value is None:
+            continue
+        reach = found.max if str(value.name) in masks else found.amax
+        if reach > LIMIT:
+            return f"{value.name} reaches {reach:.4g} in the data; float16 ends at 65504"
+    return None
+
+
+def _why_constant(graph: Graph, node: Node) -> str | None:
+    """A constant that float16 cannot hold. Negative fill values of masks are cut to -65504 instead."""
+    for value in node.inputs:
+        if value is None or not graph.is_const(value) or graph.dtype(value) != "float32":
+            continue
+        array = graph.const(value)
+        if array is None or array.size == 0:
+            continue
+        low, high = float(array.min()), float(array.max())
+        if high > np.finfo(np.float16).max and np.isfinite(high):
+            return f"constant {value.name} holds {high:.4g}; float16 ends at 65504"
+        if low < -np.finfo(np.float16).max and np.isfinite(low) and array.size > 1:
+            return f"constant {value.name} holds {low:.4g}; float16 ends at 65504"
+        largest = max(abs(low), abs(high))
+        if 0 < largest < np.finfo(np.float16).tiny:
+            return f"constant {value.name} is at most {largest:.2g}; float16 loses it"
+    return None
+
+
+def _underflowing(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
+    """Nodes behind a scale that float16 cannot hold."""
+    for point in plan.points.values():
+        if point.params is not None and float(point.params.scale) < SMALLEST_SCALE:
+            yield from ((node, f"the scale of {point.tensor} is too small for float16") for node, _ in point.uses)
+    for weight in plan.weights:
+        array = graph.const(graph.weights[weight.tensor])
+        if array is None or array.dtype != np.float32:
+            continue
+        axes = tuple(i for i in range(array.ndim) if i != weight.axis)
+        amax = np.maximum(array.max(axis=axes), -array.min(axis=axes))
+        # Channels a hundred times smaller than the largest may lose digits: nobody sees them.
+        lost = (amax > 0) & (amax < 127 * SMALLEST_SCALE) & (amax > amax.max() / 100)
+        if lost.any():
+            yield from ((node, f"scales of {weight.tensor} are too small for float16") for node, _ in weight.uses)
+
+
+def _mask_values(graph: Graph) -> set[str]:
+    """Tensors that are only added to a Softmax's input, as attention masks are: -inf is as good as -3e38 there."""
+    found: set[str] = set()
+    front = [node.inputs[0] for node in graph.nodes if node.op_type == "Softmax" and not node.domain]
+    while front:
+        value = front.pop()
+        if value is None or str(value.name) in found or graph.is_const(value):
+            continue
+        found.add(str(value.name))
+        node = value.producer()
+        if node is not None and node.op_type in _MASKING and not node.domain:
+            front.extend(node.inputs)
+    return found

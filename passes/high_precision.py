@@ -1,0 +1,204 @@
+"""Bring what is not quantized from float32 to float16 or bfloat16, for strongly typed backends.
+
+Every node of the main graph is either in the chosen type or stays in float32: where it is told to, where its operator
+has no such type, and where it owns bodies. Casts stand where the two meet, one per tensor and direction. Model inputs
+and outputs stay in float32. A Q/DQ pair takes the type of what follows it, because a backend reads the type of an
+int8 layer from the scale of its DequantizeLinear; both scales of a pair hold the same number, rounded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.schemas import Slots, slots
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph, Node, Value
+
+FLOAT = 1  # TensorProto.FLOAT, as Cast's attribute has it
+CODES = {"float16": 10, "bfloat16": 16}
+
+
+@dataclass(frozen=True)
+class HighPrecision:
+    """Convert a lowered graph.
+
+    Attributes:
+        dtype: "float16" or "bfloat16".
+        keep: names of nodes that stay in float32.
+    """
+
+    dtype: str
+    keep: frozenset[str]
+
+    def __call__(self, graph: Graph) -> int:
+        """Return how many nodes now compute in the type."""
+        work = _Work(graph, self.dtype, self.keep)
+        for node in graph.nodes:
+            work.convert(node)
+        for value in graph.outputs:
+            if id(value) in work.half:
+                graph.replace_output(value, work.cast(value, half=False))
+        return work.count
+
+
+@dataclass
+class _Work:
+    graph: Graph
+    dtype: str
+    keep: frozenset[str]
+    half: set[int] = field(default_factory=set)  # ids of the values that are in the type by now
+    made: dict[tuple[int, bool], Value] = field(default_factory=dict)
+    count: int = 0
+
+    def convert(self, node: Node) -> None:
+        """Give the node and its outputs their type; nodes come in topological order."""
+        if node.op_type == "QuantizeLinear" and not node.domain:
+            self._convert_quantize(node)
+        elif node.op_type == "DequantizeLinear" and not node.domain:
+            self._convert_dequantize(node)
+        elif node.op_type == "Cast" and self._becomes_half(node):
+            self._convert_cast(node)
+        else:
+            self._convert_other(node)
+
+    def _becomes_half(self, node: Node) -> bool:
+        """Whether the node can and may compute in the type."""
+        found = self._slots(node)
+        if found is None or node.name in self.keep or any(True for _ in self.graph.bodies(node)):
+            return False
+        if node.op_type == "Cast":
+            return bool(self.graph.attribute(node, "to") == FLOAT) and not self._is_float(node.inputs[0])
+        floats = [i for i, v in enumerate(node.outputs) if self._is_float(v) and (v.uses() or v.is_graph_output())]
+        return all(found.gives(i) for i in floats) and (bool(floats) or self._reads_half(node, found))
+
+    def _reads_half(self, node: Node, found: Slots) -> bool:
+        return any(v is not None and id(v) in self.half and found.takes(i) for i, v in enumerate(node.inputs))
+
+    def _slots(self, node: Node) -> Slots | None:
+        version = self.graph.domains.get(node.domain, 0)
+        return slots(node.op_type, node.domain, version, self.dtype) if version else None
+
+    def _is_float(self, value: Value | None) -> bool:
+        return value is not None and id(value) not in self.half and self.graph.dtype(value) == "float32"
+
+    def _convert_other(self, node: Node) -> None:
+        found = self._slots(node) if self._becomes_half(node) else None
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                self._read(node, index, value, half=found is not None and found.takes(index))
+        for body_node in self.graph.bodies(node):
+            for index, value in enumerate(body_node.inputs):
+                if value is not None and id(value) in self.half:
+                    self.graph.set_input(body_node, index, self.cast(value, half=False, before=node))
+        if found is not None:
+            self.count += 1
+            for index, value in enumerate(node.outputs):
+                if found.gives(index) and self._is_float(value):
+                    self._mark(value)
+
+    def _convert_cast(self, node: Node) -> None:
+        """An integer cast to float is cast to the type directly."""
+        self.graph.set_attribute(node, "to", CODES[self.dtype])
+        self._mark(node.outputs[0])
+        self.count += 1
+
+    def _convert_quantize(self, node: Node) -> None:
+        """The scale has the input's type; its number is the one DequantizeLinear will use."""
+        value = node.inputs[0]
+        if value is None or (self.graph.is_const(value) and not self._pair_is_half(node)):
+            return
+        half = self._pair_is_half(node)
+        if not half or self.graph.is_const(value):
+            self._read(node, 0, value, half=half)
+        self._set_scale(node, rounded=half, half=id(node.inputs[0]) in self.half)
+
+    def _convert_dequantize(self, node: Node) -> None:
+        if not self._is_float(node.outputs[0]) or not self._feeds_half(node):
+            return
+        self._set_scale(node, rounded=True, half=True)
+        self._mark(node.outputs[0])
+
+    def _pair_is_half(self, quantize: Node) -> bool:
+        readers = [user for user, _ in self.graph.users(quantize.outputs[0]) if user.op_type == "DequantizeLinear"]
+        return bool(readers) and all(self._feeds_half(node) for node in readers)
+
+    def _feeds_half(self, dequantize: Node) -> bool:
+        """Whether some user of the pair computes in the type. A model output alone stays in float32."""
+        users = self.graph.users(dequantize.outputs[0])
+        return any(not self.graph.in_body(u) and self._may_be_half(u, i) for u, i in users)
+
+    def _may_be_half(self, node: Node, index: int) -> bool:
+        found = self._slots(node)
+        return found is not None and found.takes(index) and self._becomes_half(node)
+
+    def _set_scale(self, node: Node, *, rounded: bool, half: bool) -> None:
+        scale = node.inputs[1]
+        array = self.graph.const(scale)
+        if scale is None or array is None or array.dtype != np.float32 or not rounded:
+            return
+        key = (id(scale), half)
+        if key not in self.made:
+            narrow = self._narrow(array)
+            stored = narrow if half else narrow.astype(np.float32)
+            self.made[key] = self._constant(f"{scale.name}_{self.dtype}" if half else f"{scale.name}_rounded", stored, half)
+        self.graph.set_input(node, 1, self.made[key])
+
+    def _narrow(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self.dtype == "float16":
+            # Below the smallest normal number the type loses digits and backends may flush to zero.
+            return np.maximum(array, np.finfo(np.float16).tiny).astype(np.float16)
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16)
+
+    def _read(self, node: Node, index: int, value: Value, *, half: bool) -> None:
+        """Let the node read the value in the wanted type."""
+        if half and self._is_float(value) or (not half and id(value) in self.half):
+            self.graph.set_input(node, index, self.cast(value, half=half, before=node))
+
+    def cast(self, value: Value, *, half: bool, before: Node | None = None) -> Value:
+        """The value in the other type: a converted weight, or one Cast shared by all readers."""
+        key = (id(value), half)
+        if key not in self.made:
+            array = self.graph.const(value)
+            if array is not None:
+                self.made[key] = self._constant(f"{value.name}_{self.dtype}", self._converted(array), half)
+            else:
+                self.made[key] = self._cast_node(value, half=half, before=before)
+        return self.made[key]
+
+    def _converted(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self.dtype == "float16":
+            # A mask's fill value of -3e38 would become -inf, and 0 times it NaN.
+            lowest = np.where(np.isfinite(array), np.finfo(np.float16).min, -np.inf)
+            return np.maximum(array, lowest).astype(np.float16)
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16)
+
+    def _constant(self, name: str, array: npt.NDArray[Any], half: bool) -> Value:
+        made = self.graph.constant(name, array)
+        if half:
+            self.half.add(id(made))
+        return made
+
+    def _cast_node(self, value: Value, *, half: bool, before: Node | None) -> Value:
+        kind = self.dtype if half else "float32"
+        to = CODES[self.dtype] if half else FLOAT
+        # Behind a model input the first reader may stand anywhere; behind a producer the Cast stands right there.
+        place = before if value.producer() is None else None
+        made = self.graph.add("Cast", [value], name=f"{value.name}_{kind}", attributes={"to": to}, like=value, before=place)
+        self.graph.retype(made, kind)
+        if half:
+            self.half.add(id(made))
+        return made
+
+    def _mark(self, value: Value) -> None:
+        self.half.add(id(value))
+        self.graph.retype(value, self.dtype)

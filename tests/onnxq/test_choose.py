@@ -1,0 +1,183 @@
+"""Ranges and parameters from statistics."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from placing import TENSORRT, Given, net, planned
+
+from onnxq.choose import merged, resolve, weights_only
+from onnxq.errors import DataError, StatisticsError
+from onnxq.histogram import Histogram
+from onnxq.plan import Plan, Point
+from onnxq.recipe import Recipe
+from onnxq.statistics import Statistics
+
+RNG = np.random.default_rng(3)
+HEAVY = np.concatenate([RNG.normal(size=20_000), [40.0]]).astype(np.float32)  # one outlier that entropy clips
+
+
+def plan(*points: Point) -> Plan:
+    return Plan("tensorrt", {p.tensor: p for p in points}, (), ())
+
+
+def point(tensor: str, group: str = "", calibrator: str | None = None, *, protected: bool = False) -> Point:
+    return Point(tensor, ((f"n{tensor}", 0),), tensor, group or tensor, calibrator, protected)
+
+
+def seen(**arrays: npt.ArrayLike) -> Statistics:
+    return Statistics("model", {name: Histogram.of(np.asarray(a, np.float32)) for name, a in arrays.items()}, 1)
+
+
+def resolved(statistics: Statistics, *points: Point, calibrator: str = "minmax") -> Plan:
+    return resolve(plan(*points), statistics, Recipe(calibrator=calibrator), TENSORRT)
+
+
+def scale(found: Plan, tensor: str) -> float:
+    params = found.points[tensor].params
+    assert params is not None
+    assert params.zero_point == 0
+    assert params.zero_point.dtype == np.int8
+    return float(params.scale)
+
+
+def test_a_point_covers_what_was_seen() -> None:
+    found = resolved(seen(a=[-2.54, 1], b=[0, 1.27]), point("a"), point("b"))
+    assert scale(found, "a") == pytest.approx(0.02, rel=1e-6)
+    assert scale(found, "b") == pytest.approx(0.01, rel=1e-6)
+    assert found.resolved
+    assert found.points["a"].range == pytest.approx((-2.54, 2.54))
+    assert found.points["a"].chosen == "minmax"
+
+
+def test_a_group_has_the_same_bits_from_all_its_values() -> None:
+    statistics = seen(a=HEAVY, b=HEAVY[:1000] * 7, c=[0.5, -3.0], d=[1.0])
+    for calibrator in ("minmax", "entropy", "mse", "percentile", "auto"):
+        members = [point("a", "a"), point("b", "a"), point("c", "a")]
+        found = resolved(statistics, *members, point("d"), calibrator=calibrator)
+        assert len({found.points[t].params.scale.tobytes() for t in "abc"}) == 1  # type: ignore[union-attr]  # resolved
+        assert len({found.points[t].range for t in "abc"}) == 1
+        assert scale(found, "a") != scale(found, "d")
+    alone = resolved(statistics, point("a"), calibrator="minmax")
+    assert scale(alone, "a") == pytest.approx(40 / 127, rel=1e-6)
+
+
+def test_the_order_of_the_plan_is_kept_and_does_not_matter() -> None:
+    statistics = seen(a=HEAVY, b=HEAVY[:99] * 3, c=[1.0])
+    points = [point("a", "a"), point("c"), point("b", "a")]
+    one, other = (resolved(statistics, *p, calibrator="entropy") for p in (points, points[::-1]))
+    assert list(one.points) == ["a", "c", "b"]
+    assert list(other.points) == ["b", "c", "a"]
+    assert {t: scale(one, t) for t in "abc"} == {t: scale(other, t) for t in "abc"}
+
+
+def test_two_points_that_observe_one_tensor_count_it_once() -> None:
+    copy = Point("b", (("n", 0),), "a", "a")
+    found = resolved(seen(a=HEAVY), point("a"), copy, calibrator="entropy")
+    assert (
+        scale(found, "a") == scale(found, "b") == scale(resolved(seen(a=HEAVY), point("a"), calibrator="entropy"), "a")
+    )
+    assert merged((point("a"), copy), seen(a=HEAVY).tensors).count == HEAVY.size
+
+
+@pytest.mark.parametrize("calibrator", ["auto", "entropy"])
+def test_protected_tensors_are_not_clipped(calibrator: str) -> None:
+    free = resolved(seen(a=HEAVY), point("a"), calibrator=calibrator)
+    assert scale(free, "a") < 40 / 127
+    kept = resolved(seen(a=HEAVY), point("a", protected=True), calibrator=calibrator)
+    assert scale(kept, "a") == pytest.approx(40 / 127, rel=1e-6)
+    assert kept.points["a"].chosen == "minmax"
+
+
+def test_one_protected_tensor_protects_its_group() -> None:
+    members = (point("a", "a"), point("b", "a", protected=True))
+    found = resolved(seen(a=HEAVY, b=[1.0]), *members, calibrator="entropy")
+    assert scale(found, "a") == pytest.approx(40 / 127, rel=1e-6)
+
+
+def test_a_clipping_calibrator_that_was_asked_for_clips_protected_tensors_too() -> None:
+    found = resolved(seen(a=HEAVY), point("a", protected=True), calibrator="percentile")
+    assert found.points["a"].chosen == "percentile"
+    assert scale(found, "a") < 40 / 127
+
+
+def test_a_rule_wins() -> None:
+    found = resolved(seen(a=HEAVY), point("a", calibrator="entropy", protected=True), calibrator="minmax")
+    assert found.points["a"].chosen == "entropy"
+    assert scale(found, "a") < 40 / 127
+    members = (point("a", "a"), point("b", "a", "minmax"))
+    found = resolved(seen(a=HEAVY, b=HEAVY), *members, calibrator="entropy")
+    assert {p.chosen for p in found.points.values()} == {"minmax"}
+
+
+def test_only_zeros_give_a_legal_scale_and_a_note() -> None:
+    for calibrator in ("minmax", "entropy", "mse", "percentile", "auto"):
+        found = resolved(seen(a=np.zeros(9), b=[1.0]), point("a"), point("b"), calibrator=calibrator)
+        assert scale(found, "a") == 1.0
+        assert len(found.notes) == 1
+        assert found.notes[0].startswith("a: only zeros")
+
+
+def test_tiny_values_give_a_normal_scale() -> None:
+    found = resolved(seen(a=[1e-40]), point("a"))
+    assert scale(found, "a") == float(np.finfo(np.float32).tiny)
+
+
+def test_huge_values_fit() -> None:
+    largest = float(np.finfo(np.float32).max)
+    assert scale(resolved(seen(a=[-largest]), point("a")), "a") == pytest.approx(largest / 127, rel=1e-6)
+
+
+def test_infinities_do_not_count() -> None:
+    assert scale(resolved(seen(a=[1.27, np.inf, np.nan]), point("a")), "a") == pytest.approx(0.01, rel=1e-6)
+
+
+def test_missing_statistics() -> None:
+    with pytest.raises(StatisticsError, match="'b'") as caught:
+        resolved(seen(a=[1.0]), point("a"), point("b"))
+    assert "onnxq calibrate" in caught.value.hint
+
+
+@pytest.mark.parametrize("values", [[np.nan, np.inf], []])
+def test_no_finite_value(values: list[float]) -> None:
+    with pytest.raises(DataError, match=r"'a'.*no finite value"):
+        resolved(seen(a=np.array(values)), point("a"))
+
+
+def test_a_group_needs_one_finite_value_only() -> None:
+    found = resolved(seen(a=[np.nan], b=[1.27]), point("a", "a"), point("b", "a"))
+    assert scale(found, "a") == pytest.approx(0.01, rel=1e-6)
+
+
+def test_the_plan_itself_is_left_alone() -> None:
+    before = plan(point("a"))
+    after = resolve(before, seen(a=[1.0]), Recipe(), TENSORRT)
+    assert not before.resolved
+    assert after.resolved
+    assert before.points["a"].params is None
+
+
+def test_weights_only() -> None:
+    body = """c = Conv(x, w) r = Relu(c) k = Concat<axis=1>(r, x) d = Conv(k, u) m = MatMul(d, d)
+        q = QuantizeLinear(m, s, z) y = DequantizeLinear(q, s, z)"""
+    pair: dict[str, Given] = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    full = planned(net("float[1,16,8,8] x", body, w=(16, 16, 1, 1), u=(16, 32, 1, 1), **pair))
+    found = weights_only(full)
+    assert not found.points
+    assert found.weights == full.weights
+    assert found.kept == ("m",)
+    told = {d.node: (d.quantized, d.reason) for d in found.decisions}
+    assert told["Conv:c"] == (True, "int8 weight, float input (no calibration data)")
+    assert told["Concat:k"] == (False, "runs in float (no calibration data)")
+    assert told["MatMul:m"] == (False, "product of two activations")
+    assert found.resolved
+
+
+def test_a_resolved_plan_is_plain_json() -> None:
+    found = resolved(seen(a=[-2.54], b=[1.0]), point("a"), point("b", "a"))
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["tensors"]["b"]["scale"] == pytest.approx(0.02, rel=1e-6)
+    assert told["tensors"]["a"]["calibrator"] == "minmax"

@@ -1,0 +1,132 @@
+"""Errors of one model against another, with numpy as the oracle."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph_of
+
+from onnxq.api import compare, input_specs
+from onnxq.comparison import Comparison, TensorError, compare_graphs
+from onnxq.data import open_source
+from onnxq.errors import DataError, ModelError
+from onnxq.report import comparison_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from onnxq.data import Feed
+    from onnxq.graph import Graph
+
+RNG = np.random.default_rng(3)
+W = RNG.normal(size=(4, 4)).astype(np.float32)
+NOISE = (RNG.normal(size=(4, 4)) / 100).astype(np.float32)
+TEXT = "(float[N,4] x) => (float[N,4] y, float[N,4] z) { a = MatMul(x, w) y = Relu(a) z = Neg(y) }"
+FEEDS = [{"x": row[None]} for row in RNG.normal(size=(5, 4)).astype(np.float32)]
+
+
+def errors(
+    reference: Graph, other: Graph, layers: bool = False, feeds: Sequence[Feed] = FEEDS
+) -> dict[str, TensorError]:
+    found = compare_graphs(reference, other, open_source(feeds, input_specs(reference)), layers=layers)
+    assert found.samples == len(feeds)
+    return {error.tensor: error for error in found.errors}
+
+
+def test_the_figures() -> None:
+    found = errors(graph_of(TEXT, w=W), graph_of(TEXT, w=W + NOISE), layers=True)
+    assert list(found) == ["a", "y", "z"]
+    rows = np.concatenate([f["x"] for f in FEEDS])
+    before, after = rows @ W, rows @ (W + NOISE)
+    error = found["a"]
+    assert error.sqnr_db == pytest.approx(10 * math.log10((before**2).sum() / ((before - after) ** 2).sum()), rel=1e-4)
+    flat = before.ravel() / np.linalg.norm(before), after.ravel() / np.linalg.norm(after)
+    assert error.cosine == pytest.approx(np.vdot(*flat), rel=1e-5)
+    assert error.max_abs == pytest.approx(np.abs(before - after).max(), rel=1e-4)
+    assert error.amax == pytest.approx(np.abs(before).max(), rel=1e-5)
+
+
+def test_outputs_alone_unless_layers_are_asked_for() -> None:
+    graph = graph_of(TEXT, w=W)
+    assert list(errors(graph, graph)) == ["y", "z"]
+    assert {(e.sqnr_db, e.max_abs) for e in errors(graph, graph).values()} == {(math.inf, 0.0)}
+
+
+def test_the_graphs_given_stay_as_they_are() -> None:
+    graph = graph_of(TEXT, w=W)
+    before = graph.to_proto().SerializeToString()
+    errors(graph, graph, layers=True)
+    assert graph.to_proto().SerializeToString() == before
+
+
+def test_worst_first() -> None:
+    made = [
+        TensorError(name, sqnr, 1.0, 0.0, 1.0) for name, sqnr in [("b", 9.0), ("c", math.inf), ("a", 9.0), ("d", 3.0)]
+    ]
+    assert [e.tensor for e in Comparison(tuple(made), 1).worst] == ["d", "a", "b", "c"]
+
+
+def test_infinities_that_both_have_are_no_error_and_others_are_the_worst() -> None:
+    text = "(float[N,4] x) => (float[N,4] y) { y = Log(x) }"
+    feeds = [{"x": np.array([[0, 1, 2, 3]], np.float32)}]  # log 0 is -inf
+    assert errors(graph_of(text), graph_of(text), feeds=feeds)["y"].max_abs == 0
+    shifted = "(float[N,4] x) => (float[N,4] y) { a = Add(x, one) y = Log(a) }"
+    error = errors(graph_of(text), graph_of(shifted, one=np.float32(1)), feeds=feeds)["y"]
+    assert (error.max_abs, error.sqnr_db) == (math.inf, -math.inf)
+
+
+def test_all_zero_tensors() -> None:
+    text = "(float[N,4] x) => (float[N,4] y) { y = Mul(x, k) }"
+    zero, one = graph_of(text, k=np.float32(0)), graph_of(text, k=np.float32(1))
+    assert errors(zero, zero)["y"] == TensorError("y", math.inf, 1.0, 0.0, 0.0)
+    error = errors(zero, one)["y"]
+    assert (error.sqnr_db, error.cosine) == (-math.inf, 0.0)
+
+
+def test_outputs_that_are_no_numbers_are_left_out_and_whole_numbers_are_not() -> None:
+    text = "(float[N,4] x) => (float[N,4] y, int64[N] best, string[N,4] words) "
+    text += "{ y = Relu(x) best = ArgMax<axis=1, keepdims=0>(x) words = Cast<to=8>(x) }"
+    assert list(errors(graph_of(text), graph_of(text))) == ["y", "best"]
+
+
+def test_models_that_do_not_go_together() -> None:
+    graph = graph_of(TEXT, w=W)
+    other = graph_of("(float[N,4] x) => (float[N,4] q) { q = Relu(x) }")
+    with pytest.raises(ModelError, match="no numeric tensor") as error:
+        errors(graph, other)
+    assert "'q'" in error.value.hint
+    wide = graph_of("(float[N,4] x) => (float[N,M] y) { y = Concat<axis=1>(x, x) }")
+    with pytest.raises(ModelError, match=r"'y' is of shape \[1, 4\].*\[1, 8\]"):
+        errors(graph, wide)
+    more = graph_of("(float[N,4] x, float[N,4] u) => (float[N,4] y) { y = Add(x, u) }")
+    with pytest.raises(ModelError, match="'u'"):
+        errors(graph, more)
+    with pytest.raises(DataError, match="no samples"):
+        compare(graph, graph, [])
+
+
+def test_models_on_disk(tmp_path: Path) -> None:
+    onnx.save(graph_of(TEXT, w=W).to_proto(), tmp_path / "a.onnx")
+    found = compare(tmp_path / "a.onnx", graph_of(TEXT, w=W).to_proto(), FEEDS)
+    assert {e.sqnr_db for e in found.errors} == {math.inf}
+
+
+def test_the_json_is_json() -> None:
+    text = comparison_json(Comparison((TensorError("t", -math.inf, 0.5, math.inf, 1.0),), 2))
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "samples": 2,
+        "tensors": [{"tensor": "t", "sqnr_db": None, "cosine": 0.5, "max_abs": None, "amax": 1.0}],
+    }
+
+
+def test_spilled_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.comparison.SPILL_BYTES", 0)
+    monkeypatch.setattr("onnxq.files.SPILL_BYTES", 0)
+    graph = graph_of(TEXT, w=W)
+    assert errors(graph, graph)["y"].max_abs == 0

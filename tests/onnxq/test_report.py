@@ -1,0 +1,75 @@
+"""What a run tells: figures, JSON, and commands that can be pasted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import graph_of
+
+from onnxq import api, report
+from onnxq.recipe import Recipe
+
+W = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+SMALL = W[:, :4]
+TEXT = """(float[N,32] x) => (float[N,4] y) { a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) y = MatMul(c, small) }"""
+FEEDS = [{"x": np.random.default_rng(1).normal(size=(n, 32)).astype(np.float32)} for n in (1, 1, 1)]
+
+
+def test_the_summary_counts() -> None:
+    found = report.summarize(api.make_plan(graph_of(TEXT, w=W, small=SMALL)), 100, 30)
+    assert (found.weighted, found.int8) == (3, 2)
+    assert found.mac_share == pytest.approx(2 * 32 * 32 / (2 * 32 * 32 + 32 * 4))
+    assert (found.bytes_before, found.bytes_after) == (100, 30)
+    ((reason, op, count),) = found.reasons
+    assert (op, count) == ("MatMul", 1)
+    assert "16" in reason
+    assert {op for _, op, _ in found.others} <= {"Relu"}
+
+
+def test_the_plan_as_json_is_the_same_for_the_same_run() -> None:
+    recipe = Recipe(calibrator="minmax")
+    graph = graph_of(TEXT, w=W, small=SMALL)
+    seen = api.calibrate(graph, FEEDS, recipe)
+    texts = {report.plan_json(api.quantize(graph, seen, recipe)[1], recipe, seen) for _ in range(2)}
+    assert len(texts) == 1
+    found = json.loads(texts.pop(), parse_constant=pytest.fail)
+    assert found["recipe"] == 'calibrator = "minmax"\n'
+    assert found["data"] == {"samples": 3, "digest": f"{seen.seen:016x}", "model": seen.model}
+    point = found["tensors"]["x"]
+    largest = float(np.abs(np.concatenate([f["x"] for f in FEEDS])).max())
+    assert point["range"] == pytest.approx([-largest, largest])
+    assert point["scale"] == pytest.approx(largest / 127)
+    assert (point["dtype"], point["zero_point"], point["calibrator"]) == ("int8", 0, "minmax")
+    unresolved = json.loads(report.plan_json(api.make_plan(graph), Recipe(), None))
+    assert unresolved["data"] is None
+    assert "scale" not in unresolved["tensors"]["x"]
+
+
+def flags(text: str, name: str, *, seen: bool, shapes: tuple[tuple[int, ...], ...] = ()) -> dict[str, list[str]]:
+    graph = graph_of(text, w=W)
+    feeds = [{n: np.ones(shape, np.float32) for n in ("x",)} for shape in shapes]
+    statistics = api.calibrate(graph, feeds) if seen else None
+    quantized, plan = api.quantize(graph, statistics)
+    return {what: shlex.split(line) for what, line in report.next_steps(plan, quantized, Path(name), statistics)}
+
+
+DYNAMIC = "(float[N,T,32] x) => (float[N,T,32] y) { y = MatMul(x, w) }"
+
+
+def test_the_next_command_has_the_shapes_that_were_seen() -> None:
+    for line in flags(DYNAMIC, "m.int8.onnx", seen=True, shapes=((1, 7, 32), (1, 3, 32))).values():
+        assert line[:3] == ["trtexec", "--onnx=m.int8.onnx", "--saveEngine=m.int8.plan"]
+        assert "--minShapes=x:1x3x32" in line
+        assert {"--optShapes=x:1x7x32", "--maxShapes=x:1x7x32"} <= set(line)
+
+
+def test_the_next_command_without_data_or_dynamic_shapes() -> None:
+    for line in flags(DYNAMIC, "a b/m.onnx", seen=False).values():
+        assert {"--onnx=a b/m.onnx", "--minShapes=..."} <= set(line)
+    static = "(float[2,32] x) => (float[2,32] y) { y = MatMul(x, w) }"
+    for line in flags(static, "m.onnx", seen=True, shapes=((2, 32),)).values():
+        assert not [word for word in line if "Shapes" in word]
