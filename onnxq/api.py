@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from onnxq.graph import Graph
 from onnxq.monitor import QUIET, Monitor
 from onnxq.passes import lower, prepare
 from onnxq.place import place
+from onnxq.precision import HALF_OPSET, probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
@@ -185,10 +186,13 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
     monitor.stage("Preparing", None)
     target = get_target(recipe.target)
     graph = load(model)
-    pipeline.run(graph, prepare(target.min_opset))
+    half = recipe.float_type != "float32"
+    pipeline.run(graph, prepare(max(target.min_opset, HALF_OPSET) if half else target.min_opset))
     if files.weight_bytes(graph) > files.SPILL_BYTES:
         graph = files.spill(graph)
-    plan = place(graph, target, recipe)
+    plan = replace(place(graph, target, recipe), float_type=recipe.float_type)
+    if recipe.float_type == "float16":
+        plan = replace(plan, probes=probes(graph, plan))
     if not plan.weights and not plan.points and not plan.kept:
         where = str(model) if isinstance(model, str | os.PathLike) else "the model"
         raise ModelError(f"there is nothing to quantize in {where}", _why_nothing(plan))
@@ -252,6 +256,8 @@ def lowered(
         plan = weights_only(ready.plan)
     else:
         plan = resolve(ready.plan, statistics, ready.recipe, target, cache)
+    if plan.float_type != "float32":
+        plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.tensors)
     for note in plan.notes:
         monitor.warn(note)
     monitor.stage("Quantizing", None)

@@ -14,7 +14,7 @@ import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: re
 
 from onnxq.errors import ModelError, OutputError
 from onnxq.graph import Graph, check_proto, normalized, tensor_bytes
-from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart
+from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, write_joined
 
 if TYPE_CHECKING:
     import os
@@ -68,18 +68,19 @@ def spill(graph: Graph) -> Graph:
     """
     folder = _Folder()
     values = [v for part in graph.model.graphs() for v in part.initializers.values()]
-    large = [v for v in values if v.const_value is not None and v.const_value.nbytes > SMALL_BYTES]
-    tensors = [v.const_value for v in large if v.const_value is not None]
+    found = [(v, v.const_value) for v in values if v.const_value is not None and v.dtype != ir.DataType.STRING]
+    large = [(v, tensor) for v, tensor in found if tensor.nbytes > SMALL_BYTES]
+    tensors = [tensor for _, tensor in large]
     written = ir.external_data.convert_tensors_to_external(tensors, folder.path, "weights")
-    for value, found in zip(large, written, strict=True):
+    for (value, old), new in zip(large, written, strict=True):
         value.const_value = _FileTensor(
-            found.location,
-            found.offset,
-            found.length,
-            found.dtype,
-            shape=ir.Shape(found.shape),
+            new.location,
+            new.offset,
+            new.length,
+            new.dtype,
+            shape=ir.Shape(new.shape),
             name=str(value.name),
-            doc_string=found.doc_string,
+            doc_string=old.doc_string,
             base_dir=folder.path,
         )
     return Graph(graph.model, folder)
@@ -151,7 +152,7 @@ def save(
     with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
         target = Path(aside) / path.name
         if weight_bytes(graph) <= external_bytes:
-            ir.save(graph.inlined(), target, format="protobuf")
+            write_joined(graph.model, target)
             _check(target, check)
             target.replace(path)
             written = [path]

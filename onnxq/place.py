@@ -183,7 +183,7 @@ def _place_residual(sites: _Sites, node: Node) -> None:
     graph = sites.graph
     if a is None or b is None or a is b or graph.is_const(a) or graph.is_const(b):
         return
-    if graph.dtype(a) not in FLOAT_TYPES or broadcasts(graph, a, b):
+    if broadcasts(graph, a, b):
         return
     ends = [convolution_behind(graph, v, sites.patterns) for v in (a, b)]
     branches = [i for i, conv in enumerate(ends) if conv is not None and _is_int8(sites, conv)]
@@ -358,12 +358,12 @@ def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
         (sites.excluded(node), "excluded by a rule"),
         (node.op_type in ("QuantizeLinear", "DequantizeLinear"), "was in the model"),
         (kind is not None, f"part of {kind}, kept whole"),
+        (bool(node.domain), f"custom operator ({node.domain})"),
         (node.op_type in _CONTROL, "control flow, its bodies stay in float"),
         (node.op_type in _RECURRENT, "recurrent, runs in float"),
         (all(k is not None and k not in FLOAT_TYPES for k in outputs), "not floating point"),
         (node.op_type in sites.target.movers, "moves data in the precision of its neighbours"),
         (node.op_type in _FUSED, "activation, fuses into the layer before it"),
         (node.op_type == "Concat" or _reads_and_writes_int8(sites, node) is not None, "nothing int8 follows it"),
-        (bool(node.domain), f"custom operator ({node.domain})"),
     )
     return next((text for holds, text in reasons if holds), "runs in float; quantizing it would split a fusion")

@@ -6,7 +6,7 @@ A value: `onnxq.place` makes it, `onnxq.choose` resolves it, passes carry it out
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class WeightPoint:
 class Decision:
     """What becomes of one node: `reason` is why it stays in float, or what makes it int8.
 
+    dtype: the type it computes in when it is not int8, and its scales' type when it is.
     macs: multiply-accumulates of one run with unknown dimensions counted as 1; 0 for nodes without any.
     """
 
@@ -71,6 +72,12 @@ class Decision:
     quantized: bool
     reason: str
     macs: int = 0
+    dtype: str = "float32"
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: "int8" or its floating-point type."""
+        return "int8" if self.quantized else self.dtype
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,9 @@ class Plan:
         kept: tensors that were quantized in the model already.
         joins: (node, input index, tensor): uses that join a pair the model already has.
         notes: what the user should know.
+        probes: tensors that are observed only to see whether they fit the floating-point type.
+        float_type: numpy's name of the type of what is not quantized.
+        float32: node name -> why it stays in float32 when that type is another.
     """
 
     target: str
@@ -94,11 +104,14 @@ class Plan:
     kept: tuple[str, ...] = ()
     joins: tuple[tuple[str, int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
+    float_type: str = "float32"
+    float32: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values must be seen, without repeats."""
-        return tuple(dict.fromkeys(p.observe for p in self.points.values()))
+        return tuple(dict.fromkeys([*(p.observe for p in self.points.values()), *self.probes]))
 
     @property
     def resolved(self) -> bool:
@@ -125,10 +138,11 @@ class Plan:
         """The plan as plain values, for `<name>.int8.plan.json`."""
         return {
             "target": self.target,
+            "float_type": self.float_type,
             "tensors": {p.tensor: _tensor_dict(p) for p in self.points.values()},
             "weights": [{"tensor": w.tensor, "axis": w.axis, "uses": [list(u) for u in w.uses]} for w in self.weights],
             "nodes": {
-                d.node: {"op": d.op_type, "precision": "int8" if d.quantized else "float", "reason": d.reason}
+                d.node: {"op": d.op_type, "precision": d.precision, "reason": d.reason}
                 | ({"macs": d.macs} if d.macs else {})
                 for d in self.decisions
             },

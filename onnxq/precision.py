@@ -7,6 +7,7 @@ its node in float32. bfloat16 has float32's range: only sums stay.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from onnxq.patterns import Pattern
     from onnxq.plan import Plan
 
-LIMIT = 65504 / 2
+MAX = 65504.0
+LIMIT = MAX / 2
 """Largest |x| seen in calibration that is trusted to float16: other data may reach twice as far."""
 
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
@@ -38,6 +40,32 @@ _MASKING = frozenset(
     {"Add", "Sub", "Mul", "Where", "Cast", "Expand", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Concat"}
 )
 _CUBE_LIMIT = 31.0  # x³ of a tanh-form GELU stays below LIMIT
+
+
+HALF_OPSET = 19
+"""The first opset whose Q/DQ nodes take scales in half precision."""
+
+
+def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram]) -> Plan:
+    """The plan with the type of every node that is not int8 and, where that stays float32, the reason.
+
+    Args:
+        graph: the prepared graph.
+        plan: resolved with statistics, or of weights only; its float_type is float16 or bfloat16.
+        tensors: what was observed; empty without data.
+    """
+    kept = float32_nodes(graph, plan, tensors, plan.float_type)
+    decisions = []
+    for decision in plan.decisions:
+        reason = kept.get(decision.node)
+        if reason is None:
+            decisions.append(replace(decision, dtype=plan.float_type))
+        else:
+            decisions.append(replace(decision, reason=f"{decision.reason}; float32: {reason}"))
+    notes = plan.notes
+    if plan.float_type == "float16" and not tensors:
+        notes = (*notes, "without calibration data nothing is known of what overflows float16")
+    return replace(plan, decisions=tuple(decisions), float32=kept, notes=notes)
 
 
 def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
@@ -117,12 +145,12 @@ def _why_constant(graph: Graph, node: Node) -> str | None:
         if array is None or array.size == 0:
             continue
         low, high = float(array.min()), float(array.max())
-        if high > np.finfo(np.float16).max and np.isfinite(high):
+        if high > MAX and np.isfinite(high):
             return f"constant {value.name} holds {high:.4g}; float16 ends at 65504"
-        if low < -np.finfo(np.float16).max and np.isfinite(low) and array.size > 1:
+        if low < -MAX and np.isfinite(low) and array.size > 1:
             return f"constant {value.name} holds {low:.4g}; float16 ends at 65504"
         largest = max(abs(low), abs(high))
-        if 0 < largest < np.finfo(np.float16).tiny:
+        if 0 < largest < SMALLEST_SCALE:
             return f"constant {value.name} is at most {largest:.2g}; float16 loses it"
     return None
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 WEIGHT_FORMS = ("dq", "qdq")
+HIGH_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Name on the command line -> numpy's name."""
+IO_TYPES = ("float32", "high-precision")
 WEIGHT_RANGES = ("absmax", "mse")
 
 
@@ -75,9 +78,15 @@ class Recipe:
     calibrator: str = _option("auto", "How ranges are chosen from what was observed.")
     percentile: float = _option(99.99, "Share of |x| inside the range, in percent (calibrator percentile).")
     weight_range: str = _option("absmax", "How weight ranges are chosen.", WEIGHT_RANGES)
-    weight_form: str = _option(
-        "dq", "dq: int8 weights + DequantizeLinear; qdq: float weights + Q + DQ (TensorRT before 10).", WEIGHT_FORMS
+    weight_form: str | None = _option(
+        None,
+        "dq: int8 weights + DequantizeLinear; qdq: float weights + Q + DQ. [default: the target's]",
+        WEIGHT_FORMS,
     )
+    high_precision: str | None = _option(
+        None, "Type of what is not quantized. [default: the target's]", tuple(HIGH_PRECISION)
+    )
+    io_types: str = _option("float32", "Type of the model's float inputs and outputs.", IO_TYPES)
     providers: str = _option("cpu", "Where ONNX Runtime runs the float model: cpu, cuda; comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
@@ -89,9 +98,14 @@ class Recipe:
             raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
         get_target(self.target)
         make_calibrator(self.calibrator, self.percentile)
-        for name in ("weight_range", "weight_form"):
+        for name in ("weight_range", "weight_form", "high_precision", "io_types"):
             _check_choice(name, getattr(self, name))
         provider_names(self.provider_list)
+
+    @property
+    def float_type(self) -> str:
+        """numpy's name of the type for what is not quantized: the recipe's, else the target's."""
+        return HIGH_PRECISION[self.high_precision or get_target(self.target).high_precision]
 
     @property
     def provider_list(self) -> tuple[str, ...]:
@@ -187,7 +201,7 @@ def _check_keys(keys: Mapping[str, Any], kind: type[Recipe | Rule]) -> None:
 
 def _check_choice(name: str, value: str) -> None:
     choices: tuple[str, ...] = next(f.metadata["choices"] for f in fields(Recipe) if f.name == name)
-    if value not in choices:
+    if value not in choices and value is not None:
         raise RecipeError(f"unknown {name} {value!r}", _known(value, choices))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from dataclasses import dataclass, field
@@ -113,8 +114,7 @@ class Statistics:
         if not path.is_file():
             raise StatisticsError(f"{path} is not a file", "Make it with `onnxq calibrate`.")
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
+            arrays = _read_arrays(path)
             found = _from_arrays(arrays) if "meta" in arrays else None
         except Exception as error:  # numpy, zipfile, zlib and json raise many types for damaged files
             raise StatisticsError(
@@ -126,6 +126,13 @@ class Statistics:
                 "If it is calibration data, give it as such (--data). `onnxq calibrate` makes statistics.",
             )
         return found
+
+
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz, every checksum looked at: np.load stops before the end of a member, where it would be."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
+    return {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
 
 
 def is_statistics(path: str | os.PathLike[str]) -> bool:

@@ -40,7 +40,7 @@ def weight_of(graph: Graph, node: Node, target: Target) -> Weight | None:
     rank = graph.rank(value) or 0
     axes = {
         "Conv": 0,
-        "ConvTranspose": 1 if group_of(graph, node) == 1 else None,
+        "ConvTranspose": 1 if group_of(graph, node) == 1 and target.deconv_per_channel else None,
         "Gemm": 0 if graph.attribute(node, "transB", 0) else 1,
         "MatMul": rank - 1 if rank > 1 else None,
     }

@@ -15,6 +15,8 @@ from onnxq.passes.fold_affine import fold_affine
 from onnxq.passes.fold_batch_norm import fold_batch_norm
 from onnxq.passes.fold_constants import fold_constants
 from onnxq.passes.fold_scales import fold_scales
+from onnxq.passes.fuse_layer_norm import fuse_layer_norm
+from onnxq.passes.high_precision import HighPrecision
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.quantize_weights import QuantizeWeights
@@ -38,6 +40,7 @@ __all__ = [
     "fold_affine",
     "fold_batch_norm",
     "fold_constants",
+    "fuse_layer_norm",
     "infer_shapes",
     "prepare",
     "remove_identities",
@@ -61,16 +64,20 @@ def prepare(min_opset: int) -> tuple[Pass, ...]:
         fold_affine,  # brings a batch norm right behind its convolution
         fold_batch_norm,
         fold_affine,  # scales behind a batch norm, now right behind the convolution
+        fuse_layer_norm,  # after the folds: its scale and bias are plain constants now
         remove_unused,  # last: weights that the folds replaced
     )
 
 
 def lower(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     """Write a resolved plan into the prepared graph as Q/DQ nodes and int8 weights."""
+    form = recipe.weight_form or target.weight_form
+    half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
     return (
         InsertQDQ(plan),
         fold_scales,  # factors beside the new pairs
         remove_redundant_qdq,  # behind pairs that the model already had
-        QuantizeWeights(plan, target.weight, recipe.weight_range, recipe.weight_form),
+        QuantizeWeights(plan, target.weight, recipe.weight_range, form),
+        *((half,) if plan.float_type != "float32" else ()),  # behind the pairs, whose scales take its type
         remove_unused,  # float weights that nothing reads any more
     )

@@ -31,18 +31,22 @@ class HighPrecision:
     Attributes:
         dtype: "float16" or "bfloat16".
         keep: names of nodes that stay in float32.
+        keep_io: whether float inputs and outputs of the model stay in float32.
     """
 
     dtype: str
     keep: frozenset[str]
+    keep_io: bool = True
 
     def __call__(self, graph: Graph) -> int:
         """Return how many nodes now compute in the type."""
         work = _Work(graph, self.dtype, self.keep)
+        for value in () if self.keep_io else graph.inputs:
+            work.convert_input(value)
         for node in graph.nodes:
             work.convert(node)
         for value in graph.outputs:
-            if id(value) in work.half:
+            if id(value) in work.half and self.keep_io:
                 graph.replace_output(value, work.cast(value, half=False))
         return work.count
 
@@ -55,6 +59,11 @@ class _Work:
     half: set[int] = field(default_factory=set)  # ids of the values that are in the type by now
     made: dict[tuple[int, bool], Value] = field(default_factory=dict)
     count: int = 0
+
+    def convert_input(self, value: Value) -> None:
+        """Make a float32 model input one of the type."""
+        if self._is_float(value):
+            self._mark(value)
 
     def convert(self, node: Node) -> None:
         """Give the node and its outputs their type; nodes come in topological order."""
@@ -72,10 +81,27 @@ class _Work:
         found = self._slots(node)
         if found is None or node.name in self.keep or any(True for _ in self.graph.bodies(node)):
             return False
+        if self._is_island(node):
+            return False
         if node.op_type == "Cast":
             return bool(self.graph.attribute(node, "to") == FLOAT) and not self._is_float(node.inputs[0])
         floats = [i for i, v in enumerate(node.outputs) if self._is_float(v) and (v.uses() or v.is_graph_output())]
         return all(found.gives(i) for i in floats) and (bool(floats) or self._reads_half(node, found))
+
+    def _is_island(self, node: Node) -> bool:
+        """Whether all its float inputs are dequantized and all its outputs quantized: it runs on int8.
+
+        Its float type then matters to nobody, and ONNX Runtime fuses such nodes (Concat) in float32 only.
+        """
+        users = [user.op_type for v in node.outputs for user, _ in self.graph.users(v)]
+        read = [v for v in node.inputs if v is not None and not self.graph.is_const(v)]
+        return (
+            bool(users)
+            and bool(read)
+            and all(self.graph.producer(v, "DequantizeLinear") is not None for v in read)
+            and all(op == "QuantizeLinear" for op in users)
+            and not any(v.is_graph_output() for v in node.outputs)
+        )
 
     def _reads_half(self, node: Node, found: Slots) -> bool:
         return any(v is not None and id(v) in self.half and found.takes(i) for i, v in enumerate(node.inputs))
@@ -111,27 +137,26 @@ class _Work:
     def _convert_quantize(self, node: Node) -> None:
         """The scale has the input's type; its number is the one DequantizeLinear will use."""
         value = node.inputs[0]
-        if value is None or (self.graph.is_const(value) and not self._pair_is_half(node)):
+        if value is None or (not self._is_float(value) and id(value) not in self.half):
             return
-        half = self._pair_is_half(node)
-        if not half or self.graph.is_const(value):
-            self._read(node, 0, value, half=half)
-        self._set_scale(node, rounded=half, half=id(node.inputs[0]) in self.half)
+        readers = [user for user, _ in self.graph.users(node.outputs[0]) if user.op_type == "DequantizeLinear"]
+        follows = bool(readers) and all(self._kind(reader) != "float" for reader in readers)
+        if self.graph.is_const(value) or not follows:
+            self._read(node, 0, value, half=follows)
+        self._set_scale(node, rounded=follows, half=node.inputs[0] is not None and id(node.inputs[0]) in self.half)
 
     def _convert_dequantize(self, node: Node) -> None:
-        if not self._is_float(node.outputs[0]) or not self._feeds_half(node):
-            return
-        self._set_scale(node, rounded=True, half=True)
-        self._mark(node.outputs[0])
+        if self._is_float(node.outputs[0]) and (kind := self._kind(node)) != "float":
+            self._set_scale(node, rounded=True, half=kind == "half")
+            if kind == "half":
+                self._mark(node.outputs[0])
 
-    def _pair_is_half(self, quantize: Node) -> bool:
-        readers = [user for user, _ in self.graph.users(quantize.outputs[0]) if user.op_type == "DequantizeLinear"]
-        return bool(readers) and all(self._feeds_half(node) for node in readers)
-
-    def _feeds_half(self, dequantize: Node) -> bool:
-        """Whether some user of the pair computes in the type. A model output alone stays in float32."""
-        users = self.graph.users(dequantize.outputs[0])
-        return any(not self.graph.in_body(u) and self._may_be_half(u, i) for u, i in users)
+    def _kind(self, dequantize: Node) -> str:
+        """What a DequantizeLinear feeds: "half" when anything computes in the type, "island", or "float"."""
+        users = [(u, i) for u, i in self.graph.users(dequantize.outputs[0]) if not self.graph.in_body(u)]
+        if any(self._may_be_half(user, index) for user, index in users):
+            return "half"
+        return "island" if any(self._is_island(user) for user, _ in users) else "float"
 
     def _may_be_half(self, node: Node, index: int) -> bool:
         found = self._slots(node)
@@ -159,7 +184,7 @@ class _Work:
 
     def _read(self, node: Node, index: int, value: Value, *, half: bool) -> None:
         """Let the node read the value in the wanted type."""
-        if half and self._is_float(value) or (not half and id(value) in self.half):
+        if (half and self._is_float(value)) or (not half and id(value) in self.half):
             self.graph.set_input(node, index, self.cast(value, half=half, before=node))
 
     def cast(self, value: Value, *, half: bool, before: Node | None = None) -> Value:
@@ -190,13 +215,36 @@ class _Work:
 
     def _cast_node(self, value: Value, *, half: bool, before: Node | None) -> Value:
         kind = self.dtype if half else "float32"
-        to = CODES[self.dtype] if half else FLOAT
-        # Behind a model input the first reader may stand anywhere; behind a producer the Cast stands right there.
-        place = before if value.producer() is None else None
-        made = self.graph.add("Cast", [value], name=f"{value.name}_{kind}", attributes={"to": to}, like=value, before=place)
+        dequantize = self.graph.producer(value, "DequantizeLinear")
+        if dequantize is not None:
+            made = self._dequantized_again(dequantize, value, kind)
+        else:
+            to = CODES[self.dtype] if half else FLOAT
+            # Behind a model input the first reader may stand anywhere; behind a producer the Cast stands right there.
+            place = before if value.producer() is None else None
+            made = self.graph.add(
+                "Cast", [value], name=f"{value.name}_{kind}", attributes={"to": to}, like=value, before=place
+            )
         self.graph.retype(made, kind)
         if half:
             self.half.add(id(made))
+        return made
+
+    def _dequantized_again(self, node: Node, value: Value, kind: str) -> Value:
+        """A second DequantizeLinear in the other type is free, and keeps int8 in front of its reader."""
+        axis = self.graph.attribute(node, "axis")
+        made = self.graph.add(
+            "DequantizeLinear",
+            node.inputs,
+            name=f"{value.name}_{kind}",
+            attributes=None if axis is None else {"axis": axis},
+            like=value,
+        )
+        again = made.producer()
+        scale = None if again is None else self.graph.const(again.inputs[1])
+        if again is not None and scale is not None:
+            stored = scale.astype(np.float32) if kind == "float32" else self._narrow(scale)
+            self.graph.set_input(again, 1, self._constant(f"{value.name}_scale_{kind}", stored, kind != "float32"))
         return made
 
     def _mark(self, value: Value) -> None:

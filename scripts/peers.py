@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, DATA = ROOT / "models" / "digits" / "digits.onnx", ROOT / "models" / "digits" / "calib.npz"
@@ -64,7 +64,7 @@ def modelopt() -> Iterator[Path]:
 
     with np.load(DATA) as data:
         images = data["image"]
-    options: dict[str, object]
+    options: Mapping[str, object]
     for name, options in (
         ("modelopt_int8", {}),
         ("modelopt_int8_fp32", {"high_precision_dtype": "fp32"}),

@@ -81,10 +81,15 @@ def assert_breached(case: Case) -> None:
     """The rule finds exactly what it should in the bad graph, and no other rule of P1 to P22 finds anything."""
     found = check(case.bad, case.target).findings
     assert {(f.severity, f.where) for f in found if f.id == case.rule} == case.found
-    assert {f.id for f in found if f.severity != "I" and f.id not in ADVICE} - {case.rule} == case.also
+    assert {f.id for f in found if f.severity != "I" and f.id not in ADVICE} - {case.rule} - _new(case) == case.also
 
 
 def assert_kept(case: Case) -> None:
     """The rule finds nothing in the good graph, which keeps P1 to P22."""
     assert [f for f in check(case.good, case.target).findings if f.id == case.rule] == []
-    assert_legal(case.good, target=case.target)
+    assert_legal(case.good, _new(case), target=case.target)
+
+
+def _new(case: Case) -> frozenset[str]:
+    """The graphs are of opsets that TensorRT 8 does not know, which is P13's to say."""
+    return frozenset({"P13"}) if case.target == "tensorrt@8" else frozenset()

@@ -26,8 +26,9 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "numerics", "histogram", "monitor"),
     ("graph", "files", "runtime", "calibrators"),
+    ("targets", "statistics", "patterns", "linear", "caches", "checks", "schemas"),
     ("recipe",),
-    ("plan", "weighted", "place", "pipeline", "data", "choose"),
+    ("plan", "weighted", "place", "pipeline", "data", "choose", "precision"),
     ("passes", "collect", "comparison"),
     ("api", "report", "exchange"),
     ("cli", "progress", "onnxq"),  # onnxq: the public names, which are for users and the command line only

@@ -117,8 +117,8 @@ CHECKS: Mapping[str, Check] = {
     ),
     "P13": Check(
         grammar.opset_known,
-        "E",
-        "Raise the opset first, with onnx.version_converter.",
+        "E/W",
+        "Convert the model to an opset that fits, with onnx.version_converter.",
         "onnx-tensorrt parser; ModelOpt",
     ),
     "P14": Check(

@@ -19,7 +19,7 @@ from onnxq.checks.dtypes import (
     UINT8,
     type_name,
 )
-from onnxq.checks.finding import error, label, warning
+from onnxq.checks.finding import Breach, error, label, warning
 from onnxq.checks.index import (
     DQ,
     INTEGER_COPIES,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from onnx import NodeProto
 
-    from onnxq.checks.finding import Breach
     from onnxq.checks.index import Model
 
 
@@ -238,7 +237,10 @@ def even_count(model: Model) -> Iterator[Breach]:
 
 
 def opset_known(model: Model) -> Iterator[Breach]:
-    """The opset knows what the Q/DQ nodes use."""
+    """The opset knows what the Q/DQ nodes use (E), and the version's parser knows the opset (W)."""
+    newest = model.version.max_opset
+    if newest is not None and model.main and model.opset > newest:
+        yield Breach("W", "opset", f"the model has {model.opset}, {model.version.name} knows up to {newest}")
     for node in model.pairs:
         dtype, scale = qtype(model, node), model.types.get(node.input[1])
         needs = [

@@ -174,6 +174,11 @@ def is_integer_operator(node: NodeProto) -> bool:
     return is_onnx(node) and node.op_type.startswith(_INTEGER)
 
 
+def is_addition(node: NodeProto) -> bool:
+    """Whether a node is Add, or Sum of two, which the parser imports as the same."""
+    return is_onnx(node) and (node.op_type == "Add" or (node.op_type == "Sum" and len(node.input) == 2))
+
+
 def integer(node: NodeProto, name: str, default: int) -> int:
     """An integer attribute of a node, or its default."""
     return next((a.i for a in node.attribute if a.name == name), default)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.checks.dtypes import FLOAT8E4M3FN, FLOATS, FOUR_BITS, INT8, PRECISION
 from onnxq.checks.finding import label
-from onnxq.checks.index import ACTIVATIONS, COPIES, DQ, GATES, WEIGHTED, Q, is_integer_operator
+from onnxq.checks.index import ACTIVATIONS, COPIES, DQ, GATES, WEIGHTED, Q, is_addition, is_integer_operator
 from onnxq.checks.residual import branch, gated_input
 from onnxq.checks.scales import qtype, same_scale
 
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
     from onnxq.checks.index import Model
 
-BOTH_ENDS = ACTIVATIONS | {"Add", "Sub", "Mul", "Sigmoid", "AveragePool", "GlobalAveragePool", "Concat", "Resize"}
+BOTH_ENDS = ACTIVATIONS | {
+    "Add",
+    "Sum",
+    "Sub",
+    "Mul",
+    "Sigmoid",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Concat",
+    "Resize",
+}
 """Operators without weights that run in int8 when all they read and all they write is quantized."""
 _ACROSS = COPIES - {"Cast", "Pad"}
 _LOW = {INT8: "int8", FLOAT8E4M3FN: "fp8"}
@@ -71,7 +81,7 @@ def low_maker(model: Model, name: str) -> NodeProto | None:
         if node.op_type == "Concat":  # a Q behind it moves to all its inputs
             makers = [low_maker(model, part) for part in dict.fromkeys(node.input)]
             return makers[0] if makers and None not in makers else None
-        if node.op_type == "Add" and (sides := _residual(model, node)):
+        if is_addition(node) and (sides := _residual(model, node)):
             name = sides[0]
         elif node.op_type in ACTIVATIONS | _ACROSS:
             name = node.input[0]
@@ -125,7 +135,7 @@ def _takes_low(model: Model, node: NodeProto) -> bool:
 
 def _residual(model: Model, node: NodeProto) -> list[str]:
     """The operands of an Add that come straight from a convolution in int8, with which the Add fuses."""
-    if node.op_type != "Add" or any(map(model.constant, node.input)):
+    if not is_addition(node) or any(map(model.constant, node.input)):
         return []
     convs = {name: branch(model, name) for name in node.input if model.dequantizer(name) is None}
     return [name for name, conv in convs.items() if conv is not None and low_precision(model, conv)]

@@ -119,7 +119,8 @@ def needless_pairs(model: Model) -> Iterator[Breach]:
         ops = {user.op_type for user in users}
         source = "" if maker is None else maker.op_type
         if source in COPIES - {"Pad"} and model.dequantizer(node.input[0]) is not None:
-            yield warning(node, f"{source} is a copy between two pairs")
+            kind = "redundant" if same_scale(model, model.dequantizer(node.input[0]), node) else "requantizes"
+            yield warning(node, f"{source} is a copy between two pairs: {kind}")
         if source == "Pad" and ops & CONVS:
             yield warning(node, "stands between Pad and convolution: Pad no longer folds into it")
         if source == "Erf" or "Erf" in ops:

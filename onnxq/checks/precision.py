@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.checks.dtypes import FLOAT, FLOAT8E4M3FN, FLOATS, HALVES, INT8, type_name
 from onnxq.checks.finding import Breach, error, warning
-from onnxq.checks.index import ACTIVATIONS, CONVS, COPIES, DQ, GATES, WEIGHTED, Q, is_onnx
+from onnxq.checks.index import ACTIVATIONS, CONVS, COPIES, DQ, GATES, WEIGHTED, Q, is_addition, is_onnx
 from onnxq.checks.islands import fused, low_precision, precision
 from onnxq.checks.scales import qtype
 
@@ -67,7 +67,7 @@ def _epilogue(model: Model, name: str) -> str:
         users = model.users.get(name, ())
         muls = [user for user in users if user.op_type == "Mul"]
         gates = [user for user in users if user.op_type in GATES]
-        if len(users) == 1 and users[0].op_type in ACTIVATIONS | {"Add"}:
+        if len(users) == 1 and (users[0].op_type in ACTIVATIONS or is_addition(users[0])):
             name = users[0].output[0]
         elif len(users) == 2 and muls and gates and gates[0].output[0] in muls[0].input:
             name = muls[0].output[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxq.checks.finding import warning
-from onnxq.checks.index import CONVS, GATES, Q
+from onnxq.checks.index import CONVS, GATES, Q, is_addition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ def residual_identity(model: Model) -> Iterator[Breach]:
 
     Neither operand quantized is fine too. When both are convolutions (a projection shortcut), at most one is.
     """
-    for node in model.op("Add"):
+    for node in filter(is_addition, model.nodes):
         if any(map(model.constant, node.input)):
             continue
         branches = [name for name in node.input if _is_branch(model, name)]
@@ -73,9 +73,9 @@ def gated_input(model: Model, mul: NodeProto) -> str:
 
 def int8_in_and_out(model: Model) -> Iterator[Breach]:
     """An op without weights that reads int8 reads nothing else and writes int8."""
-    for node in model.op("Add", "AveragePool", "GlobalAveragePool"):
+    for node in model.op("Add", "Sum", "AveragePool", "GlobalAveragePool"):
         reads = [model.dequantizer(name) is not None for name in node.input if not model.constant(name)]
-        if not any(reads) or (node.op_type == "Add" and any(_is_branch(model, name) for name in node.input)):
+        if not any(reads) or (is_addition(node) and any(_is_branch(model, name) for name in node.input)):
             continue
         readers = model.readers(node.output[0])
         if not all(reads):

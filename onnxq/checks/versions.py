@@ -28,6 +28,7 @@ class Version:
         block_scales: whether scales of blocks exist.
         even_rows: whether some release wants four-bit tensors with an even last dimension (10.1 does).
         strongly_typed: whether every layer runs in the type that the model says, without asking.
+        max_opset: the newest that the parser's table of operators names (of 8.6); None when that is no limit here.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Version:
     block_scales: bool
     even_rows: bool
     strongly_typed: bool
+    max_opset: int | None
 
 
 TENSORRT_8 = Version(
@@ -49,6 +51,7 @@ TENSORRT_8 = Version(
     block_scales=False,
     even_rows=False,
     strongly_typed=False,
+    max_opset=17,
 )
 TENSORRT_10 = Version(
     name="tensorrt@10",
@@ -59,6 +62,7 @@ TENSORRT_10 = Version(
     block_scales=True,
     even_rows=True,
     strongly_typed=False,  # opt-in, with --stronglyTyped
+    max_opset=None,
 )
 TENSORRT_11 = Version(
     name="tensorrt@11",
@@ -69,6 +73,7 @@ TENSORRT_11 = Version(
     block_scales=True,
     even_rows=False,
     strongly_typed=True,  # 11.0 removed the precision flags
+    max_opset=None,
 )
 
 VERSIONS = {

@@ -1,14 +1,14 @@
-"""A large model file read in two parts: the model parsed, its larger weights mapped and left where they are.
+"""Large model files, read and written in two parts: the model, and the bytes of its larger weights.
 
-Parsing such a file whole would hold its bytes three times. The mapping is of the file as it was opened: that the
-file is replaced later does no harm.
+Protobuf would hold those bytes three times over. Reading maps them and leaves them where they are, in the file as
+it was opened: that it is replaced later does no harm. Writing streams them, one weight at a time.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,73 @@ def put_back(model: ir.Model, views: Mapping[str, Bytes]) -> None:
             value.const_value = ir.Tensor(array, stub.dtype, name=name, doc_string=stub.doc_string)
 
 
+def write_joined(model: ir.Model, path: Path) -> None:
+    """Write a model with all its weights inside.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    clone, held = _with_stubs(model)
+    data: bytes = ir.to_proto(clone).SerializeToString()
+    with path.open("wb") as file:
+        for number, begin, payload, end in _fields(data, 0, len(data)):
+            if number != _GRAPH:
+                file.write(data[begin:end])
+                continue
+            parts = [part for field in _fields(data, payload, end) for part in _joined(data, field, held)]
+            file.write(_head(_GRAPH, sum(len(p) if isinstance(p, bytes) else p.nbytes for p in parts)))
+            for part in parts:
+                _write_part(part, file)
+
+
+def _with_stubs(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+    """A copy with the main graph's larger weights replaced by stubs and the others in memory, and the larger ones."""
+    clone = model.clone()
+    held: dict[str, ir.TensorProtocol] = {}
+    for graph in clone.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            if graph is clone.graph and tensor.nbytes > SMALL_BYTES:
+                held[name] = tensor
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor(
+                    "held", None, None, tensor.dtype, shape=shape, name=name, doc_string=tensor.doc_string
+                )
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]
+    return clone, held
+
+
+def _joined(
+    data: bytes, field: tuple[int, int, int, int], held: Mapping[str, ir.TensorProtocol]
+) -> Iterator[bytes | ir.TensorProtocol]:
+    """A field of the graph, with a held weight in place of its stub."""
+    import onnx
+
+    number, begin, payload, end = field
+    stub = onnx.TensorProto.FromString(data[payload:end]) if number == _INITIALIZER else None
+    if stub is None or stub.name not in held:
+        yield data[begin:end]
+        return
+    tensor = held[stub.name]
+    stub.ClearField("data_location")
+    stub.ClearField("external_data")
+    inside = stub.SerializeToString() + _head(_RAW_DATA, tensor.nbytes)
+    yield _head(_INITIALIZER, len(inside) + tensor.nbytes) + inside
+    yield tensor
+
+
+def _write_part(part: bytes | ir.TensorProtocol, file: BinaryIO) -> None:
+    if isinstance(part, bytes):
+        file.write(part)
+    elif isinstance(part, ir.Tensor | ir.ExternalTensor):
+        part.tofile(file)
+    else:
+        file.write(part.tobytes())
+
+
 def _model_parts(data: mmap.mmap, views: dict[str, Bytes]) -> Iterator[bytes]:
     for number, begin, payload, end in _fields(data, 0, len(data)):
         if number == _GRAPH:
@@ -104,7 +171,7 @@ def _whole_bytes(data_type: int) -> bool:
     return kind not in (None, ir.DataType.UNDEFINED, ir.DataType.STRING) and kind.bitwidth % 8 == 0
 
 
-def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: mmap.mmap | bytes, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """(number, begin, payload, end) of every field of a message in protobuf's wire format (protobuf.dev/encoding).
 
     Raises:
@@ -123,7 +190,7 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
         start = at + size
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap | bytes, at: int) -> tuple[int, int]:
     """The number that begins there, 7 bits to a byte, least first, and where it ends."""
     value = shift = 0
     while data[at] & 0x80:
@@ -134,9 +201,14 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 def _field(number: int, payload: bytes) -> bytes:
     """A field of bytes in protobuf's wire format; number is below 16."""
-    head, size = bytearray([number << 3 | _LENGTH]), len(payload)
+    return _head(number, len(payload)) + payload
+
+
+def _head(number: int, size: int) -> bytes:
+    """What stands before the payload of such a field."""
+    head = bytearray([number << 3 | _LENGTH])
     while size > 0x7F:
         head.append(size & 0x7F | 0x80)
         size >>= 7
     head.append(size)
-    return bytes(head) + payload
+    return bytes(head)

@@ -14,7 +14,7 @@ import onnx_ir as ir  # noqa: TID251  this is the wall
 from onnx_ir.passes import common as ir_passes  # noqa: TID251  this is the wall
 
 from onnxq.errors import ModelError
-from onnxq.graph import convert
+from onnxq.graph import convert, edits
 from onnxq.graph.digest import digest_of
 from onnxq.graph.normal import all_values, bodies, normalize
 from onnxq.graph.validity import check_proto, structure_problem
@@ -257,8 +257,8 @@ class Graph:
     ) -> Value:
         """Add a node with one output and return that output.
 
-        The node goes before `before`, else right behind the producer of its last computed input (to the front when
-        all inputs are model inputs and weights). `like` lends the output its type and shape. `name` names the
+        The node goes before `before`, else right behind the last of the nodes that make its inputs (to the front
+        when all are model inputs and weights). `like` lends the output its type and shape. `name` names the
         output; a number is appended when it is taken.
         """
         output = ir.Value(name=self.fresh(name))
@@ -272,17 +272,7 @@ class Graph:
             outputs=[output],
             name=self.fresh(f"{name}/{op_type}"),
         )
-        graph = self._model.graph
-        makers = [v.producer() for v in inputs if v is not None]
-        behind = next((n for n in reversed(makers) if n is not None), None)
-        if before is not None:
-            graph.insert_before(before, made)
-        elif behind is not None:
-            graph.insert_after(behind, made)
-        elif len(graph):
-            graph.insert_before(graph[0], made)
-        else:
-            graph.append(made)
+        edits.insert(self._model.graph, made, before)
         return output
 
     def set_input(self, node: Node, index: int, value: Value | None) -> None:
@@ -307,7 +297,7 @@ class Graph:
         for node, index in self.users(old) if users is None else users:
             node.replace_input_with(index, new)
         if users is None and old.is_graph_output() and not old.is_graph_input():
-            self._take_over_output(old, new)
+            edits.take_over_output(self, old, new)
 
     def bypass(self, node: Node) -> None:
         """Drop a one-output node; whoever read its output reads its first input instead."""
@@ -330,6 +320,17 @@ class Graph:
         if output.name == name and not value.is_graph_output():
             output.name = self.fresh(f"{name}/absorbed")
             value.name = name
+
+    def replace_output(self, old: Value, new: Value) -> None:
+        """Make `new` the model output in place of `old`, under its name; the users of `old` keep reading it."""
+        outputs, name = self._model.graph.outputs, old.name
+        outputs[[v is old for v in outputs].index(True)] = new
+        old.name = self.fresh(f"{name}/inner")
+        new.name = name
+
+    def retype(self, value: Value, dtype: str) -> None:
+        """Say that an activation now has another element type; nothing is converted by this."""
+        value.type = edits.tensor_type(dtype)
 
     def rename(self, value: Value, name: str) -> None:
         """Give an activation another name, made free by a number: its old one stood for other values."""
@@ -377,20 +378,6 @@ class Graph:
         """
         self._model = convert.converted(self._model, version)
         self._names = None
-
-    # -- inside -------------------------------------------------------------------------------------------
-
-    def _take_over_output(self, old: Value, new: Value) -> None:
-        name = old.name
-        outputs = self._model.graph.outputs
-        if new.producer() is None or new.is_graph_output():
-            new = self.add("Identity", [new], name=f"{name}/kept", like=old)
-        outputs[[v is old for v in outputs].index(True)] = new
-        if not old.uses() or old.is_initializer():  # a name is taken from what is dead, or a weight's
-            old.name = self.fresh(f"{name}/replaced")
-        new.name = name
-        new.shape = old.shape if new.shape is None else new.shape
-        new.type = old.type if new.type is None else new.type
 
 
 def normalized(model: ir.Model, base_dir: str = "", resource: object = None) -> Graph:

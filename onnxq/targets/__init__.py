@@ -6,12 +6,15 @@ import difflib
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
-from onnxq.targets.tensorrt import TENSORRT
+from onnxq.targets.tensorrt import TENSORRT_8, TENSORRT_10, TENSORRT_11
 
 if TYPE_CHECKING:
     from onnxq.targets.target import Target
 
-TARGETS: dict[str, Target] = {t.name: t for t in (TENSORRT,)}
+TARGETS: dict[str, Target] = {
+    "tensorrt": TENSORRT_11,  # the newest
+    **{t.name: t for t in (TENSORRT_11, TENSORRT_10, TENSORRT_8)},
+}
 """Name on the command line -> target."""
 
 

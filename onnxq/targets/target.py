@@ -25,7 +25,11 @@ class Target:
         movers: op types that only move data: int8 passes through them with its scale.
         min_channels: fewest input and output channels (Conv) or rows and columns (MatMul) worth int8.
         group_multiple: channels per group of an int8 grouped convolution must be a multiple of this.
-        next_step: version -> the command that builds from the emitted file; {model}, {shapes} are filled in.
+        deconv_per_channel: whether ConvTranspose weights may have a scale per output channel.
+        weight_form: "dq" for int8 weights + DequantizeLinear, "qdq" for float weights + Q + DQ.
+        high_precision: type of what is not quantized, "fp32", "fp16" or "bf16", unless the recipe says otherwise.
+        every_tensor: whether every float tensor needs a pair (DLA).
+        next_step: what -> the command that builds from the emitted file; {model}, {engine}, {shapes} are filled in.
     """
 
     name: str
@@ -37,4 +41,8 @@ class Target:
     movers: frozenset[str]
     min_channels: int
     group_multiple: int
+    deconv_per_channel: bool = True
+    weight_form: str = "dq"
+    high_precision: str = "fp32"
+    every_tensor: bool = False
     next_step: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq import files
-from onnxq.graph.apart import read_apart
+from onnxq.graph.apart import read_apart, write_joined
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +134,37 @@ def test_a_spilled_graph_gives_up_its_arrays_and_reads_them_anew(tmp_path: Path)
     assert folder is not None
     held = sum(entry.stat().st_size for entry in os.scandir(folder))
     assert held >= sum(array.nbytes for array in LARGE.values())
+
+
+def strings() -> TensorProto:
+    return helper.make_tensor("strings", TensorProto.STRING, [600], ["abc"] * 600)  # type: ignore[list-item]  # its stub forgot text
+
+
+@pytest.mark.parametrize("tensor", [typed(), packed(), strings()], ids=lambda t: str(t.name))
+def test_what_is_written_joined_is_the_model(tensor: TensorProto, tmp_path: Path) -> None:
+    graph = files.load(written(tmp_path / "m.onnx", model(tensor)))
+    arrays = {t.name: numpy_helper.to_array(t) for t in graph.to_proto().graph.initializer}
+    digest, path = graph.digest(), tmp_path / "out.onnx"
+    for made in (graph, files.spill(graph)):
+        write_joined(made.model, path)
+        found = onnx.load(path)
+        assert {t.name: t.data_location for t in found.graph.initializer} == dict.fromkeys(arrays, TensorProto.DEFAULT)
+        for weight in found.graph.initializer:
+            np.testing.assert_array_equal(numpy_helper.to_array(weight), arrays[weight.name])
+        assert files.load(path).digest() == digest
+    onnx.checker.check_model(path, full_check=True)
+
+
+def test_weights_of_bodies_are_written_joined(tmp_path: Path) -> None:
+    inner = numpy_helper.from_array(np.arange(400, dtype=np.float32), "inner")
+    output = helper.make_tensor_value_info("o", TensorProto.FLOAT, [400])
+    body = helper.make_graph([helper.make_node("Identity", ["inner"], ["o"])], "b", [], [output], [inner])
+    proto = model()
+    proto.graph.node.append(helper.make_node("If", ["c"], ["chosen"], then_branch=body, else_branch=body))
+    proto.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    proto.graph.output.append(helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [400]))
+    graph = files.load(written(tmp_path / "m.onnx", proto))
+    expected = graph.to_proto()
+    spilled = files.spill(graph)
+    write_joined(spilled.model, tmp_path / "out.onnx")
+    assert onnx.load(tmp_path / "out.onnx", load_external_data=False) == expected

@@ -232,6 +232,9 @@ def test_add_goes_behind_its_inputs_and_names_are_fresh() -> None:
     assert front.producer() is graph.nodes[0]
     last = graph.add("Tanh", [value(graph, "x")], name="late", before=node(graph, "Abs"))
     assert [n.op_type for n in graph.nodes][-2:] == ["Tanh", "Abs"]
+    graph.add("Add", [value(graph, "b"), value(graph, "a")], name="sum")  # the first input is made last
+    order = [output.name for n in graph.nodes for output in n.outputs]
+    assert order.index("sum") == order.index("b") + 1
     assert len({graph.fresh("late"), graph.fresh("late"), last.name}) == 3
     assert graph.problem() is None
 
@@ -326,6 +329,25 @@ def test_bypass_and_remove() -> None:
     assert names(graph) == (["x"], ["y"])
     with pytest.raises(ValueError, match="cannot be removed"):
         graph.remove(graph.nodes[0])
+
+
+def test_absorb_and_rename() -> None:
+    graph = graph_of(CHAIN)
+    graph.absorb(node(graph, "Neg"), value(graph, "a"))
+    assert lines(graph) == ["b = Relu(x)", "y = Abs(b)"]
+    graph.absorb(node(graph, "Abs"), value(graph, "b"))
+    assert lines(graph) == ["y = Relu(x)"]
+    assert names(graph) == (["x"], ["y"])
+    graph = graph_of(CHAIN)
+    graph.rename(value(graph, "a"), "y")
+    assert lines(graph) == ["y_1 = Relu(x)", "b = Neg(y_1)", "y = Abs(b)"]
+    assert graph.problem() is None
+    graph = graph_of(CHAIN)
+    new = graph.add("Cast", [value(graph, "y")], name="cast", attributes={"to": 10})
+    graph.retype(new, "float16")
+    graph.replace_output(value(graph, "y"), new)
+    assert lines(graph)[-2:] == ["y/inner = Abs(b)", "y = Cast(y/inner)"]
+    assert graph.dtype(graph.outputs[0]) == "float16"
 
 
 def test_bypass_needs_an_input() -> None:

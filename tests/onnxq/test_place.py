@@ -158,8 +158,8 @@ def test_one_pair_serves_all_uses() -> None:
 
 
 def test_copies_are_observed_once() -> None:
-    text = """r = Relu(x) a = Reshape(r, flat) t = Transpose<perm=[1,0]>(a) u = Transpose<perm=[1,0]>(t) p = MatMul(u, w)
-        f = Flatten(r) q = MatMul(f, w) y = Add(p, q)"""
+    text = """r = Relu(x) a = Reshape(r, flat) t = Transpose<perm=[1,0]>(a) u = Transpose<perm=[1,0]>(t)
+        p = MatMul(u, w) f = Flatten(r) q = MatMul(f, w) y = Add(p, q)"""
     plan = planned(net("float[4,32] x", text, w=(32, 32), flat=np.array([4, 32])))
     assert uses(plan) == {"u": {"MatMul:p@0"}, "f": {"MatMul:q@0"}}
     assert plan.observe == ("r",)
@@ -298,11 +298,19 @@ def test_a_concat_behind_copies() -> None:
 
 
 def test_a_concat_and_all_its_copies_share_a_scale() -> None:
-    text = f"""{TWO} k = Concat<axis=1>(a, b) h = Reshape(k, flat) g = Reshape(k, four) d = Conv(g, u) e = Conv(k, u)
-        f = MatMul(h, t) y = Add(d, e)"""
+    text = f"""{TWO} k = Concat<axis=1>(a, b) h = Reshape(k, flat) g = Reshape(k, four) y = Conv(g, u)
+        f = MatMul(h, t)"""
     more: dict[str, Given] = {"flat": np.array([32, 64]), "four": np.array([1, 32, 8, 8]), "t": (64, 16)}
     graph = net(X, text, "y f", w=ONE, v=ONE, u=(16, 32, 1, 1), **more)
-    assert frozenset("abkgh") in groups(planned(graph))
+    assert groups(planned(graph)) == {frozenset("abgh")}
+
+
+def test_a_custom_operator_is_not_what_its_name_says() -> None:
+    graph = net(X, "c = Conv(x, w) k = Relu(c) y = Conv(k, w)", w=ONE)
+    graph.nodes[1].op_type, graph.nodes[1].domain = "GlobalAveragePool", "my.ops"
+    plan = planned(graph)
+    assert uses(plan) == {"x": {"Conv:c@0"}, "k": {"Conv:y@0"}}
+    assert "custom operator (my.ops)" in {d.reason for d in plan.decisions}
 
 
 CONCATS_IN_FLOAT = {
@@ -511,6 +519,18 @@ def test_pairs_of_the_model_are_kept_and_the_rest_quantized() -> None:
     assert reason(plan, "QuantizeLinear:q") == "was in the model"
     assert int8(plan) == {"Conv:c", "Conv:d", "Conv:y"}
     assert not plan.notes
+
+
+def test_a_layer_whose_weight_alone_is_quantized_stays_as_it_is() -> None:
+    codes: dict[str, Given] = {
+        "i": np.ones(ONE, np.int8),
+        "t": np.full(16, 0.1, np.float32),
+        "j": np.zeros(16, np.int8),
+    }
+    plan = planned(net(X, "e = DequantizeLinear<axis=0>(i, t, j) y = Conv(x, e)", **codes))
+    assert not plan.points
+    assert not int8(plan)
+    assert "its weight is quantized in the model already" in reason(plan, "Conv:y")
 
 
 def test_new_uses_join_the_pair_that_a_tensor_has() -> None:

@@ -107,7 +107,7 @@ def test_the_table_given_is_not_changed() -> None:
 
 def test_every_plain_field_has_the_words_for_its_flag() -> None:
     plain = [f for f in fields(Recipe) if f.name != "rules"]
-    assert all(f.metadata["help"].endswith(".") for f in plain)
+    assert all(f.metadata["help"].endswith((".", "]")) for f in plain)
 
 
 def test_rules_match_by_glob_by_name_and_by_op() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import replace
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,20 +122,21 @@ def test_a_file_cut_anywhere_is_refused(saved: Path) -> None:
 
 
 def test_a_damaged_file_is_refused_or_the_same(saved: Path) -> None:
-    whole, rng, refusals = saved.read_bytes(), np.random.default_rng(3), 0
+    whole, refusals = saved.read_bytes(), 0
     before = Statistics.load(saved)
-    for _ in range(200):
+    places = range(0, len(whole), 3)
+    for at in places:
         damaged = bytearray(whole)
-        damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
+        damaged[at] ^= 1 << at % 8
         saved.write_bytes(damaged)
         try:
             assert Statistics.load(saved) == before
         except StatisticsError:
             refusals += 1
-    assert refusals > 100
+    assert refusals > len(places) * 0.8  # the rest are dates and the like
 
 
-def rewritten(path: Path, **arrays: np.ndarray) -> None:
+def rewritten(path: Path, **arrays: npt.NDArray[Any]) -> None:
     with np.load(path) as file:
         known = {name: file[name] for name in file.files}
     np.savez(path, **(known | arrays))
@@ -143,7 +144,7 @@ def rewritten(path: Path, **arrays: np.ndarray) -> None:
 
 def test_nothing_is_unpickled(saved: Path) -> None:
     rewritten(saved, **{"0.counts": np.array([print], object)})
-    refused(saved, "pickle" if zipfile.is_zipfile(saved) else "")
+    refused(saved, "allow_pickle=False")
 
 
 def test_another_format_and_missing_parts(saved: Path) -> None:

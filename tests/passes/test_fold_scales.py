@@ -31,6 +31,7 @@ LEFT_ALONE = {
     "a scale that would overflow": f"{IN}) {{ m = Mul(x, small) {Q.replace('s,', 'big,')} }}",
     "a scale that would vanish": f"{IN}) {{ m = Div(x, small) {Q.replace('s,', 'least,')} }}",
     "a rank that the factor adds": "(float[4] x) => (float[1,4] y) { m = Mul(x, deep) " + Q + " }",
+    "a rank that the factor adds from the front": "(float[4] x) => (float[1,4] y) { m = Mul(deep, x) " + Q + " }",
     "behind a pair with another user": f"{IN}) {{ {DQ} {D} u = Relu(d) m = Mul(d, two) y = Add(m, u) }}",
     "an output behind a pair": f"{IN}) {{ {DQ} {D} y = Mul(d, two) }}",
     "a dequantized output": f"{IN}, float[2,4] d) {{ {DQ} {D} m = Mul(d, two) y = Relu(m) }}",

@@ -168,6 +168,8 @@ def versions() -> Iterator[Case]:
     qdq, uint8 = model(pair("y", "x")), model(pair("y", "x"), extra=("uint8 z = {0}",))
     yield Case("P5", uint8, both, qdq, target="tensorrt@8")
     yield Case("P5", uint8, {("W", "y_q"), ("W", "y")}, qdq, target="tensorrt@11")
+    old, new = (model(pair("y", "x"), opset=opset) for opset in (17, 18))
+    yield Case("P13", new, {("W", "opset")}, old, target="tensorrt@8")
     unsaid = model("q = QuantizeLinear(x, s) y = DequantizeLinear(q, s)")  # uint8 for ONNX, int8 for TensorRT
     yield Case("P6", unsaid, {("W", "q")}, qdq)
 

@@ -80,6 +80,9 @@ def residuals() -> Iterator[Case]:
     yield Case(
         "P22", model(cut, io(inputs=two)), {("W", "y")}, model(f"{normed} {identity} y = Add(k, ed)", io(inputs=two))
     )
+    # A Sum of two is an Add.
+    summed = model(f"{CONV} {branch} {identity} y = Sum(cd, ed)", io(inputs=two))
+    yield Case("P22", summed, {("W", "y")}, model(f"{CONV} {identity} y = Sum(c, ed)", io(inputs=two)))
     # SiLU behind the convolution belongs to the branch, a constant factor too.
     for tail in ("g = Sigmoid(c) k = Mul(c, g)", "g = HardSigmoid(c) k = Mul(g, c)", "k = Mul(c, hi)"):
         cut, whole = (
