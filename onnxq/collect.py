@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 _ROWS_TRIED = 8
 
 
+_AHEAD_BYTES = 48_000_000
+"""Bytes of one sample's tensors that may wait to be counted while the next sample runs."""
+
+
 def collect(
     graph: Graph,
     tensors: Sequence[str],
@@ -48,6 +53,7 @@ def collect(
         DataError: no sample, NaN in an input, or a feed that the model refuses.
         ModelError: ONNX Runtime cannot load the model.
     """
+    gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
     session = _session(graph, tensors, providers)
     seen = _Seen({name: Tally() for name in tensors})
     counted: Future[None] | None = None
@@ -59,6 +65,7 @@ def collect(
             arrays = _observed(session, feed, tensors)
             if counted is not None:
                 counted.result()
+            seen.count(_without_last(arrays, _AHEAD_BYTES), label, monitor)
             counted = counter.submit(seen.count, arrays, label, monitor)
         if counted is not None:
             counted.result()
@@ -82,7 +89,8 @@ class _Seen:
 
     def count(self, arrays: dict[str, npt.NDArray[Any]], label: str, monitor: Monitor) -> None:
         """Add a sample's tensors, which are used up; say once per tensor that it held NaN or infinity."""
-        for name, tally in self.tensors.items():
+        for name in tuple(arrays):
+            tally = self.tensors[name]
             before = tally.nonfinite
             tally.add(arrays.pop(name))
             odd = tuple(after - earlier for after, earlier in zip(tally.nonfinite, before, strict=True))
@@ -175,6 +183,18 @@ def _observed(session: Session, feed: Feed, tensors: Sequence[str]) -> dict[str,
     """The tensors of one sample. Inputs are copied: whoever made the feed may use its arrays again."""
     computed = dict(zip(session.outputs, session.run(_only(session, feed), session.outputs), strict=True))
     return {name: computed[name] if name in computed else feed[name].copy() for name in tensors}
+
+
+def _without_last(arrays: dict[str, npt.NDArray[Any]], last: int) -> dict[str, npt.NDArray[Any]]:
+    """Take the first arrays out, all but `last` bytes."""
+    left = sum(array.nbytes for array in arrays.values())
+    taken = {}
+    for name in tuple(arrays):
+        if left <= last:
+            break
+        left -= arrays[name].nbytes
+        taken[name] = arrays.pop(name)
+    return taken
 
 
 def _only(session: Session, feed: Feed) -> dict[str, npt.NDArray[Any]]:

@@ -83,7 +83,8 @@ def spill(graph: Graph) -> Graph:
             doc_string=old.doc_string,
             base_dir=folder.path,
         )
-    return Graph(graph.model, folder)
+    # A copy: onnx_ir's lists of inputs never forget a value that was in them, nor does the value its weight.
+    return Graph(graph.model.clone(), folder)
 
 
 class _FileTensor(ir.ExternalTensor):

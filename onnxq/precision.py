@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
     from onnxq.histogram import Histogram
     from onnxq.patterns import Pattern
-    from onnxq.plan import Plan
+    from onnxq.plan import Plan, Point
 
 MAX = 65504.0
 LIMIT = MAX / 2
@@ -54,6 +54,7 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram])
         plan: resolved with statistics, or of weights only; its float_type is float16 or bfloat16.
         tensors: what was observed; empty without data.
     """
+    plan = replace(plan, points={name: _rounded(p, plan.float_type) for name, p in plan.points.items()})
     kept = float32_nodes(graph, plan, tensors, plan.float_type)
     decisions = []
     for decision in plan.decisions:
@@ -66,6 +67,22 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram])
     if plan.float_type == "float16" and not tensors:
         notes = (*notes, "without calibration data nothing is known of what overflows float16")
     return replace(plan, decisions=tuple(decisions), float32=kept, notes=notes)
+
+
+def _rounded(point: Point, dtype: str) -> Point:
+    """The point with its scale rounded to the type, so that every scale of its group is the same number in both."""
+    if point.params is None or point.dtype != "float32":
+        return point
+    with np.errstate(over="ignore"):  # a scale beyond the type becomes infinite, and is then not taken
+        narrow = point.params.scale.astype(_numpy_type(dtype)).astype(np.float32)
+    held = bool(np.isfinite(narrow)) and (dtype != "float16" or float(point.params.scale) >= SMALLEST_SCALE)
+    return replace(point, params=replace(point.params, scale=narrow)) if held else point
+
+
+def _numpy_type(dtype: str) -> np.dtype[np.generic]:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
@@ -84,9 +101,7 @@ def _covered(graph: Graph, value: Value) -> bool:
     return bool(users) and not value.is_graph_output() and all(u.op_type in _SATURATING | {"Add"} for u in users)
 
 
-def float32_nodes(
-    graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dtype: str
-) -> dict[str, str]:
+def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dtype: str) -> dict[str, str]:
     """Node name -> why it stays in float32.
 
     Args:
@@ -98,12 +113,13 @@ def float32_nodes(
     patterns = find_patterns(graph)
     reasons = dict(_accumulating(graph, patterns, tensors))
     if dtype == "float16":
+        seen = {**tensors, **{p.tensor: tensors[p.observe] for p in plan.points.values() if p.observe in tensors}}
         masks = _mask_values(graph)
         for node in graph.nodes:
-            reason = _why_range(graph, node, tensors, masks) or _why_constant(graph, node)
+            reason = _why_range(graph, node, seen, masks) or _why_constant(graph, node)
             if reason is not None and node.name is not None:
                 reasons.setdefault(node.name, reason)
-        reasons = dict(_underflowing(graph, plan)) | reasons
+        reasons = dict(_underflowing(graph, plan)) | dict(_long_biases(graph, plan)) | reasons
     return reasons
 
 
@@ -170,6 +186,39 @@ def _underflowing(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
         lost = (amax > 0) & (amax < 127 * SMALLEST_SCALE) & (amax > amax.max() / 100)
         if lost.any():
             yield from ((node, f"scales of {weight.tensor} are too small for float16") for node, _ in weight.uses)
+
+
+def _long_biases(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
+    """Layers whose bias is more steps of scale_x * scale_w than float16 can count.
+
+    ONNX Runtime writes such a bias as an integer, computing bias / (scale_x * scale_w) in the layer's type, when the
+    layer's output is quantized again (its WeightBiasQuantization); a quotient beyond 65504 would become infinite.
+    """
+    scales = {use: p.params.scale for p in plan.points.values() if p.params is not None for use in p.uses}
+    weights = {node: graph.weights[w.tensor] for w in plan.weights for node, _ in w.uses}
+    axes = {node: w.axis for w in plan.weights for node, _ in w.uses}
+    for node in graph.nodes:
+        name = node.name or ""
+        weight, scale = graph.const(weights.get(name)), scales.get((name, 0))
+        bias = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
+        if weight is None or scale is None or bias is None or weight.dtype != np.float32 or bias.ndim != 1:
+            continue
+        others = tuple(i for i in range(weight.ndim) if i != axes[name])
+        step = np.float64(scale) * np.maximum(np.abs(weight).max(axis=others), 127 * SMALLEST_SCALE) / 127
+        chain = _chain_to_point(graph, plan, node)
+        if chain and np.max(np.abs(bias) / step, initial=0.0) > MAX / 2:
+            yield from ((n, "its bias is more steps of the int8 scales than float16 counts") for n in chain)
+
+
+def _chain_to_point(graph: Graph, plan: Plan, node: Node) -> list[str]:
+    """The layer and the Relu and Clip nodes that fuse into it, when nothing but a Q reads the last one."""
+    chain, value = [node.name or ""], node.outputs[0]
+    while (user := graph.only_user(value)) is not None and user.op_type in ("Relu", "Clip"):
+        chain.append(user.name or "")
+        value = user.outputs[0]
+    point = plan.points.get(str(value.name))
+    read = {(user.name or "", index) for user, index in graph.users(value)}
+    return chain if point is not None and read == set(point.uses) and not value.is_graph_output() else []
 
 
 def _mask_values(graph: Graph) -> set[str]:

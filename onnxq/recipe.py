@@ -104,7 +104,7 @@ class Recipe:
 
     @property
     def float_type(self) -> str:
-        """numpy's name of the type for what is not quantized: the recipe's, else the target's."""
+        """Numpy's name of the type for what is not quantized: the recipe's, else the target's."""
         return HIGH_PRECISION[self.high_precision or get_target(self.target).high_precision]
 
     @property

@@ -24,6 +24,7 @@ from onnxq.passes.raise_opset import RaiseOpset
 from onnxq.passes.remove_identities import remove_identities
 from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
 from onnxq.passes.remove_unused import remove_unused
+from onnxq.passes.sum_to_add import sum_to_add
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,7 @@ __all__ = [
     "prepare",
     "remove_identities",
     "remove_unused",
+    "sum_to_add",
 ]
 
 
@@ -59,6 +61,7 @@ def prepare(min_opset: int) -> tuple[Pass, ...]:
         infer_shapes,  # folding of Shape nodes needs static shapes
         remove_identities,  # an Identity between two nodes hides that one feeds the other
         fold_constants,  # weights computed in the graph become weights
+        sum_to_add,  # old exporters write residual additions as Sum
         infer_shapes,  # targets of Reshape and Expand are constants now
         remove_identities,  # what those shapes prove to change nothing
         fold_affine,  # brings a batch norm right behind its convolution

@@ -3,7 +3,7 @@
 Every node of the main graph is either in the chosen type or stays in float32: where it is told to, where its operator
 has no such type, and where it owns bodies. Casts stand where the two meet, one per tensor and direction. Model inputs
 and outputs stay in float32. A Q/DQ pair takes the type of what follows it, because a backend reads the type of an
-int8 layer from the scale of its DequantizeLinear; both scales of a pair hold the same number, rounded once.
+int8 layer from the scale of its DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class HighPrecision:
 
     def __call__(self, graph: Graph) -> int:
         """Return how many nodes now compute in the type."""
-        work = _Work(graph, self.dtype, self.keep)
+        work = _Work(graph, self.dtype, self.keep, islands(graph))
         for value in () if self.keep_io else graph.inputs:
             work.convert_input(value)
         for node in graph.nodes:
@@ -51,11 +51,40 @@ class HighPrecision:
         return work.count
 
 
+def islands(graph: Graph) -> set[int]:
+    """Ids of the data-moving nodes between DequantizeLinear and QuantizeLinear: they run on int8.
+
+    Their float type matters to nobody, and ONNX Runtime fuses them (Concat, say) in float32 only.
+    """
+    nodes = [n for n in graph.nodes if n.op_type in _INT8_CAPABLE and not n.domain]
+    above: set[int] = set()
+    for node in nodes:
+        makers = [
+            v.producer() for v in node.inputs if v is not None and graph.dtype(v) == "float32" and not graph.is_const(v)
+        ]
+        if makers and all(m is not None and (m.op_type == "DequantizeLinear" or id(m) in above) for m in makers):
+            above.add(id(node))
+    below: set[int] = set()
+    for node in reversed(nodes):
+        users = [user for v in node.outputs for user, _ in graph.users(v)]
+        inner = not any(v.is_graph_output() for v in node.outputs)
+        if users and inner and all(u.op_type == "QuantizeLinear" or id(u) in below for u in users):
+            below.add(id(node))
+    return above & below
+
+
+_INT8_CAPABLE = frozenset(
+    {"Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze"}
+    | {"Unsqueeze", "Identity", "Slice", "Split", "Gather", "Expand", "Tile", "Pad"}
+)
+
+
 @dataclass
 class _Work:
     graph: Graph
     dtype: str
     keep: frozenset[str]
+    islands: set[int]  # ids of the nodes that run on int8
     half: set[int] = field(default_factory=set)  # ids of the values that are in the type by now
     made: dict[tuple[int, bool], Value] = field(default_factory=dict)
     count: int = 0
@@ -81,27 +110,12 @@ class _Work:
         found = self._slots(node)
         if found is None or node.name in self.keep or any(True for _ in self.graph.bodies(node)):
             return False
-        if self._is_island(node):
+        if id(node) in self.islands:
             return False
         if node.op_type == "Cast":
             return bool(self.graph.attribute(node, "to") == FLOAT) and not self._is_float(node.inputs[0])
         floats = [i for i, v in enumerate(node.outputs) if self._is_float(v) and (v.uses() or v.is_graph_output())]
         return all(found.gives(i) for i in floats) and (bool(floats) or self._reads_half(node, found))
-
-    def _is_island(self, node: Node) -> bool:
-        """Whether all its float inputs are dequantized and all its outputs quantized: it runs on int8.
-
-        Its float type then matters to nobody, and ONNX Runtime fuses such nodes (Concat) in float32 only.
-        """
-        users = [user.op_type for v in node.outputs for user, _ in self.graph.users(v)]
-        read = [v for v in node.inputs if v is not None and not self.graph.is_const(v)]
-        return (
-            bool(users)
-            and bool(read)
-            and all(self.graph.producer(v, "DequantizeLinear") is not None for v in read)
-            and all(op == "QuantizeLinear" for op in users)
-            and not any(v.is_graph_output() for v in node.outputs)
-        )
 
     def _reads_half(self, node: Node, found: Slots) -> bool:
         return any(v is not None and id(v) in self.half and found.takes(i) for i, v in enumerate(node.inputs))
@@ -135,49 +149,52 @@ class _Work:
         self.count += 1
 
     def _convert_quantize(self, node: Node) -> None:
-        """The scale has the input's type; its number is the one DequantizeLinear will use."""
+        """The scale has the input's type. A scale that the type cannot hold needs a float32 input."""
         value = node.inputs[0]
         if value is None or (not self._is_float(value) and id(value) not in self.half):
             return
         readers = [user for user, _ in self.graph.users(node.outputs[0]) if user.op_type == "DequantizeLinear"]
         follows = bool(readers) and all(self._kind(reader) != "float" for reader in readers)
-        if self.graph.is_const(value) or not follows:
-            self._read(node, 0, value, half=follows)
-        self._set_scale(node, rounded=follows, half=node.inputs[0] is not None and id(node.inputs[0]) in self.half)
+        if self.graph.is_const(value) or not follows or not self._holds(node.inputs[1]):
+            self._read(node, 0, value, half=follows and self.graph.is_const(value))
+        if node.inputs[0] is not None and id(node.inputs[0]) in self.half:
+            self._narrow_scale(node)
 
     def _convert_dequantize(self, node: Node) -> None:
-        if self._is_float(node.outputs[0]) and (kind := self._kind(node)) != "float":
-            self._set_scale(node, rounded=True, half=kind == "half")
-            if kind == "half":
-                self._mark(node.outputs[0])
+        if self._is_float(node.outputs[0]) and self._kind(node) == "half":
+            self._narrow_scale(node)
+            self._mark(node.outputs[0])
 
     def _kind(self, dequantize: Node) -> str:
         """What a DequantizeLinear feeds: "half" when anything computes in the type, "island", or "float"."""
         users = [(u, i) for u, i in self.graph.users(dequantize.outputs[0]) if not self.graph.in_body(u)]
         if any(self._may_be_half(user, index) for user, index in users):
             return "half"
-        return "island" if any(self._is_island(user) for user, _ in users) else "float"
+        return "island" if any(id(user) in self.islands for user, _ in users) else "float"
 
     def _may_be_half(self, node: Node, index: int) -> bool:
         found = self._slots(node)
         return found is not None and found.takes(index) and self._becomes_half(node)
 
-    def _set_scale(self, node: Node, *, rounded: bool, half: bool) -> None:
+    def _holds(self, scale: Value | None) -> bool:
+        """Whether the type holds the scale exactly, as `precision.with_float_types` has arranged where it could."""
+        array = self.graph.const(scale)
+        return array is not None and bool(np.array_equal(self._narrow(array).astype(np.float32), array))
+
+    def _narrow_scale(self, node: Node) -> None:
         scale = node.inputs[1]
         array = self.graph.const(scale)
-        if scale is None or array is None or array.dtype != np.float32 or not rounded:
+        if scale is None or array is None or array.dtype != np.float32:
             return
-        key = (id(scale), half)
+        key = (id(scale), True)
         if key not in self.made:
-            narrow = self._narrow(array)
-            stored = narrow if half else narrow.astype(np.float32)
-            self.made[key] = self._constant(f"{scale.name}_{self.dtype}" if half else f"{scale.name}_rounded", stored, half)
+            self.made[key] = self._constant(f"{scale.name}_{self.dtype}", self._narrow(array), half=True)
         self.graph.set_input(node, 1, self.made[key])
 
     def _narrow(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.dtype == "float16":
             # Below the smallest normal number the type loses digits and backends may flush to zero.
-            return np.maximum(array, np.finfo(np.float16).tiny).astype(np.float16)
+            return np.clip(array, np.finfo(np.float16).tiny, np.finfo(np.float16).max).astype(np.float16)
         import ml_dtypes
 
         return array.astype(ml_dtypes.bfloat16)
@@ -193,7 +210,7 @@ class _Work:
         if key not in self.made:
             array = self.graph.const(value)
             if array is not None:
-                self.made[key] = self._constant(f"{value.name}_{self.dtype}", self._converted(array), half)
+                self.made[key] = self._constant(f"{value.name}_{self.dtype}", self._converted(array), half=half)
             else:
                 self.made[key] = self._cast_node(value, half=half, before=before)
         return self.made[key]
@@ -207,7 +224,7 @@ class _Work:
 
         return array.astype(ml_dtypes.bfloat16)
 
-    def _constant(self, name: str, array: npt.NDArray[Any], half: bool) -> Value:
+    def _constant(self, name: str, array: npt.NDArray[Any], *, half: bool) -> Value:
         made = self.graph.constant(name, array)
         if half:
             self.half.add(id(made))
@@ -244,7 +261,7 @@ class _Work:
         scale = None if again is None else self.graph.const(again.inputs[1])
         if again is not None and scale is not None:
             stored = scale.astype(np.float32) if kind == "float32" else self._narrow(scale)
-            self.graph.set_input(again, 1, self._constant(f"{value.name}_scale_{kind}", stored, kind != "float32"))
+            self.graph.set_input(again, 1, self._constant(f"{value.name}_scale_{kind}", stored, half=kind != "float32"))
         return made
 
     def _mark(self, value: Value) -> None:
