@@ -99,7 +99,7 @@ def feed(session: Any) -> dict[str, np.ndarray]:  # noqa: ANN401 -- ONNX Runtime
 
 def runs(path: Path) -> bool:
     """Run the model once on the CPU, print its outputs' shapes and ranges; False when anything goes wrong."""
-    import onnxruntime  # noqa: PLC0415, TID251 -- a script looks at files outside the engine
+    import onnxruntime  # noqa: TID251 -- a script looks at files outside the engine
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -153,7 +153,7 @@ def export(model: nn.Sequential, path: Path) -> None:
 
 def accuracy(path: Path, images: Array, labels: Labels) -> float:
     """Measure the share of `images` that the exported file gets right."""
-    import onnxruntime  # noqa: PLC0415, TID251 -- the exported file is measured, not the torch model
+    import onnxruntime  # noqa: TID251 -- the exported file is measured, not the torch model
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": images})

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from onnxq.plan import Plan
 
 
-
 def quantized(model: Path, data: object, tmp_path: Path, recipe: onnxq.Recipe) -> tuple[Path, Plan]:
     """Quantize, write (with onnx.checker's full check), hold the rules P1-P22, and load with ORT's defaults."""
     graph, plan = onnxq.quantize(model, data, recipe)
@@ -76,9 +75,7 @@ def test_both_weight_forms_are_legal_and_equal(form: str, tmp_path: Path) -> Non
     ],
 )
 def test_light_models(name: str, share: float, tmp_path: Path) -> None:
-    output, plan = quantized(
-        LIGHT / f"light_{name}.onnx", "random:1", tmp_path, onnxq.Recipe(calibrator="minmax")
-    )
+    output, plan = quantized(LIGHT / f"light_{name}.onnx", "random:1", tmp_path, onnxq.Recipe(calibrator="minmax"))
     assert plan.int8_share() >= share
     assert onnx.load(output).opset_import[0].version == 13
 

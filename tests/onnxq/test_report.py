@@ -32,13 +32,13 @@ def test_the_summary_counts() -> None:
 
 
 def test_the_plan_as_json_is_the_same_for_the_same_run() -> None:
-    recipe = Recipe(calibrator="minmax")
+    recipe = Recipe(target="tensorrt@10", calibrator="minmax")
     graph = graph_of(TEXT, w=W, small=SMALL)
     seen = api.calibrate(graph, FEEDS, recipe)
     texts = {report.plan_json(api.quantize(graph, seen, recipe)[1], recipe, seen) for _ in range(2)}
     assert len(texts) == 1
     found = json.loads(texts.pop(), parse_constant=pytest.fail)
-    assert found["recipe"] == 'calibrator = "minmax"\n'
+    assert found["recipe"] == 'target = "tensorrt@10"\ncalibrator = "minmax"\n'
     assert found["data"] == {"samples": 3, "digest": f"{seen.seen:016x}", "model": seen.model}
     point = found["tensors"]["x"]
     largest = float(np.abs(np.concatenate([f["x"] for f in FEEDS])).max())

@@ -127,7 +127,10 @@ def test_a_padded_convolution_takes_the_factor_and_leaves_the_shift() -> None:
         ("m = Mul(x, k) y = MatMul(m, w)", ["y = MatMul(x, w/folded)"]),
         ("m = Mul(x, r) y = MatMul(m, w)", ["y = MatMul(x, w/folded)"]),
         ("p = MatMul(x, w) y = Mul(c, p)", ["y = MatMul(x, w/folded)"]),
-        ("p = MatMul(x, w) a = Add(c, p) y = Mul(a, c)", ["p/scaled = MatMul(x, w/folded)", "y = Add(c/folded, p/scaled)"]),
+        (
+            "p = MatMul(x, w) a = Add(c, p) y = Mul(a, c)",
+            ["p/scaled = MatMul(x, w/folded)", "y = Add(c/folded, p/scaled)"],
+        ),
         ("p = MatMul(x, w) a = Add(p, c) y = Sub(a, c)", ["p = MatMul(x, w)", "y = Add(p, c/folded)"]),
         ("m = Add(x, k) y = MatMul(m, w)", ["m = Add(x, k)", "y = MatMul(m, w)"]),
     ],

@@ -18,7 +18,9 @@ def test_leaves_new_models_alone(opset: int) -> None:
 
 
 def test_reads_what_the_converter_can_bring_from_before_and_after() -> None:
-    older = graph_of("(float[2,3] x) => (float[2,3] y) { y = Add<axis=0, broadcast=1>(x, w) }", 6, w=np.ones(2, np.float32))
+    older = graph_of(
+        "(float[2,3] x) => (float[2,3] y) { y = Add<axis=0, broadcast=1>(x, w) }", 6, w=np.ones(2, np.float32)
+    )
     assert RaiseOpset()(older) == 1
     assert older.opset == 13
     x = np.zeros((2, 3), np.float32)
