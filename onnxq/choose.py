@@ -34,7 +34,8 @@ def resolve(
 ) -> Plan:
     """The plan with a range and parameters at every point. Points of one group get the same, from all their values.
 
-    What the cache holds is taken from it, ±127 scale; the rest comes from the statistics.
+    A range that the plan knows already stands. What the cache holds is taken from it, ±127 scale; the rest comes
+    from the statistics.
 
     Raises:
         StatisticsError: a tensor of the plan was not observed and has no scale in the cache.
@@ -45,8 +46,7 @@ def resolve(
         notes += _cache_notes(plan, cache, target, measured=statistics is not None)
     points: dict[str, Point] = {}
     for members in _groups(plan):
-        found = _cached_range(members, cache)
-        name = CACHED
+        found, name = _known_range(members, cache)
         if found is None:
             histogram = merged(members, {} if statistics is None else statistics.tensors)
             if histogram.amax == 0.0:

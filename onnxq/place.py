@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.pairs import COPIES, arrives_quantized, existing_pair, kept, origin, shifted
 from onnxq.patterns.residuals import CONVOLUTIONS, broadcasts, convolution_behind, depths
+from onnxq.patterns.products import attentions, is_probability, why_float_products
 from onnxq.plan import Decision, Plan, Point, WeightPoint
 from onnxq.weighted import (
     FLOAT_TYPES,
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node, Value
     from onnxq.patterns import Pattern
+    from onnxq.patterns.attention import Attention
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
 
 BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Softsign"})
 """The ends of these operators' ranges carry meaning: a clipped probability is a wrong one."""
+
+SOFTMAX = "softmax"
+"""What stands as calibrator where a range is known to be [0, 1]."""
 
 _FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -57,6 +62,7 @@ class _Sites:
     groups: dict[str, str] = field(default_factory=dict)  # union-find over tensors
     calibrators: dict[str, str] = field(default_factory=dict)
     kept: dict[tuple[str, int], str] = field(default_factory=dict)  # use -> DequantizeLinear output it joins
+    probabilities: set[str] = field(default_factory=set)  # tensors with the range [0, 1]
 
     def quantize(self, node: Node, index: int, owner: Node | None = None) -> None:
         """Put the node's input behind a Q/DQ pair, unless the model has one there.
@@ -118,6 +124,8 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Plan:
         {str(v.name): v for v in graph.values()},
     )
     weights = _place_weighted(sites)
+    for attention in attentions(graph):
+        _place_attention(sites, attention)
     for node in nodes:
         if node.op_type == "Add" and not sites.excluded(node):
             _place_residual(sites, node)
@@ -172,6 +180,30 @@ def _why_not(sites: _Sites, node: Node) -> str | None:
     reason = why_float(sites.graph, node, sites.target)
     insists = sites.said(node, "quantize") is True
     return reason if reason is not None or insists else why_small(sites.graph, node, sites.target)
+
+
+# -- products of two activations ----------------------------------------------------------------------------
+
+
+def _place_attention(sites: _Sites, found: Attention) -> None:
+    """Q K^T and P V of a short attention: both operands of both; each may be ruled out or in by itself.
+
+    P, the softmax, has the range [0, 1] whatever was seen: its scale is 1/127. The mask and the scores stay float.
+    """
+    reason = why_float_products(sites.graph, found, sites.target.min_channels)
+    for node in (found.scores[0], found.mixed[-1]):
+        name = node.name or ""
+        if name in sites.int8 or sites.excluded(node):
+            continue
+        if reason is not None and sites.said(node, "quantize") is not True:
+            sites.floats[name] = reason
+            continue
+        for index in (0, 1):
+            sites.quantize(node, index)
+        sites.floats.pop(name, None)
+        sites.int8[name] = "attention: product of two int8 activations"
+        if node is found.mixed[-1] and is_probability(sites.graph, found):
+            sites.probabilities.add(str(node.inputs[0].name))
 
 
 # -- what lies between them ---------------------------------------------------------------------------------
@@ -303,18 +335,23 @@ def _unite_moved(sites: _Sites) -> None:
 
 
 def _points(sites: _Sites) -> dict[str, Point]:
-    return {
-        name: Point(
-            tensor=name,
-            uses=tuple(uses),
-            observe=_observed(sites, sites.values[name]),
-            group=sites.root(name),
-            calibrator=sites.calibrators.get(name),
-            protected=sites.graph.producer(origin(sites.graph, sites.values[name]), *BOUNDED) is not None,
-            dtype=sites.graph.dtype(sites.values[name]) or "float32",
-        )
-        for name, uses in sites.uses.items()
-    }
+    return {name: _point(sites, name) for name in sites.uses}
+
+
+def _point(sites: _Sites, name: str) -> Point:
+    value = sites.values[name]
+    known = name in sites.probabilities
+    return Point(
+        tensor=name,
+        uses=tuple(sites.uses[name]),
+        observe=_observed(sites, value),
+        group=sites.root(name),
+        calibrator=sites.calibrators.get(name),
+        protected=sites.graph.producer(origin(sites.graph, value), *BOUNDED) is not None,
+        dtype=sites.graph.dtype(value) or "float32",
+        range=(0.0, 1.0) if known else None,
+        chosen=SOFTMAX if known else None,
+    )
 
 
 def _observed(sites: _Sites, value: Value) -> str:
@@ -339,8 +376,6 @@ def _decisions(sites: _Sites, label: dict[str, str]) -> list[Decision]:
         name = node.name or ""
         quantized = name in sites.int8
         reason = sites.int8.get(name) or sites.floats.get(name) or _why_other(sites, node, label)
-        if label.get(name) == "Softmax attention" and reason == "product of two activations":
-            reason = "attention: product of two activations"
         made.append(Decision(name, node.op_type, quantized, reason, macs(sites.graph, node, sites.target)))
         made += [
             Decision(inner.name or "", inner.op_type, quantized=False, reason=f"inside the body of a {node.op_type}")

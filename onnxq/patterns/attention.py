@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxq.patterns.match import MOVERS, Match, reduction, same_axes
@@ -16,6 +17,22 @@ _BEFORE = (*MOVERS, "Div", "Mul", "Add", "Sub", "Where", "Tanh")  # scale, mask;
 _AFTER = (*MOVERS, "Where", "Mul")
 _SHAPE_MATH = ("Cast", "Sqrt", "Div", "Mul", "Reciprocal", "Pow", "Slice", "Gather", "Squeeze", "Unsqueeze", "Reshape")
 _DEPTH = 8
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The parts of softmax(mask(scale * Q K^T)) V.
+
+    Attributes:
+        scores: from the product Q K^T down to the softmax, which is not among them.
+        softmax: the operator, or its parts where it is written out.
+        mixed: from there down to the product with V.
+    """
+
+    scores: tuple[Node, ...]
+    softmax: Match
+    mixed: tuple[Node, ...]
+
 
 EXP, TOTAL = Polynomial.of("exp"), Polynomial.of("total")
 
@@ -53,15 +70,22 @@ def attention(graph: Graph, node: Node) -> Match | None:
 
     The nodes are both products, what lies between them, and a scaling of Q or K by a number before the first.
     """
+    found = attention_at(graph, node)
+    if found is None:
+        return None
+    first, last = found.scores[0], found.mixed[-1]
+    query, key = (_prescaled(graph, v) for v in first.inputs[:2])
+    nodes = (*query[0], *key[0], *found.scores, *found.softmax.nodes, *found.mixed)
+    return Match(nodes, query[1] or found.softmax.input, last.outputs[0])
+
+
+def attention_at(graph: Graph, node: Node) -> Attention | None:
+    """The attention around a Softmax, or around the Exp of one that is written out; None when there is none."""
     inner = softmax(graph, node) if node.op_type == "Exp" else _one(node)
     if inner is None or (scores := _scores(graph, inner.input, _DEPTH)) is None:
         return None
     mixed = _mixed(graph, inner.output, _DEPTH)
-    if mixed is None:
-        return None
-    first, last = scores[0], mixed[-1]
-    query, key = (_prescaled(graph, v) for v in first.inputs[:2])
-    return Match((*query[0], *key[0], *scores, *inner.nodes, *mixed), query[1] or inner.input, last.outputs[0])
+    return None if mixed is None else Attention(scores, inner, mixed)
 
 
 def _one(node: Node) -> Match | None:
@@ -120,13 +144,13 @@ def _prescaled(graph: Graph, value: Value | None) -> tuple[tuple[Node, ...], Val
             source = node.inputs[0]
             continue
         for index in (1,) if node.op_type == "Div" else (1, 0):
-            if _is_scale(graph, node.inputs[index], _DEPTH):
+            if is_scale(graph, node.inputs[index]):
                 return tuple(path), node.inputs[1 - index]
         break
     return (), value
 
 
-def _is_scale(graph: Graph, value: Value | None, depth: int) -> bool:
+def is_scale(graph: Graph, value: Value | None, depth: int = _DEPTH) -> bool:
     """Whether the value is a number: given, or computed from the model's shapes as 1 / sqrt(head size) is."""
     if number(graph, value) is not None or graph.producer(value, "Shape", "Size") is not None:
         return True
@@ -134,4 +158,4 @@ def _is_scale(graph: Graph, value: Value | None, depth: int) -> bool:
     if node is None or depth == 0:
         return False
     inputs = node.inputs if node.op_type in ("Div", "Mul") else node.inputs[:1]
-    return all(_is_scale(graph, v, depth - 1) for v in inputs)
+    return all(is_scale(graph, v, depth - 1) for v in inputs)
