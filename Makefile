@@ -11,7 +11,8 @@ demo: $(VENV)/.installed  ## Quantize the digits model and show its accuracy bef
 	$(BIN)/onnxq quantize models/digits/digits.onnx --data models/digits/calib.npz -o $(DEMO)/digits.int8.onnx
 	$(BIN)/python scripts/digits_accuracy.py models/digits/digits.onnx $(DEMO)/digits.int8.onnx
 
-test: $(VENV)/.installed-dev lint  ## Lint, types, and every test that needs no torch
+test: $(VENV)/.installed-dev lint  ## Lint, types, and every test, on the larger real models too where they can be made
+	-$(BIN)/python scripts/fetch_models.py --all
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev

@@ -11,6 +11,7 @@ from onnxq.calibrators import make_calibrator
 from onnxq.errors import DataError, StatisticsError
 from onnxq.histogram import Histogram
 from onnxq.numerics import INT8, params_from_range
+from onnxq.patterns.products import SOFTMAX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -54,6 +55,7 @@ def resolve(
                 notes.append(f"{members[0].tensor}: {text}")
             name = _calibrator_name(members, recipe)
             found = make_calibrator(name, recipe.percentile)(histogram, target.activation)
+        found = _covering(found, members)
         params = params_from_range(*found, target.activation)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
@@ -62,7 +64,7 @@ def resolve(
 
 def uncached(plan: Plan, cache: Cache) -> tuple[Point, ...]:
     """The points whose range the cache does not tell, not even through what they are copies of or grouped with."""
-    return tuple(p for members in _groups(plan) if _cached_range(members, cache) is None for p in members)
+    return tuple(p for members in _groups(plan) if _known_range(members, cache)[0] is None for p in members)
 
 
 def symmetric_scales(
@@ -112,6 +114,19 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram]) -> Histog
             "Exclude the nodes that read it with a rule (quantize = false), or use other data.",
         )
     return total
+
+
+def _known_range(members: Sequence[Point], cache: Cache | None) -> tuple[Range | None, str]:
+    """(the range that needs no statistics, where it comes from); a softmax alone in its group has that of the plan."""
+    if all(p.chosen == SOFTMAX for p in members):
+        return members[0].range, SOFTMAX
+    return _cached_range(members, cache), CACHED
+
+
+def _covering(found: Range, members: Sequence[Point]) -> Range:
+    """The range, widened to what the plan knows of a member that shares its scale with others."""
+    known = [p.range for p in members if p.chosen == SOFTMAX and p.range is not None]
+    return min([found[0], *(lo for lo, _ in known)]), max([found[1], *(hi for _, hi in known)])
 
 
 def _calibrator_name(members: Sequence[Point], recipe: Recipe) -> str:

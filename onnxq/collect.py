@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
 from onnxq.files import SPILL_BYTES, spill_folder, weight_bytes, write_for_runtime
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.data import Feed, Source
-    from onnxq.graph import Graph
+    from onnxq.graph import Graph, Value
     from onnxq.statistics import Bounds
 
 _ROWS_TRIED = 8
@@ -42,6 +43,7 @@ def collect(
     source: Source,
     *,
     providers: Sequence[str] = ("cpu",),
+    custom_ops: Sequence[str] = (),
     monitor: Monitor = QUIET,
 ) -> Statistics:
     """Run the prepared graph over the data and return what was seen of the named tensors.
@@ -51,10 +53,12 @@ def collect(
 
     Raises:
         DataError: no sample, NaN in an input, or a feed that the model refuses.
-        ModelError: ONNX Runtime cannot load the model.
+        ModelError: ONNX Runtime cannot load the model, or lacks custom operators that observed tensors depend on.
     """
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
-    session = _session(graph, tensors, providers)
+    session = _session(graph, tensors, providers, custom_ops)
+    if not custom_ops and custom_nodes(graph):
+        monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
     seen = _Seen({name: Tally() for name in tensors})
     counted: Future[None] | None = None
     # One sample is counted while the next one runs. One thread counts, in order: the result is as without it.
@@ -110,7 +114,29 @@ class _Seen:
         self.shapes = merge_shapes(self.shapes, {k: (v.shape, v.shape) for k, v in feed.items()})
 
 
-def _session(graph: Graph, tensors: Sequence[str], providers: Sequence[str]) -> Session:
+def learn_types(graph: Graph, custom_ops: Sequence[str], providers: Sequence[str] = ("cpu",)) -> int:
+    """Fill in the element types of what custom nodes make, which onnx cannot infer, as their libraries tell them.
+
+    Return how many became known.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        RecipeError: a library cannot be loaded.
+    """
+    made = [v for node in custom_nodes(graph) if not graph.in_body(node) for v in node.outputs]
+    unknown = {str(v.name): v for v in made if v.name and graph.dtype(v) is None}
+    if not unknown:
+        return 0
+    types = _session(graph, tuple(unknown), providers, custom_ops).output_types
+    learned = {name: kind for name in unknown if (kind := types[name]) is not None}
+    for name, kind in learned.items():
+        graph.retype(unknown[name], kind)
+    return len(learned)
+
+
+def _session(
+    graph: Graph, tensors: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str] = ()
+) -> Session:
     """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed)."""
     copy = graph.copy()
     wanted = set(tensors) - {str(v.name) for v in copy.inputs}
@@ -118,14 +144,33 @@ def _session(graph: Graph, tensors: Sequence[str], providers: Sequence[str]) -> 
     if lost := wanted - values.keys():
         raise ModelError(f"tensor {min(lost)!r} is not in the model", "Was the graph changed after planning?")
     outputs = [values[name] for name in tensors if name in wanted] or list(copy.outputs)
+    if not custom_ops and not wanted:  # any tensor will do: it only shows whether samples are independent
+        behind = behind_customs(copy)
+        outputs = [v for name, v in values.items() if name not in behind and v.producer() is not None][-1:] or outputs
     copy.set_outputs(outputs)
     copy.remove_unused()
+    if not custom_ops:
+        _refuse_customs(copy, outputs)
     if weight_bytes(copy) <= SPILL_BYTES:
-        return Session(copy.to_proto().SerializeToString(), providers)
+        return Session(copy.to_proto().SerializeToString(), providers, custom_ops=custom_ops)
     if (folder := spill_folder(graph)) is not None:
-        return Session(write_for_runtime(copy, folder), providers)
+        return Session(write_for_runtime(copy, folder), providers, custom_ops=custom_ops)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as own:
-        return Session(write_for_runtime(copy, Path(own)), providers)
+        return Session(write_for_runtime(copy, Path(own)), providers, custom_ops=custom_ops)
+
+
+def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:
+    """Raise ModelError when the graph, cut down to what is observed, still holds custom nodes."""
+    missing = custom_nodes(graph)
+    if not missing:
+        return
+    behind = behind_customs(graph)
+    lost = [str(v.name) for v in outputs if str(v.name) in behind]
+    raise ModelError(
+        f"ONNX Runtime lacks custom operators: {listed(missing)}; {len(lost)} tensors to observe depend on them, "
+        f"{lost[0]!r} first",
+        "Give their library with --custom-ops lib.so, or keep what lies behind them in float with --exclude.",
+    )
 
 
 def _samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tuple[str, Feed]]:

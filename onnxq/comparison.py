@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.errors import ModelError
 from onnxq.files import SPILL_BYTES, weight_bytes, write_for_runtime
 from onnxq.monitor import QUIET, Monitor
@@ -98,19 +99,27 @@ def compare_graphs(
     *,
     layers: bool = False,
     providers: Sequence[str] = ("cpu",),
+    custom_ops: Sequence[str] = (),
     monitor: Monitor = QUIET,
 ) -> Comparison:
     """Run both models over the data. With `layers`, compare every float tensor that both have by name.
+
+    Without `custom_ops`, what depends on custom operators is left out.
 
     Raises:
         ModelError: the models have no output of the same name, or cannot be run.
         DataError: the data does not fit.
     """
     names = _common(reference, quantized, layers=layers)
+    if not custom_ops:
+        names = _without_customs(names, reference, quantized, monitor)
     sums = {name: _Sums() for name in names}
     samples = 0
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        sessions = [_session(g, names, providers, Path(folder) / str(i)) for i, g in enumerate((reference, quantized))]
+        sessions = [
+            _session(g, names, (providers, custom_ops), Path(folder) / str(i))
+            for i, g in enumerate((reference, quantized))
+        ]
         if extra := {*sessions[1].inputs} - {*sessions[0].inputs}:
             raise ModelError(f"the quantized model has an input of its own, {min(extra)!r}", "Is it the same model?")
         for _, feed in source.samples():
@@ -146,15 +155,34 @@ def _common(reference: Graph, quantized: Graph, *, layers: bool) -> list[str]:
     return common
 
 
+def _without_customs(names: list[str], reference: Graph, quantized: Graph, monitor: Monitor) -> list[str]:
+    """The names that both models compute without custom operators."""
+    behind = behind_customs(reference) | behind_customs(quantized)
+    left = [name for name in names if name not in behind]
+    missing = listed(custom_nodes(reference) or custom_nodes(quantized))
+    if names and not left:
+        raise ModelError(
+            f"ONNX Runtime lacks custom operators, on which all that is to be compared depends: {missing}",
+            "Give their library with --custom-ops lib.so, or compare what lies before them with --layers.",
+        )
+    if len(left) < len(names):
+        monitor.warn(f"{len(names) - len(left)} tensors are not compared: they depend on custom operators, {missing}")
+    return left
+
+
 def _listed(graph: Graph) -> str:
     return ", ".join(repr(v.name) for v in graph.outputs)
 
 
-def _session(graph: Graph, names: Sequence[str], providers: Sequence[str], folder: Path) -> Session:
+def _session(graph: Graph, names: Sequence[str], runtime: tuple[Sequence[str], Sequence[str]], folder: Path) -> Session:
+    """`runtime`: the providers, and the custom-operator libraries."""
+    providers, custom_ops = runtime
     copy = graph.copy()
     values = {str(v.name): v for v in copy.values()}
     copy.set_outputs([values[name] for name in names])
+    if not custom_ops:
+        copy.remove_unused()  # custom nodes among them
     if weight_bytes(copy) <= SPILL_BYTES:
-        return Session(copy.to_proto().SerializeToString(), providers)
+        return Session(copy.to_proto().SerializeToString(), providers, custom_ops=custom_ops)
     folder.mkdir()
-    return Session(write_for_runtime(copy, folder), providers)
+    return Session(write_for_runtime(copy, folder), providers, custom_ops=custom_ops)

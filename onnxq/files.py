@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
 
+from onnxq.customs import needs_stand_in, stand_in
 from onnxq.errors import ModelError, OutputError
 from onnxq.graph import Graph, check_proto, normalized, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, write_joined
@@ -154,13 +155,13 @@ def save(
         target = Path(aside) / path.name
         if weight_bytes(graph) <= external_bytes:
             write_joined(graph.model, target)
-            _check(target, check)
+            _check(graph, target, check)
             target.replace(path)
             written = [path]
         else:
             data = path.parent / f"{path.name}.{graph.digest()[:12]}.data"
             _write(graph, target, data.name)
-            _check(target, check)
+            _check(graph, target, check)
             _move_both(target, path, Path(aside) / data.name, data)
             written = [path, data]
         _drop_stale_data(path, keep={*written, *graph.data_files()})
@@ -320,11 +321,17 @@ def _write(graph: Graph, target: Path, data_name: str) -> None:
     ir.save(graph.model, target, format="protobuf", external_data=data_name)
 
 
-def _check(path: Path, check: bool) -> None:
+def _check(graph: Graph, path: Path, check: bool) -> None:
+    """Show the file written to onnx.checker; where it has plugins that onnx cannot know, a stand-in beside it."""
     import onnx
 
     if not check:
         return
+    if needs_stand_in(graph):
+        proto = onnx.load(path, load_external_data=False)
+        stand_in(proto)
+        path = path.with_name(f"check-{path.name}")
+        onnx.save(proto, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # ValidationError, InferenceError and others from C++

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.pairs import COPIES, arrives_quantized, existing_pair, kept, origin, shifted
+from onnxq.patterns.products import SOFTMAX, attentions, is_probability, why_float_products
 from onnxq.patterns.residuals import CONVOLUTIONS, broadcasts, convolution_behind, depths
-from onnxq.patterns.products import attentions, is_probability, why_float_products
 from onnxq.plan import Decision, Plan, Point, WeightPoint
 from onnxq.weighted import (
     FLOAT_TYPES,
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Softsign"})
 """The ends of these operators' ranges carry meaning: a clipped probability is a wrong one."""
-
-SOFTMAX = "softmax"
-"""What stands as calibrator where a range is known to be [0, 1]."""
 
 _FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -202,8 +199,8 @@ def _place_attention(sites: _Sites, found: Attention) -> None:
             sites.quantize(node, index)
         sites.floats.pop(name, None)
         sites.int8[name] = "attention: product of two int8 activations"
-        if node is found.mixed[-1] and is_probability(sites.graph, found):
-            sites.probabilities.add(str(node.inputs[0].name))
+    if is_probability(sites.graph, found):
+        sites.probabilities |= {str(v.name) for v in found.mixed[-1].inputs[:1] if v is not None}
 
 
 # -- what lies between them ---------------------------------------------------------------------------------

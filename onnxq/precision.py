@@ -7,12 +7,13 @@ its node in float32. bfloat16 has float32's range: only sums stay.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxq.patterns import find_patterns
+from onnxq.patterns.chains import divisors, epilogue, exact_nodes, masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,16 +30,23 @@ LIMIT = MAX / 2
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """Smallest scale that float16 holds with all its digits."""
 
+COUNTABLE = 2048.0
+"""The integers that float16 holds exactly end here."""
+
+FILL = -1e4
+"""A constant below this, masked in, stands for -inf: exp of it is 0 in every type."""
+
 _SUMS = frozenset({"Pow", "Exp", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceProd"} | {"ReduceL1", "ReduceL2"})
 _LOG_SUMS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
 _NORMS = frozenset({"LayerNorm", "RMSNorm", "Softmax"})  # in their decomposed forms; as one operator they are safe
 _GROWING = frozenset(
     {"Add", "Sub", "Mul", "Div", "Sum", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "BatchNormalization"}
+    | {"Relu", "LeakyRelu", "PRelu", "Reciprocal", "Cast", "Range"}
 )
-_SATURATING = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Softmax"})
-_MASKING = frozenset(
-    {"Add", "Sub", "Mul", "Where", "Cast", "Expand", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Concat"}
-)
+_SATURATING = frozenset({"Clip", "Sigmoid", "Tanh", "HardSigmoid"})
+_PASSING = frozenset({"Relu", "Add"})  # what grows in front of them is as large behind them
+_BOUNDS = frozenset({"Clip", "Min", "Max"})
+_BIASED = frozenset({"Conv", "ConvTranspose", "Gemm", "LayerNormalization", "InstanceNormalization"})
 _CUBE_LIMIT = 31.0  # x³ of a tanh-form GELU stays below LIMIT
 
 
@@ -88,17 +96,18 @@ def _numpy_type(dtype: str) -> np.dtype[np.generic]:
 def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
     """Float tensors, beyond the plan's points, whose values decide about float16.
 
-    A tensor that only goes into a saturating operator, or into a sum that is itself seen, need not be.
+    A tensor that only goes into a saturating operator, or into one that is itself seen and as large, need not be.
     """
     seen = set(plan.observe)
-    values = (v for node in graph.nodes if node.op_type in _GROWING and not node.domain for v in node.outputs)
-    names = (str(v.name) for v in values if graph.dtype(v) == "float32" and not _covered(graph, v))
-    return tuple(name for name in names if name not in seen)
+    made = (v for node in graph.nodes if node.op_type in _GROWING and not node.domain for v in node.outputs)
+    floats = (v for v in (*graph.inputs, *made) if graph.dtype(v) == "float32" and not _covered(graph, v))
+    return tuple(str(v.name) for v in floats if str(v.name) not in seen)
 
 
 def _covered(graph: Graph, value: Value) -> bool:
     users = [user for user, _ in graph.users(value)]
-    return bool(users) and not value.is_graph_output() and all(u.op_type in _SATURATING | {"Add"} for u in users)
+    inner = bool(users) and not value.is_graph_output() and not value.is_graph_input()
+    return inner and all(u.op_type in _SATURATING | _PASSING and not graph.in_body(u) for u in users)
 
 
 def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dtype: str) -> dict[str, str]:
@@ -110,17 +119,39 @@ def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dt
         tensors: what was observed; empty without data.
         dtype: "float16" or "bfloat16".
     """
-    patterns = find_patterns(graph)
-    reasons = dict(_accumulating(graph, patterns, tensors))
+    layers = frozenset(d.node for d in plan.decisions if d.quantized)
+    reasons: dict[str, str] = {}
+    for name, reason in _found(graph, plan, tensors, dtype, layers):
+        reasons.setdefault(name, reason)
+    for node in graph.nodes:  # a Cast between an int8 layer and what fuses behind it would part them
+        if node.name in reasons and node.name in layers:
+            for name in epilogue(graph, node, layers):
+                reasons.setdefault(name, f"fuses behind {node.name}, which stays in float32")
+    return reasons
+
+
+def _found(
+    graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dtype: str, layers: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    yield from _accumulating(graph, find_patterns(graph), tensors)
+    yield from exact_nodes(graph, layers)
     if dtype == "float16":
         seen = {**tensors, **{p.tensor: tensors[p.observe] for p in plan.points.values() if p.observe in tensors}}
-        masks = _mask_values(graph)
+        known = _Known(graph, seen, frozenset(masks(graph)))
         for node in graph.nodes:
-            reason = _why_range(graph, node, seen, masks) or _why_constant(graph, node)
-            if reason is not None and node.name is not None:
-                reasons.setdefault(node.name, reason)
-        reasons = dict(_underflowing(graph, plan)) | dict(_long_biases(graph, plan)) | reasons
-    return reasons
+            yield from _out_of_range(known, node)
+        yield from _long_biases(graph, plan)
+        yield from _underflowing(graph, plan)
+
+
+def _out_of_range(known: _Known, node: Node) -> Iterator[tuple[str, str]]:
+    reason = _why_range(known, node) or _why_overflow(known, node)
+    if reason is not None:
+        yield str(node.name), reason
+    elif (reason := _why_underflow(known.graph, node)) is not None:
+        yield str(node.name), reason
+        for name in divisors(known.graph, node):
+            yield name, f"divides by what {node.name} keeps from 0"
 
 
 def _accumulating(
@@ -141,31 +172,61 @@ def _within(histogram: Histogram | None, limit: float) -> bool:
     return histogram is not None and histogram.amax <= limit
 
 
-def _why_range(graph: Graph, node: Node, tensors: Mapping[str, Histogram], masks: set[str]) -> str | None:
+@dataclass(frozen=True)
+class _Known:
+    graph: Graph
+    tensors: Mapping[str, Histogram]
+    masks: frozenset[str]
+
+    def reach(self, value: Value) -> tuple[float, str] | None:
+        """The largest |x| seen and where: in the tensor, or behind the operators that cover it."""
+        name = str(value.name)
+        found = self.tensors.get(name)
+        if found is not None:
+            return (found.max if name in self.masks else found.amax), name
+        users = [u for u, _ in self.graph.users(value) if u.op_type in _PASSING] if _covered(self.graph, value) else []
+        behind = [reach for user in users if (reach := self.reach(user.outputs[0])) is not None]
+        return max(behind, default=None)
+
+    def limit(self, node: Node) -> float:
+        """Up to where the values of the node's output may go."""
+        integer = node.op_type == "Cast" and str(self.graph.dtype(node.inputs[0])).lstrip("u").startswith("int")
+        return COUNTABLE if integer or node.op_type == "Range" else LIMIT
+
+
+def _why_range(known: _Known, node: Node) -> str | None:
     for value in (*node.inputs, *node.outputs):
-        found = None if value is None or graph.is_const(value) else tensors.get(str(value.name))
-        if found is None or value is None:
+        if value is None or known.graph.is_const(value):
             continue
-        reach = found.max if str(value.name) in masks else found.amax
-        if reach > LIMIT:
-            return f"{value.name} reaches {reach:.4g} in the data; float16 ends at 65504"
+        maker, reach = value.producer(), known.reach(value)
+        limit = LIMIT if maker is None else known.limit(maker)
+        if reach is not None and reach[0] > limit:
+            ends = "ends at 65504" if limit == LIMIT else "counts to 2048"
+            return f"{reach[1]} reaches {reach[0]:.4g} in the data; float16 {ends}"
     return None
 
 
-def _why_constant(graph: Graph, node: Node) -> str | None:
-    """A constant that float16 cannot hold. Negative fill values of masks are cut to -65504 instead."""
+def _why_overflow(known: _Known, node: Node) -> str | None:
+    """A constant beyond float16. What only bounds, and what masks, is cut to its range instead."""
+    graph = known.graph
     for value in node.inputs:
-        if value is None or not graph.is_const(value) or graph.dtype(value) != "float32":
+        array = graph.const(value) if graph.is_const(value) and graph.dtype(value) == "float32" else None
+        if value is None or array is None or array.size == 0 or node.op_type in _BOUNDS:
             continue
-        array = graph.const(value)
-        if array is None or array.size == 0:
+        beyond = array[(np.abs(array) > MAX) & np.isfinite(array)]
+        fills = node.op_type == "Where" or any(str(v.name) in known.masks for v in node.outputs)
+        if beyond.size and not (fills and float(beyond.max()) < FILL):
+            return f"constant {value.name} holds {beyond[np.abs(beyond).argmax()]:.4g}; float16 ends at 65504"
+    return None
+
+
+def _why_underflow(graph: Graph, node: Node) -> str | None:
+    """A constant that float16 loses; not a bias, which is added to what is larger or lost with it."""
+    for value in node.inputs[:2] if node.op_type in _BIASED else node.inputs:
+        array = graph.const(value) if graph.is_const(value) and graph.dtype(value) == "float32" else None
+        if value is None or array is None:
             continue
-        low, high = float(array.min()), float(array.max())
-        if high > MAX and np.isfinite(high):
-            return f"constant {value.name} holds {high:.4g}; float16 ends at 65504"
-        if low < -MAX and np.isfinite(low) and array.size > 1:
-            return f"constant {value.name} holds {low:.4g}; float16 ends at 65504"
-        largest = max(abs(low), abs(high))
+        largest = float(np.abs(array).max(initial=0.0))
         if 0 < largest < SMALLEST_SCALE:
             return f"constant {value.name} is at most {largest:.2g}; float16 loses it"
     return None
@@ -206,7 +267,7 @@ def _long_biases(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
         others = tuple(i for i in range(weight.ndim) if i != axes[name])
         step = np.float64(scale) * np.maximum(np.abs(weight).max(axis=others), 127 * SMALLEST_SCALE) / 127
         chain = _chain_to_point(graph, plan, node)
-        if chain and np.max(np.abs(bias) / step, initial=0.0) > MAX / 2:
+        if chain and np.max(np.abs(bias) / step, initial=0.0) > LIMIT:
             yield from ((n, "its bias is more steps of the int8 scales than float16 counts") for n in chain)
 
 
@@ -219,18 +280,3 @@ def _chain_to_point(graph: Graph, plan: Plan, node: Node) -> list[str]:
     point = plan.points.get(str(value.name))
     read = {(user.name or "", index) for user, index in graph.users(value)}
     return chain if point is not None and read == set(point.uses) and not value.is_graph_output() else []
-
-
-def _mask_values(graph: Graph) -> set[str]:
-    """Tensors that are only added to a Softmax's input, as attention masks are: -inf is as good as -3e38 there."""
-    found: set[str] = set()
-    front = [node.inputs[0] for node in graph.nodes if node.op_type == "Softmax" and not node.domain]
-    while front:
-        value = front.pop()
-        if value is None or str(value.name) in found or graph.is_const(value):
-            continue
-        found.add(str(value.name))
-        node = value.producer()
-        if node is not None and node.op_type in _MASKING and not node.domain:
-            front.extend(node.inputs)
-    return found

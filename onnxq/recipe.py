@@ -88,6 +88,7 @@ class Recipe:
     )
     io_types: str = _option("float32", "Type of the model's float inputs and outputs.", IO_TYPES)
     providers: str = _option("cpu", "Where ONNX Runtime runs the float model: cpu, cuda; comma-separated.")
+    custom_ops: str = _option("", "Libraries of custom operators for ONNX Runtime (.so, .dll); comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
     rules: tuple[Rule, ...] = ()
@@ -111,6 +112,11 @@ class Recipe:
     def provider_list(self) -> tuple[str, ...]:
         """The providers, in order."""
         return tuple(p.strip() for p in self.providers.split(",") if p.strip())
+
+    @property
+    def custom_op_list(self) -> tuple[str, ...]:
+        """The custom-operator libraries, in order."""
+        return tuple(p.strip() for p in self.custom_ops.split(",") if p.strip())
 
     def rule_value(self, name: str, op_type: str, effect: str) -> Any:  # noqa: ANN401  depends on the effect
         """What the last matching rule says of `effect`, or None."""

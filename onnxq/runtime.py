@@ -22,10 +22,30 @@ PROVIDERS: dict[str, str] = {
 }
 
 
-class Session:
-    """A loaded model. Outputs come as a tuple in the order they were asked for."""
+ELEMENTS: dict[str, str] = {
+    **{f"tensor({name})": name for name in ("float16", "bfloat16", "bool")},
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
+"""ONNX Runtime's name of a type -> numpy's name of the elements'."""
 
-    def __init__(self, model: Path | bytes, providers: Sequence[str] = ("cpu",), *, optimize: bool = True) -> None:
+
+class Session:
+    """A loaded model. Outputs come as a tuple in the order they were asked for.
+
+    `custom_ops` are shared libraries that export RegisterCustomOps. `output_types` gives numpy's name of the element
+    type of every output, None for what is no tensor of numbers.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        providers: Sequence[str] = ("cpu",),
+        *,
+        optimize: bool = True,
+        custom_ops: Sequence[str] = (),
+    ) -> None:
         import onnxruntime as ort  # noqa: TID251  this is the wall; 0.1 s that `import onnxq` need not pay
 
         options = ort.SessionOptions()
@@ -34,6 +54,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for library in custom_ops:
+            _register(options, library)
         names = provider_names(providers)
         missing = [n for n in names if n not in ort.get_available_providers()]
         if missing:
@@ -56,6 +78,7 @@ class Session:
             )
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
+        self.output_types = {o.name: ELEMENTS.get(o.type) for o in self._session.get_outputs()}
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> list[Any]:
         """Run one feed.
@@ -80,6 +103,16 @@ def provider_names(providers: Sequence[str]) -> list[str]:
         raise RecipeError(f"unknown provider {unknown[0]!r}", f"Known: {', '.join(PROVIDERS)}.")
     names = [PROVIDERS[p] for p in providers]
     return names if PROVIDERS["cpu"] in names else [*names, PROVIDERS["cpu"]]
+
+
+def _register(options: Any, library: str) -> None:  # noqa: ANN401  ONNX Runtime ships no types
+    try:
+        options.register_custom_ops_library(library)
+    except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
+        raise RecipeError(
+            f"the custom-operator library {library} cannot be loaded: {_one_line(error)}",
+            "Give the path of a shared library that exports RegisterCustomOps, built for this system.",
+        ) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Bring what is not quantized from float32 to float16 or bfloat16, for strongly typed backends.
 
 Every node of the main graph is either in the chosen type or stays in float32: where it is told to, where its operator
-has no such type, and where it owns bodies. Casts stand where the two meet, one per tensor and direction. Model inputs
-and outputs stay in float32. A Q/DQ pair takes the type of what follows it, because a backend reads the type of an
+has no such type or the type of what it reads is not known, and where it owns bodies. Casts stand where the two meet,
+one per tensor and direction. Model inputs and outputs stay in float32, unless asked for. A Q/DQ pair takes the type of what follows it, because a backend reads the type of an
 int8 layer from the scale of its DequantizeLinear.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.patterns.chains import masks
 from onnxq.schemas import Slots, slots
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 FLOAT = 1  # TensorProto.FLOAT, as Cast's attribute has it
 CODES = {"float16": 10, "bfloat16": 16}
+
+FILL = -32752.0
+"""What finite numbers below float16's range become. They fill masks; two masks may be added and stay finite."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,13 @@ class HighPrecision:
 
     def __call__(self, graph: Graph) -> int:
         """Return how many nodes now compute in the type."""
-        work = _Work(graph, self.dtype, self.keep, islands(graph))
+        work = _Work(graph, self.dtype, self.keep, islands(graph), frozenset(masks(graph)))
         for value in () if self.keep_io else graph.inputs:
             work.convert_input(value)
         for node in graph.nodes:
             work.convert(node)
         for value in graph.outputs:
-            if id(value) in work.half and self.keep_io:
-                graph.replace_output(value, work.cast(value, half=False))
+            work.convert_output(value, half=not self.keep_io)
         return work.count
 
 
@@ -85,6 +88,7 @@ class _Work:
     dtype: str
     keep: frozenset[str]
     islands: set[int]  # ids of the nodes that run on int8
+    masks: frozenset[str]  # names of the tensors that are added to a Softmax's input
     half: set[int] = field(default_factory=set)  # ids of the values that are in the type by now
     made: dict[tuple[int, bool], Value] = field(default_factory=dict)
     count: int = 0
@@ -93,6 +97,11 @@ class _Work:
         """Make a float32 model input one of the type."""
         if self._is_float(value):
             self._mark(value)
+
+    def convert_output(self, value: Value, *, half: bool) -> None:
+        """Give a float model output its type; its name and its readers stay."""
+        if (self._is_float(value) and half) or (id(value) in self.half and not half):
+            self.graph.replace_output(value, self.cast(value, half=half))
 
     def convert(self, node: Node) -> None:
         """Give the node and its outputs their type; nodes come in topological order."""
@@ -110,12 +119,18 @@ class _Work:
         found = self._slots(node)
         if found is None or node.name in self.keep or any(True for _ in self.graph.bodies(node)):
             return False
-        if id(node) in self.islands:
+        if id(node) in self.islands or not self._typed(node, found):
             return False
         if node.op_type == "Cast":
             return bool(self.graph.attribute(node, "to") == FLOAT) and not self._is_float(node.inputs[0])
         floats = [i for i, v in enumerate(node.outputs) if self._is_float(v) and (v.uses() or v.is_graph_output())]
         return all(found.gives(i) for i in floats) and (bool(floats) or self._reads_half(node, found))
+
+    def _typed(self, node: Node, found: Slots) -> bool:
+        """Whether all element types are known: what a custom operator or a sequence gives may be float32."""
+        read = (v for i, v in enumerate(node.inputs) if v is not None and found.takes(i))
+        made = (v for v in node.outputs if v.uses() or v.is_graph_output())
+        return all(self.graph.dtype(v) is not None for v in (*read, *made))
 
     def _reads_half(self, node: Node, found: Slots) -> bool:
         return any(v is not None and id(v) in self.half and found.takes(i) for i, v in enumerate(node.inputs))
@@ -194,10 +209,10 @@ class _Work:
     def _narrow(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.dtype == "float16":
             # Below the smallest normal number the type loses digits and backends may flush to zero.
-            return np.clip(array, np.finfo(np.float16).tiny, np.finfo(np.float16).max).astype(np.float16)
+            return np.asarray(np.clip(array, np.finfo(np.float16).tiny, np.finfo(np.float16).max), np.float16)
         import ml_dtypes
 
-        return array.astype(ml_dtypes.bfloat16)
+        return np.asarray(array, ml_dtypes.bfloat16)
 
     def _read(self, node: Node, index: int, value: Value, *, half: bool) -> None:
         """Let the node read the value in the wanted type."""
@@ -217,12 +232,13 @@ class _Work:
 
     def _converted(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.dtype == "float16":
-            # A mask's fill value of -3e38 would become -inf, and 0 times it NaN.
-            lowest = np.where(np.isfinite(array), np.finfo(np.float16).min, -np.inf)
-            return np.maximum(array, lowest).astype(np.float16)
+            # A mask's -3e38 would become -inf, and 0 times it NaN; a bound of 3e38 bounds nothing.
+            held = np.where(np.isfinite(array) & (array < np.finfo(np.float16).min), FILL, array)
+            held = np.where(np.isfinite(held), np.minimum(held, np.finfo(np.float16).max), held)
+            return np.asarray(held, np.float16)
         import ml_dtypes
 
-        return array.astype(ml_dtypes.bfloat16)
+        return np.asarray(array, ml_dtypes.bfloat16)
 
     def _constant(self, name: str, array: npt.NDArray[Any], *, half: bool) -> Value:
         made = self.graph.constant(name, array)
@@ -239,6 +255,8 @@ class _Work:
             to = CODES[self.dtype] if half else FLOAT
             # Behind a model input the first reader may stand anywhere; behind a producer the Cast stands right there.
             place = before if value.producer() is None else None
+            if half and self.dtype == "float16" and str(value.name) in self.masks:
+                value = self._floored(value, place)
             made = self.graph.add(
                 "Cast", [value], name=f"{value.name}_{kind}", attributes={"to": to}, like=value, before=place
             )
@@ -246,6 +264,11 @@ class _Work:
         if half:
             self.half.add(id(made))
         return made
+
+    def _floored(self, value: Value, place: Node | None) -> Value:
+        """The mask with its -3e38 raised to what the type holds, as in constants."""
+        lowest = self.graph.constant(f"{value.name}_lowest", np.array(FILL, np.float32))
+        return self.graph.add("Max", [value, lowest], name=f"{value.name}_floored", like=value, before=place)
 
     def _dequantized_again(self, node: Node, value: Value, kind: str) -> Value:
         """A second DequantizeLinear in the other type is free, and keeps int8 in front of its reader."""

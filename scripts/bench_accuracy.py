@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / ".cache" / "models"
 DIGITS = ROOT / "models" / "digits"
 CALIBRATORS = ("auto", "entropy", "minmax", "mse", "percentile")
+FLOAT32 = Recipe(high_precision="fp32")  # what float16 adds is another question
 BATCH = 32
 UNSEEN = 7  # seed of the random data that judges; calibration has seed 0
 
@@ -134,16 +135,16 @@ def _tokens(samples: int) -> list[Feed]:
 def case(name: str) -> tuple[Path, object, Recipe, Judge]:
     """The model of that name, its calibration data, what its recipe needs, and how it is judged."""
     if name == "digits":
-        return DIGITS / "digits.onnx", DIGITS / "calib.npz", Recipe(), judge_digits
+        return DIGITS / "digits.onnx", DIGITS / "calib.npz", FLOAT32, judge_digits
     if name == "minilm":
-        return MODELS / "minilm" / "minilm.onnx", MODELS / "minilm" / "calib", Recipe(), judge_minilm
+        return MODELS / "minilm" / "minilm.onnx", MODELS / "minilm" / "calib", FLOAT32, judge_minilm
     if name == "silero":
         path = MODELS / "silero" / "silero_vad_16k_sequence.onnx"
-        return path, _audio(0, 16), Recipe(shapes="input:4x576"), judge_outputs(_audio(UNSEEN, 16))
+        return path, _audio(0, 16), replace(FLOAT32, shapes="input:4x576"), judge_outputs(_audio(UNSEEN, 16))
     if name == "bert_base":
         shapes = "input_ids:1x128,attention_mask:1x128,token_type_ids:1x128"
-        return MODELS / "bert_base.onnx", "random:16", Recipe(shapes=shapes), judge_outputs(_tokens(8))
-    return MODELS / f"{name}.onnx", "random:16", Recipe(), judge_outputs(_images(8))
+        return MODELS / "bert_base.onnx", "random:16", replace(FLOAT32, shapes=shapes), judge_outputs(_tokens(8))
+    return MODELS / f"{name}.onnx", "random:16", FLOAT32, judge_outputs(_images(8))
 
 
 def rows(name: str) -> dict[str, list[float]]:

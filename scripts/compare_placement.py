@@ -97,7 +97,9 @@ def _read(path: Path) -> Feed:
 
 def _stacked(feeds: list[Feed]) -> Feed:
     """Texts cut or padded with zeros to LENGTH tokens; the mask is zero there."""
-    padded = [{k: np.pad(f[k][:, :LENGTH], ((0, 0), (0, max(0, LENGTH - f[k].shape[1])))) for k in TOKENS} for f in feeds]
+    padded = [
+        {k: np.pad(f[k][:, :LENGTH], ((0, 0), (0, max(0, LENGTH - f[k].shape[1])))) for k in TOKENS} for f in feeds
+    ]
     return {k: np.concatenate([f[k] for f in padded]) for k in TOKENS}
 
 

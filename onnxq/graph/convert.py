@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir  # noqa: TID251  this is the wall
 
+from onnxq.customs import STAND_IN, stand_in
 from onnxq.errors import ModelError
 from onnxq.graph.normal import normalize
 
@@ -46,6 +47,7 @@ def converted(old: ir.Model, version: int) -> ir.Model:
     from onnx import version_converter
 
     proto, taken = _skeleton(old)
+    stand_in(proto)
     try:
         graph = ir.from_proto(version_converter.convert_version(proto, version)).graph
     except Exception as error:  # the C++ code raises several types
@@ -58,6 +60,8 @@ def converted(old: ir.Model, version: int) -> ir.Model:
             graph.inputs.remove(value)
             value.const_value = tensor
             graph.register_initializer(value)
+    for node in graph.all_nodes():
+        node.domain = "" if node.domain == STAND_IN else node.domain
     _restore_remarks(graph, old.graph)
     model = ir.Model(
         graph,

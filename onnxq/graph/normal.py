@@ -23,6 +23,8 @@ def normalize(model: ir.Model) -> None:
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     if model.functions:
         ir_passes.InlinePass()(model)
+    for node in model.graph.all_nodes():  # exporters forget the domains of plugins; onnx does nothing without them
+        model.opset_imports.setdefault(node.domain, 1)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     # An input that also has an initializer is a default nobody feeds: old exporters list every weight so.
     ir_passes.RemoveInitializersFromInputsPass()(model)

@@ -11,7 +11,10 @@ from onnxq.patterns.reading import number, standard
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from onnxq.graph import Dim, Graph, Node
+    from onnxq.graph import Dim, Graph
+
+SOFTMAX = "softmax"
+"""What stands as calibrator where a range is [0, 1] because a softmax makes the tensor."""
 
 MAX_LENGTH = 512
 """Longest sequence for int8 operands: ModelOpt 0.47, `find_nodes_from_mha_to_exclude`."""
