@@ -12,14 +12,16 @@ import numpy as np
 from onnxq import checks, files, pipeline
 from onnxq.caches import Cache
 from onnxq.choose import resolve, uncached, weights_only
-from onnxq.collect import collect
+from onnxq.collect import collect, learn_types
 from onnxq.comparison import Comparison, compare_graphs
+from onnxq.customs import behind_customs, notes
 from onnxq.data import InputSpec, Source, open_source, parse_shapes
+from onnxq.dla import cover
 from onnxq.errors import DataError, ModelError, StatisticsError
 from onnxq.graph import Graph
 from onnxq.monitor import QUIET, Monitor
 from onnxq.passes import lower, prepare
-from onnxq.place import place
+from onnxq.placements import PLACEMENTS
 from onnxq.precision import HALF_OPSET, probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.statistics import Statistics, is_statistics
@@ -137,7 +139,15 @@ def compare(
     reference, other = load(model), load(quantized)
     source = _open(data, reference, recipe)
     monitor.stage("Comparing", source.length)
-    return compare_graphs(reference, other, source, layers=layers, providers=recipe.provider_list, monitor=monitor)
+    return compare_graphs(
+        reference,
+        other,
+        source,
+        layers=layers,
+        providers=recipe.provider_list,
+        custom_ops=recipe.custom_op_list,
+        monitor=monitor,
+    )
 
 
 def check(model: Model, target: str = "tensorrt") -> checks.Report:
@@ -187,12 +197,19 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
     target = get_target(recipe.target)
     graph = load(model)
     half = recipe.float_type != "float32"
-    pipeline.run(graph, prepare(max(target.min_opset, HALF_OPSET) if half else target.min_opset))
+    passes = prepare(max(target.min_opset, HALF_OPSET) if half else target.min_opset, target.placement)
+    pipeline.run(graph, passes)
+    if recipe.custom_ops and learn_types(graph, recipe.custom_op_list, recipe.provider_list):
+        pipeline.run(graph, passes)  # types that were unknown are inferred now
     if files.weight_bytes(graph) > files.SPILL_BYTES:
         graph = files.spill(graph)
-    plan = replace(place(graph, target, recipe), float_type=recipe.float_type)
+    plan = PLACEMENTS[target.placement](graph, target, recipe)
+    plan = replace(plan, float_type=recipe.float_type, notes=(*plan.notes, *notes(graph)))
+    if target.every_tensor:
+        plan = cover(graph, plan, target, recipe)
     if recipe.float_type == "float16":
-        plan = replace(plan, probes=probes(graph, plan))
+        unseen = set() if recipe.custom_ops else behind_customs(graph)
+        plan = replace(plan, probes=tuple(name for name in probes(graph, plan) if name not in unseen))
     if not plan.weights and not plan.points and not plan.kept:
         where = str(model) if isinstance(model, str | os.PathLike) else "the model"
         raise ModelError(f"there is nothing to quantize in {where}", _why_nothing(plan))
@@ -213,7 +230,16 @@ def observe(
     names = ready.plan.observe if tensors is None else tensors
     source = _open(data, ready.graph, ready.recipe)
     monitor.stage(f"Observing {len(names)} tensors on {source.name}", source.length)
-    return collect(ready.graph, names, source, providers=ready.recipe.provider_list, monitor=monitor)
+    libraries = ready.recipe.custom_op_list
+    return collect(
+        ready.graph,
+        names,
+        source,
+        bounds=ready.plan.probes,
+        providers=ready.recipe.provider_list,
+        custom_ops=libraries,
+        monitor=monitor,
+    )
 
 
 def measured(ready: Prepared, data: object, monitor: Monitor = QUIET, cache: Cache | None = None) -> Statistics | None:
@@ -257,7 +283,7 @@ def lowered(
     else:
         plan = resolve(ready.plan, statistics, ready.recipe, target, cache)
     if plan.float_type != "float32":
-        plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.tensors)
+        plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.reach)
     for note in plan.notes:
         monitor.warn(note)
     monitor.stage("Quantizing", None)

@@ -15,11 +15,9 @@ import onnxq
 from onnxq.errors import OnnxqError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from onnxq.plan import Plan
     from onnxq.recipe import Recipe
-    from onnxq.report import Summary
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 1, 2, 3
 
@@ -69,8 +67,10 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         command = click.option(
             f"--{field.name.replace('_', '-')}",
             field.name,
-            type={"float": float, "int | None": int}.get(str(field.type), str),
-            help=text if field.default in (None, "") else f"{text} [default: {field.default}]",
+            type={"float": float, "int | None": int, "bool": bool}.get(str(field.type), str),
+            is_flag=str(field.type) == "bool",
+            default=None,
+            help=text if field.default in (None, "", False) else f"{text} [default: {field.default}]",
         )(command)
     command = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes of these names in float.")(
         command
@@ -123,7 +123,7 @@ def quantize(
     **options: Any,
 ) -> None:
     """Quantize MODEL to int8, and write it with its plan."""
-    from onnxq import api, files, report
+    from onnxq import api, files, report, tables
     from onnxq.caches import read_cache
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
@@ -150,8 +150,9 @@ def quantize(
         before = files.model_bytes(model)
         after = sum(p.stat().st_size for p in written)
         if options["verbose"]:
-            _print_decisions(plan, every=True)
-        _print_result(report.summarize(plan, before, after), [*written, plan_file])
+            click.echo(tables.decisions(plan, every=True))
+        for line in tables.result(report.summarize(plan, before, after), [*written, plan_file]):
+            click.echo(line)
         for what, line in report.next_steps(plan, graph, output, statistics):
             click.echo(f"next, {what}:\n  {line}")
 
@@ -247,7 +248,7 @@ def plan(
     **options: Any,
 ) -> None:
     """Show what would be quantized in MODEL, and why not the rest. Needs no data."""
-    from onnxq import api, report
+    from onnxq import api, report, tables
     from onnxq.progress import shown
 
     recipe = _recipe(options)
@@ -256,8 +257,9 @@ def plan(
     if as_json:
         click.echo(report.plan_json(made, recipe, None), nl=False)
         return
-    _print_decisions(made, every=options["verbose"])
-    _print_summary(report.summarize(made))
+    click.echo(tables.decisions(made, every=options["verbose"]))
+    for line in (*tables.summary_lines(report.summarize(made)), *(f"note: {note}" for note in made.notes)):
+        click.echo(line)
 
 
 @cli.command()
@@ -277,7 +279,7 @@ def compare(
     **options: Any,
 ) -> None:
     """Errors of the QUANTIZED model against the FLOAT one, worst first."""
-    from onnxq import api, report
+    from onnxq import api, report, tables
     from onnxq.progress import shown
 
     with shown(quiet=options["quiet"] or as_json) as monitor:
@@ -287,7 +289,7 @@ def compare(
         return
     worst = found.worst if options["verbose"] or not layers else found.worst[:20]
     rows = [(f"{e.sqnr_db:.2f}", f"{e.cosine:.6f}", f"{e.max_abs:.4g}", f"{e.amax:.4g}", e.tensor) for e in worst]
-    _print_table(("SQNR dB", "cosine", "max error", "max value", "tensor"), rows)
+    click.echo(tables.table(("SQNR dB", "cosine", "max error", "max value", "tensor"), rows))
     click.echo(
         f"over {found.samples} samples" + (f"; {len(found.errors)} tensors, --verbose for all" if layers else "")
     )
@@ -303,7 +305,7 @@ def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool) -
 
     MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules.
     """
-    from onnxq import api
+    from onnxq import api, tables
     from onnxq.checks import text
 
     report = api.check(model, target)
@@ -311,16 +313,13 @@ def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool) -
         click.echo(json.dumps(report.to_dict(), indent=1))
     elif not quiet or not report.legal:
         if found := text.rows(report, every=verbose):
-            _print_table(text.HEADER, list(found))
+            click.echo(tables.table(text.HEADER, list(found)))
         for rule, hint in text.advice(report):
             click.echo(f"{rule}: {hint}")
         for line in text.summary(report, every=verbose):
             click.echo(line)
     if not report.legal:
         sys.exit(EXIT_REFUSED)
-
-
-# -- printing --------------------------------------------------------------------------------------------------
 
 
 def _data_beside(model: Path, warn: Callable[[str], None]) -> str | None:
@@ -335,46 +334,3 @@ def _data_beside(model: Path, warn: Callable[[str], None]) -> str | None:
         f"Give --data, or put {model.stem}.npz or {model.stem}_calib/ beside the model."
     )
     return None
-
-
-def _print_result(summary: Summary, written: list[Path]) -> None:
-    """What was written: the model, then its external data if it has any, which must go where the model goes."""
-    _print_summary(summary)
-    size = f"{_size(summary.bytes_before)} -> {_size(summary.bytes_after)}"
-    model, *others = map(str, written)
-    click.echo(f"wrote {model} ({size}), {', '.join(others)}")
-
-
-def _print_summary(summary: Summary) -> None:
-    rows = [(str(count), op, reason) for reason, op, count in summary.reasons]
-    if rows:
-        click.echo("weighted operators left in float:")
-        _print_table(("count", "operator", "reason"), rows)
-    share = f"{summary.int8} of {summary.weighted} weighted operators, {summary.mac_share:.1%} of their MACs"
-    click.echo(f"int8: {share}" if summary.computed else f"int8 weights only, all computed in float: {share}")
-
-
-def _print_decisions(plan: Plan, *, every: bool) -> None:
-    shown = [d for d in plan.decisions if every or d.macs or d.quantized]
-    _print_table(
-        ("precision", "operator", "node", "reason"),
-        [("int8" if d.quantized else "float", d.op_type, d.node, d.reason) for d in shown],
-    )
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.box import SIMPLE_HEAD  # noqa: TID251  behind the wall, where it is needed
-    from rich.console import Console  # noqa: TID251  likewise
-    from rich.table import Table  # noqa: TID251  likewise
-    from rich.text import Text  # noqa: TID251  likewise
-
-    table = Table(*header, box=SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    console = Console()
-    console.width = console.width if console.is_terminal else 160
-    console.print(table)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.2f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"

@@ -16,7 +16,7 @@ from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
 from onnxq.files import SPILL_BYTES, spill_folder, weight_bytes, write_for_runtime
-from onnxq.histogram import Tally
+from onnxq.histogram import Extent, Tally
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
 from onnxq.statistics import Statistics, merge_shapes
@@ -42,11 +42,14 @@ def collect(
     tensors: Sequence[str],
     source: Source,
     *,
+    bounds: Sequence[str] = (),
     providers: Sequence[str] = ("cpu",),
     custom_ops: Sequence[str] = (),
     monitor: Monitor = QUIET,
 ) -> Statistics:
     """Run the prepared graph over the data and return what was seen of the named tensors.
+
+    Of `tensors` histograms are made; of `bounds` only the smallest and largest value is kept, at a fraction of the cost.
 
     Samples of a batch are run one at a time where the model allows it, so that the result does not depend on how
     they were batched. Memory does not grow with the number of samples.
@@ -56,17 +59,18 @@ def collect(
         ModelError: ONNX Runtime cannot load the model, or lacks custom operators that observed tensors depend on.
     """
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
-    session = _session(graph, tensors, providers, custom_ops)
+    names = (*tensors, *(name for name in bounds if name not in tensors))
+    session = session_for(graph, names, providers, custom_ops)
     if not custom_ops and custom_nodes(graph):
         monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
-    seen = _Seen({name: Tally() for name in tensors})
+    seen = _Seen({name: Tally() if name in tensors else Extent() for name in names})
     counted: Future[None] | None = None
     # One sample is counted while the next one runs. One thread counts, in order: the result is as without it.
     with ThreadPoolExecutor(1) as counter:
-        for label, feed in _samples(session, source, monitor):
+        for label, feed in samples(session, source, monitor):
             _check_inputs(feed, label)
             seen.note(feed)
-            arrays = _observed(session, feed, tensors)
+            arrays = _observed(session, feed, names)
             if counted is not None:
                 counted.result()
             seen.count(_without_last(arrays, _AHEAD_BYTES), label, monitor)
@@ -75,15 +79,22 @@ def collect(
             counted.result()
     if not seen.samples:
         raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
-    histograms = {name: tally.histogram() for name, tally in seen.tensors.items()}
-    return Statistics(graph.digest(), histograms, seen.samples, seen.hash, seen.shapes, seen.nonfinite)
+    return Statistics(
+        graph.digest(),
+        {name: tally.histogram() for name, tally in seen.tensors.items() if isinstance(tally, Tally)},
+        seen.samples,
+        seen.hash,
+        seen.shapes,
+        seen.nonfinite,
+        bounds={name: extent.bounds for name, extent in seen.tensors.items() if isinstance(extent, Extent)},
+    )
 
 
 @dataclass
 class _Seen:
     """Running totals of one collection."""
 
-    tensors: dict[str, Tally]
+    tensors: dict[str, Tally | Extent]
     samples: int = 0
     hash: int = 0
 
@@ -110,7 +121,7 @@ class _Seen:
     def note(self, feed: Feed) -> None:
         """Remember that a sample was seen, and its shapes, whatever the order."""
         self.samples += 1
-        self.hash = (self.hash + _sample_hash(feed)) % 2**64
+        self.hash = (self.hash + sample_hash(feed)) % 2**64
         self.shapes = merge_shapes(self.shapes, {k: (v.shape, v.shape) for k, v in feed.items()})
 
 
@@ -127,16 +138,14 @@ def learn_types(graph: Graph, custom_ops: Sequence[str], providers: Sequence[str
     unknown = {str(v.name): v for v in made if v.name and graph.dtype(v) is None}
     if not unknown:
         return 0
-    types = _session(graph, tuple(unknown), providers, custom_ops).output_types
+    types = session_for(graph, tuple(unknown), providers, custom_ops).output_types
     learned = {name: kind for name in unknown if (kind := types[name]) is not None}
     for name, kind in learned.items():
         graph.retype(unknown[name], kind)
     return len(learned)
 
 
-def _session(
-    graph: Graph, tensors: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str] = ()
-) -> Session:
+def session_for(graph: Graph, tensors: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str] = ()) -> Session:
     """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed)."""
     copy = graph.copy()
     wanted = set(tensors) - {str(v.name) for v in copy.inputs}
@@ -173,7 +182,7 @@ def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:
     )
 
 
-def _samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tuple[str, Feed]]:
+def samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tuple[str, Feed]]:
     """(label, feed) of every sample. Batches are split when the first one shows that this changes nothing."""
     splits: bool | None = None
     for label, feed in source.samples():
@@ -253,7 +262,7 @@ def _check_inputs(feed: Feed, label: str) -> None:
             raise DataError(f"{label}: input {name!r} holds NaN, first at {where}", "Repair or leave out this sample.")
 
 
-def _sample_hash(feed: Feed) -> int:
+def sample_hash(feed: Feed) -> int:
     h = hashlib.sha256()
     for name in sorted(feed):
         array = np.ascontiguousarray(feed[name])

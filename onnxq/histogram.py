@@ -170,6 +170,38 @@ class Histogram:
         return Histogram(exponent, sides[0], sides[1], *others, *(float(bound) for bound in bounds))
 
 
+class Extent:
+    """The bounds of a tensor while its arrays come in: what a `Tally` knows of them, without its bins."""
+
+    def __init__(self) -> None:
+        self._nan = self._pos_inf = self._neg_inf = 0
+        self._min, self._max = math.inf, -math.inf
+
+    @property
+    def nonfinite(self) -> tuple[int, int, int]:
+        """NaN, +inf and -inf counted so far."""
+        return self._nan, self._pos_inf, self._neg_inf
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest finite value; (inf, -inf) when there was none."""
+        return self._min, self._max
+
+    def add(self, array: npt.NDArray[Any]) -> None:
+        """Look at a floating-point array of any shape and layout."""
+        if not array.size:
+            return
+        with np.errstate(invalid="ignore"):
+            low, high = float(array.min()), float(array.max())
+        if not math.isfinite(low - high) and not np.isfinite(array).all():
+            self._nan += int(np.count_nonzero(np.isnan(array)))
+            self._pos_inf += int(np.count_nonzero(array == np.inf))
+            self._neg_inf += int(np.count_nonzero(array == -np.inf))
+            finite = array[np.isfinite(array)]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
+        self._min, self._max = min(self._min, low + 0.0), max(self._max, high + 0.0)
+
+
 class Tally:
     """A histogram while it is being filled: many arrays are added in place, at less than the price of a sum each."""
 

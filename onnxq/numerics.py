@@ -32,11 +32,13 @@ class QType:
         dtype: numpy name of the stored type, "int8" or "uint8".
         symmetric: the zero point is fixed (0 for signed, the middle for unsigned).
         narrow: a signed type leaves its lowest code unused (int8: -127..127), as weights do.
+        limit: codes go from -limit to limit only (signed types); None for all codes.
     """
 
     dtype: str
     symmetric: bool = True
     narrow: bool = False
+    limit: int | None = None
 
     @property
     def signed(self) -> bool:
@@ -46,12 +48,14 @@ class QType:
     @property
     def qmin(self) -> int:
         """Lowest code that is used."""
+        if self.limit is not None:
+            return -self.limit
         return int(np.iinfo(self.dtype).min) + (1 if self.narrow and self.signed else 0)
 
     @property
     def qmax(self) -> int:
         """Highest code."""
-        return int(np.iinfo(self.dtype).max)
+        return self.limit if self.limit is not None else int(np.iinfo(self.dtype).max)
 
 
 INT8 = QType("int8")

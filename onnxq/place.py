@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from onnxq.customs import is_custom
 from onnxq.patterns import find_patterns, labels
-from onnxq.patterns.pairs import COPIES, arrives_quantized, existing_pair, kept, origin, shifted
+from onnxq.patterns.gates import gated
+from onnxq.patterns.pairs import COPIES, arrives_quantized, existing_pair, interpolates, kept, origin, shift_notes
 from onnxq.patterns.products import SOFTMAX, attentions, is_probability, why_float_products
 from onnxq.patterns.residuals import CONVOLUTIONS, broadcasts, convolution_behind, depths
 from onnxq.plan import Decision, Plan, Point, WeightPoint
@@ -113,17 +115,12 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     recipe.check_rules((n.name or "", n.op_type) for n in nodes)
     patterns = find_patterns(graph)
     sites = _Sites(
-        graph,
-        target,
-        recipe,
-        {p.output: p for p in patterns},
-        depths(graph),
-        {str(v.name): v for v in graph.values()},
+        graph, target, recipe, {p.output: p for p in patterns}, depths(graph), {str(v.name): v for v in graph.values()}
     )
     weights = _place_weighted(sites)
     for attention in attentions(graph):
         _place_attention(sites, attention)
-    for node in nodes:
+    for node in (n for n in nodes if not n.domain):
         if node.op_type == "Add" and not sites.excluded(node):
             _place_residual(sites, node)
         elif node.op_type == "LayerNormalization" and not sites.excluded(node):
@@ -137,7 +134,7 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Plan:
         decisions=tuple(_decisions(sites, labels(patterns))),
         kept=kept(graph),
         joins=tuple((node, index, tensor) for (node, index), tensor in sites.kept.items()),
-        notes=_notes(graph),
+        notes=shift_notes(graph),
     )
 
 
@@ -183,22 +180,23 @@ def _why_not(sites: _Sites, node: Node) -> str | None:
 
 
 def _place_attention(sites: _Sites, found: Attention) -> None:
-    """Q K^T and P V of a short attention: both operands of both; each may be ruled out or in by itself.
+    """Q K^T and P V, both operands, where a rule asks for it. The mask and the scores stay in float.
 
-    P, the softmax, has the range [0, 1] whatever was seen: its scale is 1/127. The mask and the scores stay float.
+    Not by default: P gets the range [0, 1] whatever was seen, as TensorRT's fused kernels and ModelOpt have it, and
+    over many tokens most of P is smaller than half of its step of 1/127. docs/placement.md has what that costs.
     """
-    reason = why_float_products(sites.graph, found, sites.target.min_channels)
+    advice = why_float_products(sites.graph, found, sites.target.min_channels)
     for node in (found.scores[0], found.mixed[-1]):
         name = node.name or ""
         if name in sites.int8 or sites.excluded(node):
             continue
-        if reason is not None and sites.said(node, "quantize") is not True:
-            sites.floats[name] = reason
+        if sites.said(node, "quantize") is not True:
+            sites.floats[name] = advice or "attention: int8 costs accuracy here, a rule with quantize = true allows it"
             continue
         for index in (0, 1):
             sites.quantize(node, index)
         sites.floats.pop(name, None)
-        sites.int8[name] = "attention: product of two int8 activations"
+        sites.int8[name] = "; ".join(filter(None, ("two int8 activations, as a rule says", advice)))
     if is_probability(sites.graph, found):
         sites.probabilities |= {str(v.name) for v in found.mixed[-1].inputs[:1] if v is not None}
 
@@ -247,8 +245,9 @@ def _place_inner(sites: _Sites) -> None:
         if node.op_type == "Concat":
             _place_concat(sites, node)
         elif (kind := _reads_and_writes_int8(sites, node)) is not None:
-            if _from_int8(sites, node.inputs[0]):
-                sites.quantize(node, 0)
+            if _from_int8(sites, _carried(sites, node)):
+                for index in range(2 if gated(sites.patterns, node) else 1):
+                    sites.quantize(node, index)
                 sites.int8[node.name or ""] = kind
             else:
                 sites.floats[node.name or ""] = "what it reads is float"
@@ -258,12 +257,14 @@ def _reads_and_writes_int8(sites: _Sites, node: Node) -> str | None:
     """How the operator runs in int8 if it is one that needs int8 at both ends, else None."""
     if node.op_type in sites.target.both_ends:
         return "pool with int8 at both ends"
-    return "int8 at both ends, one scale" if _interpolates(sites.graph, node) else None
+    if gated(sites.patterns, node):
+        return "squeeze-excite: int8 at both inputs and the output"
+    return "int8 at both ends, one scale" if interpolates(sites.graph, node) else None
 
 
-def _interpolates(graph: Graph, node: Node) -> bool:
-    """Whether the node is a Resize that makes no value beyond those it reads; a cubic one overshoots."""
-    return node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") in ("nearest", "linear")
+def _carried(sites: _Sites, node: Node) -> Value | None:
+    """The input whose values the node passes on: the wide one of a gate, the first of any other."""
+    return sites.named.get(gated(sites.patterns, node) or "", node.inputs[0])
 
 
 def _place_concat(sites: _Sites, node: Node) -> None:
@@ -314,7 +315,7 @@ def _from_int8(sites: _Sites, value: Value | None) -> bool:
         return all(_from_int8(sites, v) for v in node.inputs)
     moves = node.op_type in _FUSED or node.op_type in sites.target.movers
     moves = moves or (_reads_and_writes_int8(sites, node) is not None and not sites.excluded(node))
-    return moves and _from_int8(sites, node.inputs[0])
+    return moves and _from_int8(sites, _carried(sites, node))
 
 
 def _unite_moved(sites: _Sites) -> None:
@@ -361,12 +362,6 @@ def _observed(sites: _Sites, value: Value) -> str:
     return str(origin(sites.graph, value).name)
 
 
-def _notes(graph: Graph) -> tuple[str, ...]:
-    odd = shifted(graph)
-    text = "of the model's own Q and DQ nodes have a zero point other than 0; they are kept, but TensorRT refuses them"
-    return (f"{len(odd)} {text}: {', '.join(odd[:3])}",) if odd else ()
-
-
 def _decisions(sites: _Sites, label: dict[str, str]) -> list[Decision]:
     made = []
     for node in sites.graph.nodes:
@@ -391,6 +386,7 @@ def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
         (node.op_type in ("QuantizeLinear", "DequantizeLinear"), "was in the model"),
         (kind is not None, f"part of {kind}, kept whole"),
         (bool(node.domain), f"custom operator ({node.domain})"),
+        (is_custom(node.op_type, ""), "custom operator"),
         (node.op_type in _CONTROL, "control flow, its bodies stay in float"),
         (node.op_type in _RECURRENT, "recurrent, runs in float"),
         (all(k is not None and k not in FLOAT_TYPES for k in outputs), "not floating point"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from onnxq.numerics import QuantParams, Range
+    from onnxq.numerics import QType, QuantParams, Range
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Point:
         range: chosen (lo, hi); None until resolved.
         chosen: name of the calibrator that gave the range.
         params: quantization parameters; None until resolved.
+        output: whether the model output of that name is behind the pair too.
     """
 
     tensor: str
@@ -42,6 +43,7 @@ class Point:
     range: Range | None = None
     chosen: str | None = None
     params: QuantParams | None = None
+    output: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,17 @@ class WeightPoint:
         tensor: its name.
         uses: (node name, input index) of every use that reads it quantized.
         axis: the output-channel axis, None for one scale.
+        bits: 8, or 4 for codes from -8 to 7.
+        block_size: values along the reduction axis (an embedding's last) that share a scale; None for all of them.
+        qtype: its grid where that is not the target's for weights: that of a scalar added to an activation.
     """
 
     tensor: str
     uses: tuple[tuple[str, int], ...]
     axis: int | None
+    bits: int = 8
+    block_size: int | None = None
+    qtype: QType | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class Plan:
         probes: tensors that are observed only to see whether they fit the floating-point type.
         float_type: numpy's name of the type of what is not quantized.
         float32: node name -> why it stays in float32 when that type is another.
+        mode: "static", "dynamic" or "weight-only".
     """
 
     target: str
@@ -107,11 +116,12 @@ class Plan:
     probes: tuple[str, ...] = ()
     float_type: str = "float32"
     float32: Mapping[str, str] = field(default_factory=dict)
+    mode: str = "static"
 
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values must be seen, without repeats."""
-        return tuple(dict.fromkeys([*(p.observe for p in self.points.values()), *self.probes]))
+        return tuple(dict.fromkeys(p.observe for p in self.points.values()))
 
     @property
     def resolved(self) -> bool:
@@ -138,9 +148,10 @@ class Plan:
         """The plan as plain values, for `<name>.int8.plan.json`."""
         return {
             "target": self.target,
+            "mode": self.mode,
             "float_type": self.float_type,
             "tensors": {p.tensor: _tensor_dict(p) for p in self.points.values()},
-            "weights": [{"tensor": w.tensor, "axis": w.axis, "uses": [list(u) for u in w.uses]} for w in self.weights],
+            "weights": [_weight_dict(w) for w in self.weights],
             "nodes": {
                 d.node: {"op": d.op_type, "precision": d.precision, "reason": d.reason}
                 | ({"macs": d.macs} if d.macs else {})
@@ -151,8 +162,16 @@ class Plan:
         }
 
 
+def _weight_dict(weight: WeightPoint) -> dict[str, Any]:
+    said = {"tensor": weight.tensor, "axis": weight.axis, "uses": [list(u) for u in weight.uses]}
+    narrow = {"bits": weight.bits, "block_size": weight.block_size}
+    return said | {key: value for key, value in narrow.items() if value not in (8, None)}
+
+
 def _tensor_dict(point: Point) -> dict[str, Any]:
     said: dict[str, Any] = {"uses": [list(u) for u in point.uses], "observed": point.observe, "group": point.group}
+    if point.output:
+        said["output"] = True
     if point.params is not None and point.range is not None:
         said |= {
             "range": [float(point.range[0]), float(point.range[1])],

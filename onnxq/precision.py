@@ -7,46 +7,26 @@ its node in float32. bfloat16 has float32's range: only sums stay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxq.patterns import find_patterns
-from onnxq.patterns.chains import divisors, epilogue, exact_nodes, masks
+from onnxq.patterns.chains import epilogue, exact_nodes, masks
+from onnxq.patterns.ranges import GROWING, LIMIT, SMALLEST_SCALE, Known, covered, out_of_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from onnxq.graph import Graph, Node, Value
-    from onnxq.histogram import Histogram
+    from onnxq.graph import Graph, Node
     from onnxq.patterns import Pattern
     from onnxq.plan import Plan, Point
-
-MAX = 65504.0
-LIMIT = MAX / 2
-"""Largest |x| seen in calibration that is trusted to float16: other data may reach twice as far."""
-
-SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
-"""Smallest scale that float16 holds with all its digits."""
-
-COUNTABLE = 2048.0
-"""The integers that float16 holds exactly end here."""
-
-FILL = -1e4
-"""A constant below this, masked in, stands for -inf: exp of it is 0 in every type."""
+    from onnxq.statistics import Reach
 
 _SUMS = frozenset({"Pow", "Exp", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceProd"} | {"ReduceL1", "ReduceL2"})
 _LOG_SUMS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
 _NORMS = frozenset({"LayerNorm", "RMSNorm", "Softmax"})  # in their decomposed forms; as one operator they are safe
-_GROWING = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Sum", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "BatchNormalization"}
-    | {"Relu", "LeakyRelu", "PRelu", "Reciprocal", "Cast", "Range"}
-)
-_SATURATING = frozenset({"Clip", "Sigmoid", "Tanh", "HardSigmoid"})
-_PASSING = frozenset({"Relu", "Add"})  # what grows in front of them is as large behind them
-_BOUNDS = frozenset({"Clip", "Min", "Max"})
-_BIASED = frozenset({"Conv", "ConvTranspose", "Gemm", "LayerNormalization", "InstanceNormalization"})
 _CUBE_LIMIT = 31.0  # x³ of a tanh-form GELU stays below LIMIT
 
 
@@ -54,7 +34,7 @@ HALF_OPSET = 19
 """The first opset whose Q/DQ nodes take scales in half precision."""
 
 
-def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram]) -> Plan:
+def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> Plan:
     """The plan with the type of every node that is not int8 and, where that stays float32, the reason.
 
     Args:
@@ -99,18 +79,12 @@ def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
     A tensor that only goes into a saturating operator, or into one that is itself seen and as large, need not be.
     """
     seen = set(plan.observe)
-    made = (v for node in graph.nodes if node.op_type in _GROWING and not node.domain for v in node.outputs)
-    floats = (v for v in (*graph.inputs, *made) if graph.dtype(v) == "float32" and not _covered(graph, v))
+    made = (v for node in graph.nodes if node.op_type in GROWING and not node.domain for v in node.outputs)
+    floats = (v for v in (*graph.inputs, *made) if graph.dtype(v) == "float32" and not covered(graph, v))
     return tuple(str(v.name) for v in floats if str(v.name) not in seen)
 
 
-def _covered(graph: Graph, value: Value) -> bool:
-    users = [user for user, _ in graph.users(value)]
-    inner = bool(users) and not value.is_graph_output() and not value.is_graph_input()
-    return inner and all(u.op_type in _SATURATING | _PASSING and not graph.in_body(u) for u in users)
-
-
-def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dtype: str) -> dict[str, str]:
+def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype: str) -> dict[str, str]:
     """Node name -> why it stays in float32.
 
     Args:
@@ -131,31 +105,21 @@ def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dt
 
 
 def _found(
-    graph: Graph, plan: Plan, tensors: Mapping[str, Histogram], dtype: str, layers: frozenset[str]
+    graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype: str, layers: frozenset[str]
 ) -> Iterator[tuple[str, str]]:
     yield from _accumulating(graph, find_patterns(graph), tensors)
     yield from exact_nodes(graph, layers)
     if dtype == "float16":
         seen = {**tensors, **{p.tensor: tensors[p.observe] for p in plan.points.values() if p.observe in tensors}}
-        known = _Known(graph, seen, frozenset(masks(graph)))
+        known = Known(graph, seen, frozenset(masks(graph)))
         for node in graph.nodes:
-            yield from _out_of_range(known, node)
+            yield from out_of_range(known, node)
         yield from _long_biases(graph, plan)
         yield from _underflowing(graph, plan)
 
 
-def _out_of_range(known: _Known, node: Node) -> Iterator[tuple[str, str]]:
-    reason = _why_range(known, node) or _why_overflow(known, node)
-    if reason is not None:
-        yield str(node.name), reason
-    elif (reason := _why_underflow(known.graph, node)) is not None:
-        yield str(node.name), reason
-        for name in divisors(known.graph, node):
-            yield name, f"divides by what {node.name} keeps from 0"
-
-
 def _accumulating(
-    graph: Graph, patterns: tuple[Pattern, ...], tensors: Mapping[str, Histogram]
+    graph: Graph, patterns: tuple[Pattern, ...], tensors: Mapping[str, Reach]
 ) -> Iterator[tuple[str, str]]:
     safe: set[str] = set()
     for pattern in patterns:
@@ -168,68 +132,8 @@ def _accumulating(
             yield node.name, f"{node.op_type} accumulates in float32"
 
 
-def _within(histogram: Histogram | None, limit: float) -> bool:
-    return histogram is not None and histogram.amax <= limit
-
-
-@dataclass(frozen=True)
-class _Known:
-    graph: Graph
-    tensors: Mapping[str, Histogram]
-    masks: frozenset[str]
-
-    def reach(self, value: Value) -> tuple[float, str] | None:
-        """The largest |x| seen and where: in the tensor, or behind the operators that cover it."""
-        name = str(value.name)
-        found = self.tensors.get(name)
-        if found is not None:
-            return (found.max if name in self.masks else found.amax), name
-        users = [u for u, _ in self.graph.users(value) if u.op_type in _PASSING] if _covered(self.graph, value) else []
-        behind = [reach for user in users if (reach := self.reach(user.outputs[0])) is not None]
-        return max(behind, default=None)
-
-    def limit(self, node: Node) -> float:
-        """Up to where the values of the node's output may go."""
-        integer = node.op_type == "Cast" and str(self.graph.dtype(node.inputs[0])).lstrip("u").startswith("int")
-        return COUNTABLE if integer or node.op_type == "Range" else LIMIT
-
-
-def _why_range(known: _Known, node: Node) -> str | None:
-    for value in (*node.inputs, *node.outputs):
-        if value is None or known.graph.is_const(value):
-            continue
-        maker, reach = value.producer(), known.reach(value)
-        limit = LIMIT if maker is None else known.limit(maker)
-        if reach is not None and reach[0] > limit:
-            ends = "ends at 65504" if limit == LIMIT else "counts to 2048"
-            return f"{reach[1]} reaches {reach[0]:.4g} in the data; float16 {ends}"
-    return None
-
-
-def _why_overflow(known: _Known, node: Node) -> str | None:
-    """A constant beyond float16. What only bounds, and what masks, is cut to its range instead."""
-    graph = known.graph
-    for value in node.inputs:
-        array = graph.const(value) if graph.is_const(value) and graph.dtype(value) == "float32" else None
-        if value is None or array is None or array.size == 0 or node.op_type in _BOUNDS:
-            continue
-        beyond = array[(np.abs(array) > MAX) & np.isfinite(array)]
-        fills = node.op_type == "Where" or any(str(v.name) in known.masks for v in node.outputs)
-        if beyond.size and not (fills and float(beyond.max()) < FILL):
-            return f"constant {value.name} holds {beyond[np.abs(beyond).argmax()]:.4g}; float16 ends at 65504"
-    return None
-
-
-def _why_underflow(graph: Graph, node: Node) -> str | None:
-    """A constant that float16 loses; not a bias, which is added to what is larger or lost with it."""
-    for value in node.inputs[:2] if node.op_type in _BIASED else node.inputs:
-        array = graph.const(value) if graph.is_const(value) and graph.dtype(value) == "float32" else None
-        if value is None or array is None:
-            continue
-        largest = float(np.abs(array).max(initial=0.0))
-        if 0 < largest < SMALLEST_SCALE:
-            return f"constant {value.name} is at most {largest:.2g}; float16 loses it"
-    return None
+def _within(reach: Reach | None, limit: float) -> bool:
+    return reach is not None and reach.amax <= limit
 
 
 def _underflowing(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError
+from onnxq.modes import MODES, check_mode
 from onnxq.runtime import provider_names
 from onnxq.targets import get_target
 
@@ -22,6 +23,7 @@ HIGH_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Name on the command line -> numpy's name."""
 IO_TYPES = ("float32", "high-precision")
 WEIGHT_RANGES = ("absmax", "mse")
+FORMATS = ("qdq", "qoperator")
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:  # noqa: ANN401  a dataclass field
@@ -86,11 +88,16 @@ class Recipe:
     high_precision: str | None = _option(
         None, "Type of what is not quantized. [default: the target's]", tuple(HIGH_PRECISION)
     )
+    format: str = _option("qdq", "Q/DQ pairs, or integer operators of ONNX Runtime (target ort-cpu).", FORMATS)
+    reduce_range: bool = _option(False, "Weights in 7 bits, for x64 CPUs without VNNI (target ort-cpu).")
     io_types: str = _option("float32", "Type of the model's float inputs and outputs.", IO_TYPES)
     providers: str = _option("cpu", "Where ONNX Runtime runs the float model: cpu, cuda; comma-separated.")
     custom_ops: str = _option("", "Libraries of custom operators for ONNX Runtime (.so, .dll); comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
+    mode: str = _option("static", "What is int8: activations and weights, with static or dynamic scales; weights.", MODES)
+    weight_bits: int | None = _option(None, "Width of weights, 8 or 4 (mode weight-only). [default: 8]")
+    block_size: int | None = _option(None, "Values along K that share a scale (mode weight-only). [default: column]")
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,8 +106,10 @@ class Recipe:
             raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
         get_target(self.target)
         make_calibrator(self.calibrator, self.percentile)
-        for name in ("weight_range", "weight_form", "high_precision", "io_types"):
+        for name in ("weight_range", "weight_form", "high_precision", "io_types", "mode", "format"):
             _check_choice(name, getattr(self, name))
+        check_mode(self, get_target(self.target))
+        _check_cpu(self)
         provider_names(self.provider_list)
 
     @property
@@ -188,6 +197,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "str | None": ("text in quotes", (str,)),
     "float": ("a number", (int, float)),
     "int | None": ("a whole number", (int,)),
+    "bool": ("true or false", (bool,)),
     "bool | None": ("true or false", (bool,)),
     "tuple[str, ...]": ("a list of texts", (str, list)),
 }
@@ -209,6 +219,19 @@ def _check_choice(name: str, value: str) -> None:
     choices: tuple[str, ...] = next(f.metadata["choices"] for f in fields(Recipe) if f.name == name)
     if value not in choices and value is not None:
         raise RecipeError(f"unknown {name} {value!r}", _known(value, choices))
+
+
+def _check_cpu(recipe: Recipe) -> None:
+    """What only the CPU provider has, and what it has not."""
+    cpu = get_target(recipe.target).placement == "ort-cpu"
+    if not cpu and (recipe.reduce_range or recipe.format != "qdq"):
+        said = "reduce_range" if recipe.reduce_range else f"format {recipe.format}"
+        raise RecipeError(f"{said} is for target ort-cpu, not {recipe.target}", "Leave it out, or change the target.")
+    if cpu and recipe.float_type != "float32":
+        raise RecipeError(
+            f"{recipe.target} runs its float part in fp32, not {recipe.high_precision}",
+            "Its integer kernels take float32 scales, and half precision is slow on CPUs. Leave high_precision out.",
+        )
 
 
 def _known(word: str, words: Iterable[str]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from onnxq.dla import FALLS_BACK
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Summary:
         bytes_after: size of the output with its external data.
         reasons: (reason, op type, how many) of the weighted nodes left in float.
         others: the same for the other nodes.
+        fallback: (op type, how many) of the nodes that a DLA leaves to the GPU, most frequent first.
     """
 
     weighted: int
@@ -43,6 +46,7 @@ class Summary:
     bytes_after: int
     reasons: tuple[tuple[str, str, int], ...]
     others: tuple[tuple[str, str, int], ...]
+    fallback: tuple[tuple[str, int], ...] = ()
 
 
 def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summary:
@@ -59,6 +63,7 @@ def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summar
         bytes_after=bytes_after,
         reasons=tuple(r for r in reasons if r[1] in weighted_ops),
         others=tuple(r for r in reasons if r[1] not in weighted_ops),
+        fallback=tuple(Counter(d.op_type for d in plan.decisions if FALLS_BACK in d.reason).most_common()),
     )
 
 

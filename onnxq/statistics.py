@@ -7,7 +7,7 @@ import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,45 @@ Bounds = tuple[tuple[int, ...], tuple[int, ...]]
 """The smallest and the largest size seen of every dimension."""
 
 
+class Reach(NamedTuple):
+    """How far a tensor's finite values went."""
+
+    min: float
+    max: float
+
+    @property
+    def amax(self) -> float:
+        """Largest |x|; 0 when there was no finite value."""
+        return max(-self.min, self.max, 0.0) if self.min <= self.max else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A tensor x was exchanged for x' = (x - shift) / scale, both float32 of shape (channels,); see `onnxq.rescaling`.
+
+    Raises:
+        ValueError: the shapes differ, or a scale is not positive and finite.
+    """
+
+    scale: npt.NDArray[np.float32]
+    shift: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.scale.ndim != 1 or self.scale.shape != self.shift.shape:
+            raise ValueError(f"scales of shape {self.scale.shape}, shifts of shape {self.shift.shape}")
+        if not (np.isfinite(self.scale) & (self.scale > 0) & np.isfinite(self.shift)).all():
+            raise ValueError("a scale is not positive, or a factor is not finite")
+
+    def __eq__(self, other: object) -> bool:
+        """Bit for bit."""
+        if not isinstance(other, Factor):
+            return NotImplemented
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.shift, other.shift)
+
+    def __hash__(self) -> int:
+        return hash((self.scale.tobytes(), self.shift.tobytes()))
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Observations of one prepared model over some samples; `a + b` is that of both, bit for bit in any order.
@@ -38,6 +77,9 @@ class Statistics:
         seen: sum modulo 2**64 of the samples' hashes: tells apart what was seen, whatever the order.
         shapes: input name -> (smallest, largest) size seen of every dimension.
         nonfinite: tensor name -> the (alphabetically first) sample in which it held NaN or infinity.
+        smoothing: name of a site -> the factors that the model had taken when it was observed. `model` is the digest
+            with them in it.
+        bounds: tensor name -> (smallest, largest) finite value, of tensors of which nothing else is asked.
     """
 
     model: str
@@ -46,16 +88,30 @@ class Statistics:
     seen: int = 0
     shapes: Mapping[str, Bounds] = field(default_factory=dict)
     nonfinite: Mapping[str, str] = field(default_factory=dict)
+    smoothing: Mapping[str, Factor] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def reach(self) -> dict[str, Reach]:
+        """How far every observed tensor went."""
+        counted = {name: Reach(h.min, h.max) for name, h in self.tensors.items()}
+        return {name: Reach(*found) for name, found in self.bounds.items()} | counted
 
     def __add__(self, other: Statistics) -> Statistics:
         """Raises StatisticsError when they are of different models or tensors."""
+        if dict(self.smoothing) != dict(other.smoothing):
+            raise StatisticsError(
+                "these statistics are of one model smoothed in different ways",
+                "Smoothing is chosen from the data, so parts of it differ. Collect the parts with --effort fast.",
+            )
         if self.model != other.model:
             raise StatisticsError(
                 f"these statistics are of different models ({self.model[:12]} and {other.model[:12]})",
                 "Merge only files that were collected on the same model with the same target.",
             )
-        if self.tensors and other.tensors and set(self.tensors) != set(other.tensors):
-            odd = min(set(self.tensors) ^ set(other.tensors))
+        ours, theirs = ({(n, "") for n in s.tensors} | {(n, "bounds") for n in s.bounds} for s in (self, other))
+        if ours and theirs and ours != theirs:
+            odd = min(ours ^ theirs)[0]
             raise StatisticsError(
                 f"tensor {odd!r} was observed in only one of the two statistics",
                 "Collect all shards with the same options.",
@@ -69,6 +125,8 @@ class Statistics:
             (self.seen + other.seen) % _SEEN_MODULUS,
             merge_shapes(self.shapes, other.shapes),
             _merge_names(self.nonfinite, other.nonfinite),
+            self.smoothing,
+            _merge_bounds(self.bounds, other.bounds),
         )
 
     def check_model(self, digest: str) -> None:
@@ -94,6 +152,13 @@ class Statistics:
         arrays: dict[str, npt.NDArray[Any]] = {}
         for index, name in enumerate(names):
             arrays |= {f"{index}.{key}": value for key, value in self.tensors[name].to_arrays().items()}
+        if self.bounds:
+            meta["bounds"] = [[n, _number(low), _number(high)] for n, (low, high) in sorted(self.bounds.items())]
+        if self.smoothing:
+            meta["smoothing"] = sorted(self.smoothing)
+            for index, name in enumerate(sorted(self.smoothing)):
+                factor = self.smoothing[name]
+                arrays |= {f"s{index}.scale": factor.scale, f"s{index}.shift": factor.shift}
         text = json.dumps(meta | {"arrays": sorted(arrays)})
         arrays = {"meta": np.frombuffer(text.encode(), np.uint8), **arrays}
         with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_DEFLATED) as archive:
@@ -162,7 +227,22 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         int(meta["seen"]),
         {k: (tuple(a), tuple(b)) for k, (a, b) in meta["shapes"].items()},
         dict(meta["nonfinite"]),
+        {n: Factor(**grouped[f"s{i}"]) for i, n in enumerate(meta.get("smoothing", ()))},
+        {str(n): (float.fromhex(low), float.fromhex(high)) for n, low, high in meta.get("bounds", ())},
     )
+
+
+def _number(value: float) -> str:
+    """A number as text that reads back bit for bit, infinities too."""
+    return float(value).hex()
+
+
+def _merge_bounds(
+    a: Mapping[str, tuple[float, float]], b: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    none = (np.inf, -np.inf)
+    pairs = {name: (a.get(name, none), b.get(name, none)) for name in {**a, **b}}
+    return {name: (float(min(x[0], y[0])), float(max(x[1], y[1]))) for name, (x, y) in pairs.items()}
 
 
 def merge_shapes(a: Mapping[str, Bounds], b: Mapping[str, Bounds]) -> dict[str, Bounds]:

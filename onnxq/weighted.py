@@ -93,11 +93,11 @@ def why_small(graph: Graph, node: Node, target: Target) -> str | None:
     """Why int8 does not pay for this node (a rule may say otherwise); None when it does.
 
     The limits are those of NVIDIA's ModelOpt (`find_nodes_from_convs_to_exclude`,
-    `find_nodes_from_matmul_to_exclude`) and of NvInfer.h for groups.
+    `find_nodes_from_matmul_to_exclude`) and of NvInfer.h for groups; they are limits of GPUs, not of a DLA.
     """
     weight = weight_of(graph, node, target)
     shape = graph.shape(weight.value) if weight is not None else None
-    if shape is None:
+    if shape is None or target.every_tensor:
         return None
     dims = [int(d) for d in shape if isinstance(d, int)]
     if node.op_type == "Conv":

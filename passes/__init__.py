@@ -9,8 +9,10 @@ from __future__ import annotations
 if __name__ == "passes":
     raise ImportError("the passes of onnxq are imported as `onnxq.passes`, not as a package of their own")
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
 from onnxq.passes.fold_affine import fold_affine
 from onnxq.passes.fold_batch_norm import fold_batch_norm
 from onnxq.passes.fold_constants import fold_constants
@@ -19,6 +21,7 @@ from onnxq.passes.fuse_layer_norm import fuse_layer_norm
 from onnxq.passes.high_precision import HighPrecision
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.insert_qdq import InsertQDQ
+from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.raise_opset import RaiseOpset
 from onnxq.passes.remove_identities import remove_identities
@@ -50,11 +53,12 @@ __all__ = [
 ]
 
 
-def prepare(min_opset: int) -> tuple[Pass, ...]:
+def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
     """Bring a float model into the form that planning expects, without changing its function.
 
     Args:
         min_opset: lowest version of the default operator set that the target reads.
+        placement: the target's.
     """
     return (
         RaiseOpset(min_opset),  # first: the passes below are written for opset 13 and later
@@ -68,19 +72,45 @@ def prepare(min_opset: int) -> tuple[Pass, ...]:
         fold_batch_norm,
         fold_affine,  # scales behind a batch norm, now right behind the convolution
         fuse_layer_norm,  # after the folds: its scale and bias are plain constants now
+        *((matmul_to_gemm,) if placement == "ort-cpu" else ()),  # as the provider does before it reads the pairs
         remove_unused,  # last: weights that the folds replaced
     )
 
 
 def lower(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     """Write a resolved plan into the prepared graph as Q/DQ nodes and int8 weights."""
+    return LOWERINGS.get(target.placement, _lower_qdq)(plan, target, recipe)
+
+
+def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     form = recipe.weight_form or target.weight_form
     half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
     return (
         InsertQDQ(plan),
-        fold_scales,  # factors beside the new pairs
+        # factors beside the new pairs; where every tensor has a pair, a factor lies between two of them
+        *(() if target.every_tensor else (fold_scales,)),
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(plan, target.weight, recipe.weight_range, form),
         *((half,) if plan.float_type != "float32" else ()),  # behind the pairs, whose scales take its type
         remove_unused,  # float weights that nothing reads any more
     )
+
+
+def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    weight = replace(target.weight, limit=REDUCED) if recipe.reduce_range else target.weight
+    return (
+        InsertQDQ(plan),
+        remove_redundant_qdq,  # behind pairs that the model already had
+        QuantizeWeights(plan, weight, recipe.weight_range, "dq"),
+        fit_weight_scales,  # before biases are rounded in steps of them
+        round_biases,
+        keep_biases_apart,
+        remove_unused,  # float weights that nothing reads any more
+    )
+
+
+REDUCED = 64
+"""Largest weight code where pairs of products are added in 16 bits: 2 * 255 * 64 < 2^15."""
+
+LOWERINGS: dict[str, Callable[[Plan, Target, Recipe], tuple[Pass, ...]]] = {"ort-cpu": _lower_cpu}
+"""`Target.placement` -> how a plan is written, where not as Q/DQ pairs around float operators for TensorRT."""

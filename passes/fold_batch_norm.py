@@ -42,7 +42,9 @@ def _fold(graph: Graph, norm: Node) -> bool:
         return _fold_into_product(graph, norm, linear, *affine)
     if not scale_outputs(graph, linear, *affine):
         return False
-    graph.absorb(norm, norm.inputs[0])
+    result = norm.inputs[0]
+    assert result is not None  # noqa: S101  linear_before found the node that makes it
+    graph.absorb(norm, result)
     if linear.bias_add is not None:
         _rename_scaled(graph, linear.node)
     return True

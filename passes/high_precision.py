@@ -2,8 +2,8 @@
 
 Every node of the main graph is either in the chosen type or stays in float32: where it is told to, where its operator
 has no such type or the type of what it reads is not known, and where it owns bodies. Casts stand where the two meet,
-one per tensor and direction. Model inputs and outputs stay in float32, unless asked for. A Q/DQ pair takes the type of what follows it, because a backend reads the type of an
-int8 layer from the scale of its DequantizeLinear.
+one per tensor and direction. Model inputs and outputs stay in float32, unless asked for. A Q/DQ pair takes the type
+of what follows it, because a backend reads the type of an int8 layer from the scale of its DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.patterns.chains import masks
+from onnxq.patterns.chains import MASKING, masks
+from onnxq.patterns.islands import islands
 from onnxq.schemas import Slots, slots
 
 if TYPE_CHECKING:
@@ -54,32 +55,11 @@ class HighPrecision:
         return work.count
 
 
-def islands(graph: Graph) -> set[int]:
-    """Ids of the data-moving nodes between DequantizeLinear and QuantizeLinear: they run on int8.
-
-    Their float type matters to nobody, and ONNX Runtime fuses them (Concat, say) in float32 only.
-    """
-    nodes = [n for n in graph.nodes if n.op_type in _INT8_CAPABLE and not n.domain]
-    above: set[int] = set()
-    for node in nodes:
-        makers = [
-            v.producer() for v in node.inputs if v is not None and graph.dtype(v) == "float32" and not graph.is_const(v)
-        ]
-        if makers and all(m is not None and (m.op_type == "DequantizeLinear" or id(m) in above) for m in makers):
-            above.add(id(node))
-    below: set[int] = set()
-    for node in reversed(nodes):
-        users = [user for v in node.outputs for user, _ in graph.users(v)]
-        inner = not any(v.is_graph_output() for v in node.outputs)
-        if users and inner and all(u.op_type == "QuantizeLinear" or id(u) in below for u in users):
-            below.add(id(node))
-    return above & below
-
-
-_INT8_CAPABLE = frozenset(
-    {"Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze"}
-    | {"Unsqueeze", "Identity", "Slice", "Split", "Gather", "Expand", "Tile", "Pad"}
-)
+def _needs_float32(graph: Graph, node: Node) -> bool:
+    """Whether ONNX Runtime refuses the operator in half precision though ONNX allows it."""
+    scatters = node.op_type in ("ScatterElements", "ScatterND") and not node.domain
+    reduces = scatters and graph.attribute(node, "reduction", "none") != "none"
+    return reduces or node.op_type == "MeanVarianceNormalization"
 
 
 @dataclass
@@ -119,7 +99,7 @@ class _Work:
         found = self._slots(node)
         if found is None or node.name in self.keep or any(True for _ in self.graph.bodies(node)):
             return False
-        if id(node) in self.islands or not self._typed(node, found):
+        if id(node) in self.islands or _needs_float32(self.graph, node) or not self._typed(node, found):
             return False
         if node.op_type == "Cast":
             return bool(self.graph.attribute(node, "to") == FLOAT) and not self._is_float(node.inputs[0])
@@ -168,6 +148,7 @@ class _Work:
         value = node.inputs[0]
         if value is None or (not self._is_float(value) and id(value) not in self.half):
             return
+        self._read_scale_in_float32(node)
         readers = [user for user, _ in self.graph.users(node.outputs[0]) if user.op_type == "DequantizeLinear"]
         follows = bool(readers) and all(self._kind(reader) != "float" for reader in readers)
         if self.graph.is_const(value) or not follows or not self._holds(node.inputs[1]):
@@ -176,7 +157,9 @@ class _Work:
             self._narrow_scale(node)
 
     def _convert_dequantize(self, node: Node) -> None:
-        if self._is_float(node.outputs[0]) and self._kind(node) == "half":
+        self._read_scale_in_float32(node)
+        stored = self.graph.is_const(node.inputs[1]) and self.graph.attribute(node, "output_dtype") is None
+        if self._is_float(node.outputs[0]) and stored and self._kind(node) == "half":
             self._narrow_scale(node)
             self._mark(node.outputs[0])
 
@@ -195,6 +178,12 @@ class _Work:
         """Whether the type holds the scale exactly, as `precision.with_float_types` has arranged where it could."""
         array = self.graph.const(scale)
         return array is not None and bool(np.array_equal(self._narrow(array).astype(np.float32), array))
+
+    def _read_scale_in_float32(self, node: Node) -> None:
+        """A scale that the model computes was made for float32 data."""
+        scale = node.inputs[1]
+        if scale is not None and not self.graph.is_const(scale):
+            self._read(node, 1, scale, half=False)
 
     def _narrow_scale(self, node: Node) -> None:
         scale = node.inputs[1]
@@ -255,7 +244,7 @@ class _Work:
             to = CODES[self.dtype] if half else FLOAT
             # Behind a model input the first reader may stand anywhere; behind a producer the Cast stands right there.
             place = before if value.producer() is None else None
-            if half and self.dtype == "float16" and str(value.name) in self.masks:
+            if half and self.dtype == "float16" and self._is_mask(value):
                 value = self._floored(value, place)
             made = self.graph.add(
                 "Cast", [value], name=f"{value.name}_{kind}", attributes={"to": to}, like=value, before=place
@@ -265,6 +254,12 @@ class _Work:
             self.half.add(id(made))
         return made
 
+    def _is_mask(self, value: Value) -> bool:
+        """Whether the value goes into a Softmax and may be -3e38: a model input, or made by masking operators."""
+        maker = value.producer()
+        masking = maker is None or maker.op_type in MASKING or any(True for _ in self.graph.bodies(maker))
+        return masking and str(value.name) in self.masks
+
     def _floored(self, value: Value, place: Node | None) -> Value:
         """The mask with its -3e38 raised to what the type holds, as in constants."""
         lowest = self.graph.constant(f"{value.name}_lowest", np.array(FILL, np.float32))
@@ -272,12 +267,12 @@ class _Work:
 
     def _dequantized_again(self, node: Node, value: Value, kind: str) -> Value:
         """A second DequantizeLinear in the other type is free, and keeps int8 in front of its reader."""
-        axis = self.graph.attribute(node, "axis")
+        said = {name: self.graph.attribute(node, name) for name in ("axis", "block_size")}
         made = self.graph.add(
             "DequantizeLinear",
             node.inputs,
             name=f"{value.name}_{kind}",
-            attributes=None if axis is None else {"axis": axis},
+            attributes={name: number for name, number in said.items() if number is not None},
             like=value,
         )
         again = made.producer()

@@ -48,3 +48,5 @@ def _insert(graph: Graph, point: Point, value: Value, nodes: dict[str, Node]) ->
     quantized = graph.add("QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantized")
     real = graph.add("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_dequantized", like=value)
     graph.replace_uses(value, real, [(nodes[node], index) for node, index in point.uses])
+    if point.output:
+        graph.replace_output(value, real)

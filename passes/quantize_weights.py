@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from onnxq.numerics import QuantParams, quantize, weight_params
+from onnxq.numerics import QuantParams, params_from_range, quantize, weight_params
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,7 +48,11 @@ class QuantizeWeights:
         weight = graph.const(value)
         assert weight is not None  # noqa: S101  the plan holds only constants
         method = cast("Literal['absmax', 'mse']", self.method)  # the recipe has checked it
-        params = _in_dtype(weight_params(weight, point.axis, method, self.qtype), weight.dtype)
+        if point.qtype is not None and not point.qtype.symmetric:  # a scalar beside an activation
+            found = params_from_range(float(weight.min()), float(weight.max()), point.qtype)
+        else:
+            found = weight_params(weight, point.axis, method, point.qtype or self.qtype)
+        params = _in_dtype(found, weight.dtype)
         name = point.tensor
         attributes = {"axis": point.axis} if point.axis is not None else None
         scale = graph.constant(f"{name}_scale", params.scale.astype(weight.dtype))

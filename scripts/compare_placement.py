@@ -1,22 +1,22 @@
 """Where NVIDIA ModelOpt puts Q/DQ pairs and onnxq does not, and the other way round, as a table for docs/placement.md.
 
-    python scripts/compare_placement.py --peer        quantize with ModelOpt, in its throw-away environment
-    python scripts/compare_placement.py               quantize with onnxq, compare, print the tables
-    python scripts/compare_placement.py minilm        one of the models; with --uses every use that differs
+    python scripts/compare_placement.py [MODEL ...]      quantize with both, print the tables
 
-Models: scripts/export_architectures.py, scripts/export_minilm.py, models/digits. Both tools get the same copy of each, with
-its free dimensions fixed and LayerNormalization as one node, in .cache/peers/placement; the originals are read only.
-A use is one input of one node. It counts as quantized when a per-tensor Q/DQ pair makes it. Both run with fp32 for the rest.
-Ranges of the random architectures are minmax, from 4 invented samples; of digits and MiniLM each tool's default, from the
-calibration set, with the SQNR of all outputs on held-out data.
+Models: those of scripts/export_architectures.py and scripts/export_minilm.py, and models/digits. Both tools get a copy
+with its free dimensions fixed, in .cache/peers/placement; the originals are only read. ModelOpt runs in the
+environment that `python scripts/peers.py modelopt` makes, once a model: what is there is kept.
+
+A use is one input of one node; it counts as quantized when a per-tensor Q/DQ pair of an activation makes it. What is
+not quantized stays fp32 with both. Digits and MiniLM are calibrated with each tool's default on their calibration
+sets, the architectures with random weights by minmax on invented samples. "cost" is the SQNR that onnxq's model loses
+when it quantizes a pattern's uses as well, with onnxq's own ranges, over held-out samples (real tokens only).
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +25,17 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from onnxq.api import Prepared
     from onnxq.graph import Graph, Node
     from onnxq.plan import Plan
+    from onnxq.recipe import Recipe, Rule
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS, DIGITS, OUT = ROOT / ".cache" / "models", ROOT / "models" / "digits", ROOT / ".cache" / "peers" / "placement"
 LENGTH, BATCH, SAMPLES = 128, 4, 64
+PAIR = ("QuantizeLinear", "DequantizeLinear")
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 Feed = dict[str, npt.NDArray[Any]]
 
@@ -42,7 +45,7 @@ class Subject:
     """A model: its file, the sizes of one batch, and whether there is real data for it."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
     real: bool = False
 
 
@@ -67,19 +70,26 @@ def calibration(name: str) -> Feed:
         return _read(DIGITS / "calib.npz")
     if name == "minilm":
         return _stacked([_read(p) for p in sorted((MODELS / "minilm" / "calib").glob("*.npz"))[:SAMPLES]])
-    rng = np.random.default_rng(20261120)
-    if name == "bert_base":
-        ids = rng.integers(1000, 20000, (BATCH, LENGTH))
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return {"image": rng.normal(size=IMAGES["image"]).astype(np.float32)}
+    return _invented(name, 2 * BATCH, 1)
 
 
 def held_out(name: str) -> Feed:
     """Samples that no tool was calibrated on."""
     if name == "digits":
-        feed = _read(DIGITS / "test.npz")
-        return {"image": feed["image"][:256]}
-    return {k: v[:SAMPLES] for k, v in _stacked([_read(MODELS / "minilm" / "eval" / "passages.npz")]).items()}
+        return {"image": _read(DIGITS / "test.npz")["image"][:256]}
+    if name == "minilm":
+        return {k: v[:SAMPLES] for k, v in _stacked([_read(MODELS / "minilm" / "eval" / "passages.npz")]).items()}
+    return _invented(name, 2 * BATCH, 2)
+
+
+def _invented(name: str, count: int, seed: int) -> Feed:
+    """Coarse noise with a little fine noise as images, random tokens as text."""
+    rng = np.random.default_rng(seed)
+    if name == "bert_base":
+        ids = rng.integers(1000, 20000, (count, LENGTH))
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    coarse = rng.normal(size=(count, 3, 8, 8)).repeat(28, axis=2).repeat(28, axis=3)
+    return {"image": (coarse + 0.1 * rng.normal(size=coarse.shape)).astype(np.float32)}
 
 
 def batches(name: str, feed: Feed) -> Iterator[Feed]:
@@ -145,3 +155,209 @@ def peer(name: str) -> None:
     )
     source.unlink()
     print(f"{name}: ModelOpt {version('nvidia-modelopt')}, ONNX Runtime {version('onnxruntime')}")
+
+
+def environment() -> Path:
+    """The Python of ModelOpt's environment; SystemExit when it is not there."""
+    python = ROOT / ".venv-peers" / "modelopt" / "bin" / "python"
+    if not python.exists():
+        raise SystemExit("there is no environment with ModelOpt: python scripts/peers.py modelopt")
+    return python
+
+
+def with_uses(plan: Plan, graph: Graph, uses: list[tuple[str, int]]) -> Plan:
+    """The plan with more quantized uses, each tensor with a scale of its own."""
+    from onnxq.plan import Point
+
+    nodes = {str(n.name): n for n in graph.nodes}
+    points = dict(plan.points)
+    for node, index in uses:
+        if node in nodes and (value := nodes[node].inputs[index]) is not None:
+            name = str(value.name)
+            point = points.get(name, Point(name, (), name, name))
+            points[name] = replace(point, uses=(*point.uses, (node, index)))
+    return replace(plan, points=points)
+
+
+# -- what is quantized --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Use:
+    """One quantized input of a node: the node, the position, and which of the patterns of PATTERNS it belongs to."""
+
+    node: str
+    index: int
+    pattern: str
+
+
+def quantized_uses(graph: Graph, labels: dict[str, str]) -> dict[tuple[str, int], Use]:
+    """Every use of an activation that arrives through a per-tensor Q/DQ pair. `labels`: node -> its composite."""
+    found = {}
+    for node in graph.nodes:
+        for index, value in enumerate(node.inputs):
+            quantize = graph.producer(_input(graph.producer(value, "DequantizeLinear")), "QuantizeLinear")
+            source = _input(quantize)
+            if source is not None and not graph.is_const(source):
+                kind = labels.get(str(node.name), "")
+                found[str(node.name), index] = Use(str(node.name), index, _pattern(graph, node, kind))
+    return found
+
+
+def _input(node: Node | None) -> Any:  # noqa: ANN401  a Value, which only the graph package names
+    return None if node is None else node.inputs[0]
+
+
+def _pattern(graph: Graph, node: Node, kind: str) -> str:
+    """What the use is about, in words that the table prints."""
+    if node.op_type == "MatMul" and kind == "Softmax attention":
+        return "attention products"
+    if node.op_type == "Mul" and kind == "squeeze-excite":
+        return "squeeze-excite gate"
+    if node.op_type == "Add":
+        return "residual Add" if _behind(graph, node) == "Conv" else "residual Add behind a MatMul"
+    return {"Shape": "Shape", "Conv": "Conv", "Gemm": "MatMul, Gemm", "MatMul": "MatMul, Gemm"}.get(
+        node.op_type, node.op_type
+    )
+
+
+def _behind(graph: Graph, node: Node) -> str:
+    """Which of Conv and MatMul is nearest above one of the node's inputs, pairs and constant operands aside."""
+    for value in node.inputs:
+        maker = graph.producer(value)
+        while maker is not None and maker.op_type in (
+            "DequantizeLinear",
+            "QuantizeLinear",
+            "Add",
+            "BatchNormalization",
+        ):
+            maker = graph.producer(next((v for v in maker.inputs if not graph.is_const(v)), None))
+        if maker is not None and maker.op_type in ("Conv", "MatMul"):
+            return maker.op_type
+    return ""
+
+
+# -- the tables ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model: counts by (pattern, who), what the peer's patterns would cost in dB, and both tools' SQNR."""
+
+    name: str
+    counts: dict[tuple[str, str], int]
+    costs: dict[str, float]
+    sqnr: tuple[float, float]
+
+
+def compared(name: str) -> Result:
+    """Quantize with onnxq, read the peer's model, and set the one against the other."""
+    from onnxq import api
+    from onnxq.patterns import find_patterns, labels
+
+    ready = api.prepared(str(fixed(name)), _recipe(name))
+    statistics = api.observe(ready, list(batches(name, calibration(name))))
+    kinds = labels(find_patterns(ready.graph))
+    ours, theirs = api.lowered(ready, statistics)[0], api.load(str(OUT / f"{name}.modelopt.onnx"))
+    a, b = quantized_uses(ours, kinds), quantized_uses(theirs, kinds)
+    counts: dict[tuple[str, str], int] = {}
+    for key, use in (b | a).items():
+        who = "both" if key in a and key in b else "onnxq" if key in a else "ModelOpt"
+        counts[use.pattern, who] = counts.get((use.pattern, who), 0) + 1
+    judge = Judge(name)
+    base = judge.sqnr(_saved(ours, name))
+    more: dict[str, list[tuple[str, int]]] = {}
+    for key in b.keys() - a.keys():
+        more.setdefault(b[key].pattern, []).append(key)
+    costs = {p: base - judge.sqnr(_saved(_quantized(name, ready, p, uses), name)) for p, uses in sorted(more.items())}
+    return Result(name, counts, costs, (base, judge.sqnr(OUT / f"{name}.modelopt.onnx")))
+
+
+def _recipe(name: str, *rules: Rule) -> Recipe:
+    from onnxq.recipe import Recipe
+
+    return Recipe(high_precision="fp32", calibrator="auto" if SUBJECTS[name].real else "minmax", rules=rules)
+
+
+def _quantized(name: str, ready: Prepared, pattern: str, uses: list[tuple[str, int]]) -> Graph:
+    """The model with one more of the peer's patterns quantized."""
+    from onnxq import api
+    from onnxq.recipe import Rule
+
+    if pattern == "attention products":  # a rule gives the softmax its fixed range
+        ready = api.prepared(str(fixed(name)), _recipe(name, Rule(ops=("MatMul",), quantize=True)))
+    else:
+        ready = replace(ready, plan=with_uses(ready.plan, ready.graph, uses))
+    return api.lowered(ready, api.observe(ready, list(batches(name, calibration(name)))))[0]
+
+
+def _saved(graph: Graph, name: str) -> Path:
+    from onnxq import api
+
+    api.export(graph, OUT / f"{name}.onnxq.onnx")
+    return OUT / f"{name}.onnxq.onnx"
+
+
+class Judge:
+    """Runs models over the held-out samples, without graph optimization: what the Q/DQ nodes say, and nothing else."""
+
+    def __init__(self, name: str) -> None:
+        self.feeds = list(batches(name, held_out(name)))
+        self.reference = self._run(fixed(name))
+
+    def sqnr(self, path: Path) -> float:
+        """SQNR of the first output against the float model, in dB, over real tokens where there is a mask."""
+        from onnxq.numerics import sqnr_db
+
+        pairs = list(zip(self.reference, self._run(path), (self._real(f) for f in self.feeds), strict=True))
+        return sqnr_db(*(np.concatenate([p[i][p[2]] for p in pairs]) for i in (0, 1)))
+
+    def _real(self, feed: Feed) -> Any:  # noqa: ANN401  an index
+        return feed["attention_mask"].astype(bool) if "attention_mask" in feed else slice(None)
+
+    def _run(self, path: Path) -> list[npt.NDArray[Any]]:
+        import onnxruntime as ort  # noqa: TID251  a measurement of files, beside the engine
+
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return [session.run(None, feed)[0] for feed in self.feeds]
+
+
+def tables(results: list[Result]) -> str:
+    """Agreement by model, then the differences by pattern, in Markdown."""
+    lines = [
+        "| model | quantized uses in both | only onnxq | only ModelOpt | SQNR onnxq | SQNR ModelOpt |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        total = (sum(n for (_, w), n in r.counts.items() if w == who) for who in ("both", "onnxq", "ModelOpt"))
+        lines.append(f"| {r.name} | {' | '.join(map(str, total))} | {' | '.join(f'{x:.1f} dB' for x in r.sqnr)} |")
+    lines += ["", "| pattern | only | uses | cost for onnxq, in dB |", "|---|---|---|---|"]
+    for pattern, who in sorted({key for r in results for key in r.counts if key[1] != "both"}):
+        found = [r for r in results if (pattern, who) in r.counts]
+        uses = ", ".join(f"{r.name} {r.counts[pattern, who]}" for r in found)
+        costs = ", ".join(f"{r.name} {r.costs[pattern]:.1f}" for r in found if pattern in r.costs)
+        lines.append(f"| {pattern} | {who} | {uses} | {costs} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make what is missing, compare, print."""
+    wanted = sys.argv[1:]
+    if wanted[:1] == ["--inside"]:
+        peer(wanted[1])
+        return
+    if unknown := set(wanted) - set(SUBJECTS):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in wanted or SUBJECTS:
+        if not (OUT / f"{name}.modelopt.onnx").exists():
+            subprocess.run([environment(), __file__, "--inside", name], check=True, stderr=subprocess.DEVNULL)
+        results.append(compared(name))
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -200,7 +200,7 @@ CHECKS: Mapping[str, Check] = {
     "P32": Check(
         precision.no_float32,
         "W",
-        "Convert the float part of the model to fp16 before it is built, or accept fp32 there.",
+        "Quantize with `--high-precision fp16`; what stays float32 then has its reason in the plan.",
         "TensorRT 11 migration guide",
     ),
     "P33": Check(
@@ -211,7 +211,7 @@ CHECKS: Mapping[str, Check] = {
     ),
     "P34": Check(
         validity.valid,
-        "E",
+        "E/I",
         "Mend the model first: export it again, and keep its external data beside it.",
         "ONNX specification; onnx.checker",
     ),

@@ -118,9 +118,10 @@ def needless_pairs(model: Model) -> Iterator[Breach]:
         users = [user for dq in model.users.get(node.output[0], ()) for user in _users_of_output(model, dq)]
         ops = {user.op_type for user in users}
         source = "" if maker is None else maker.op_type
-        if source in COPIES - {"Pad"} and model.dequantizer(node.input[0]) is not None:
-            kind = "redundant" if same_scale(model, model.dequantizer(node.input[0]), node) else "requantizes"
-            yield warning(node, f"{source} is a copy between two pairs: {kind}")
+        if source in COPIES - {"Pad"} and (before := model.dequantizer(node.input[0])) is not None:
+            kind = "redundant" if same_scale(model, before, node) else "requantizes"
+            if kind == "requantizes" or source != "MaxPool":  # a maximum, and between equal pairs an int8 one
+                yield warning(node, f"{source} is a copy between two pairs: {kind}")
         if source == "Pad" and ops & CONVS:
             yield warning(node, "stands between Pad and convolution: Pad no longer folds into it")
         if source == "Erf" or "Erf" in ops:

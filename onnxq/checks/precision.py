@@ -21,7 +21,7 @@ ONE_TYPE = WEIGHTED | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "
 SHAPES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Pad": (1,)}
 SHAPES |= {"Slice": (1, 2, 3, 4), "Resize": (2, 3), "Unsqueeze": (1,), "Squeeze": (1,), "Split": (1,), "TopK": (1,)}
 """Operators -> the inputs that say shapes, axes or counts."""
-FREE = COPIES | {Q, DQ, "Constant", "Concat", "Shape", "Size", "If", "Loop", "Scan"}
+FREE = COPIES | {Q, DQ, "Constant", "ConstantOfShape", "Concat", "Shape", "Size", "If", "Loop", "Scan"}
 """Operators that compute nothing in float themselves."""
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from onnxq.checks.build import big_constants, bodies, stub
 from onnxq.checks.dtypes import FOUR_BITS, type_name
-from onnxq.checks.finding import Breach, error
+from onnxq.checks.finding import Breach, error, note
+from onnxq.customs import is_custom, stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,13 +23,15 @@ def valid(model: Model) -> Iterator[Breach]:
     """The model is valid ONNX.
 
     onnx.checker (full check, with strict shape inference) sees the model without its big weights; whether their
-    bytes are all there, in the file and in external data, is counted here.
+    bytes are all there, in the file and in external data, is counted here. An operator that the standard does not
+    have is no error (I): TensorRT looks for a plugin of its name.
     """
     if not model.main:
         return
     disorder = list(unsorted(model.proto.graph))
     yield from disorder
     yield from _tensors(model)
+    yield from _plugins(model.proto)
     if not disorder:
         yield from _checked(model.proto)
 
@@ -44,6 +47,13 @@ def unsorted(graph: GraphProto, outer: frozenset[str] = frozenset()) -> Iterator
         for body in bodies(node):
             yield from unsorted(body, frozenset(known))
         known |= set(node.output)
+
+
+def _plugins(proto: ModelProto) -> Iterator[Breach]:
+    own = {(function.domain, function.name) for function in proto.functions}
+    for node in proto.graph.node:
+        if (node.domain, node.op_type) not in own and is_custom(node.op_type, node.domain):
+            yield note(node, f"{node.op_type} is no ONNX operator, TensorRT needs a plugin of that name")
 
 
 def _tensors(model: Model) -> Iterator[Breach]:
@@ -102,7 +112,9 @@ def _bytes(tensor: TensorProto) -> int:
 def _checked(proto: ModelProto) -> Iterator[Breach]:
     import onnx.checker
 
+    small = stub(proto)
+    stand_in(small)
     try:
-        onnx.checker.check_model(stub(proto), full_check=True)
+        onnx.checker.check_model(small, full_check=True)
     except Exception as refusal:  # noqa: BLE001  ValidationError, InferenceError and others from C++
         yield Breach("E", proto.graph.name or "model", f"onnx.checker: {' '.join(str(refusal).split())[:400]}")

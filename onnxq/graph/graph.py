@@ -272,6 +272,8 @@ class Graph:
             outputs=[output],
             name=self.fresh(f"{name}/{op_type}"),
         )
+        if domain:
+            self._model.opset_imports.setdefault(domain, 1)
         edits.insert(self._model.graph, made, before)
         return output
 

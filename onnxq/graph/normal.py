@@ -24,7 +24,8 @@ def normalize(model: ir.Model) -> None:
     if model.functions:
         ir_passes.InlinePass()(model)
     for node in model.graph.all_nodes():  # exporters forget the domains of plugins; onnx does nothing without them
-        model.opset_imports.setdefault(node.domain, 1)
+        if node.domain:
+            model.opset_imports.setdefault(node.domain, 1)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     # An input that also has an initializer is a default nobody feeds: old exporters list every weight so.
     ir_passes.RemoveInitializersFromInputsPass()(model)

@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node, Value
 
-_MOVING = frozenset({"Reshape", "Transpose", "Flatten", "Unsqueeze", "Squeeze", "Slice", "Concat", "Expand", "Gather"})
-_MOVING |= {"Split", "Tile", "Identity", "Cast"}
-_MASKING = _MOVING | {"Add", "Sub", "Mul", "Where"}
-_EXACT = _MOVING | {"Add", "Sub", "Mul", "Div", "Neg", "Floor", "Ceil", "Round", "Mod", "Min", "Max", "Clip", "Sqrt"}
+MOVING = frozenset({"Reshape", "Transpose", "Flatten", "Unsqueeze", "Squeeze", "Slice", "Concat", "Expand", "Gather"})
+MOVING |= {"Split", "Tile", "Identity", "Cast"}
+"""Operators that move or convert values and compute none."""
+
+MASKING = MOVING | {"Add", "Sub", "Mul", "Where"}
+_EXACT = MOVING | {"Add", "Sub", "Mul", "Div", "Neg", "Floor", "Ceil", "Round", "Mod", "Min", "Max", "Clip", "Sqrt"}
 _EXACT |= {"Where", "MatMul", "Einsum", "Reciprocal"}
-_GUARDED = _MOVING | {"Sqrt", "Clip", "Max", "Add"}
+_GUARDED = MOVING | {"Sqrt", "Clip", "Max", "Add"}
 _DIVIDING = frozenset({"Div", "Reciprocal", "Log", "Pow"})
 _FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "HardSwish", "BatchNormalization", "Sigmoid", "HardSigmoid"})
 _INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"})
@@ -29,7 +31,7 @@ def masks(graph: Graph) -> set[str]:
         if value is None or str(value.name) in found or graph.is_const(value):
             continue
         found.add(str(value.name))
-        node = graph.producer(value, *_MASKING)
+        node = graph.producer(value, *MASKING)
         front.extend(() if node is None else node.inputs)
     return found
 

@@ -9,7 +9,10 @@ from onnxq.patterns.match import MOVERS, Match, axes
 from onnxq.patterns.reading import number, standard
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnxq.graph import Graph, Node, Value
+    from onnxq.patterns import Pattern
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _GATES = ("Sigmoid", "HardSigmoid", "Clip", "Min")
@@ -36,6 +39,15 @@ def squeeze_excite(graph: Graph, node: Node) -> Match | None:
         if nodes is not None and node in nodes and any(n.op_type in _WEIGHTED for n in nodes):
             return Match((*nodes, user), x, user.outputs[0])
     return None
+
+
+def gated(patterns: Mapping[str, Pattern], node: Node) -> str | None:
+    """The wide tensor that the node multiplies by its gate when it ends a squeeze-excite, else None.
+
+    `patterns` are those of the graph by output tensor.
+    """
+    pattern = patterns.get(str(node.outputs[0].name))
+    return None if pattern is None or pattern.kind != "squeeze-excite" else pattern.input
 
 
 def _is_average(graph: Graph, node: Node) -> bool:

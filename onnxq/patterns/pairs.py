@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxq.graph import Graph, Value
+    from onnxq.graph import Graph, Node, Value
 
 COPIES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 """Operators whose output holds exactly the values of their input."""
@@ -40,7 +40,14 @@ def kept(graph: Graph) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(v.name) for v in quantized if v is not None))
 
 
-def shifted(graph: Graph) -> tuple[str, ...]:
-    """Names of the model's Q and DQ nodes whose zero point is not 0 everywhere: TensorRT refuses them."""
+def shift_notes(graph: Graph) -> tuple[str, ...]:
+    """What the user should know of the model's own Q and DQ nodes whose zero point is not 0 everywhere."""
     pairs = (n for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") and len(n.inputs) > 2)
-    return tuple(str(n.name) for n in pairs if (zero := graph.const(n.inputs[2])) is not None and zero.any())
+    odd = [str(n.name) for n in pairs if (zero := graph.const(n.inputs[2])) is not None and zero.any()]
+    text = "of the model's own Q and DQ nodes have a zero point other than 0; they are kept, but TensorRT refuses them"
+    return (f"{len(odd)} {text}: {', '.join(odd[:3])}",) if odd else ()
+
+
+def interpolates(graph: Graph, node: Node) -> bool:
+    """Whether the node is a Resize that makes no value beyond those it reads; a cubic one overshoots."""
+    return node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") in ("nearest", "linear")

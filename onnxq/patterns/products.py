@@ -29,7 +29,7 @@ def attentions(graph: Graph) -> Iterator[Attention]:
 
 
 def why_float_products(graph: Graph, found: Attention, least: int) -> str | None:
-    """Why the products stay in float although their operands could be quantized; None when int8 pays.
+    """What NVIDIA's rules have against int8 operands of the products; None when they have nothing.
 
     Args:
         graph: it holds the attention.
@@ -39,7 +39,7 @@ def why_float_products(graph: Graph, found: Attention, least: int) -> str | None
     scores, mixed = (graph.shape(n.outputs[0]) for n in (found.scores[0], found.mixed[-1]))
     queries, keys = _last(scores, 2), _last(scores, 1)
     if _has_mask(graph, found):
-        return "attention with a mask that is computed at run time: kept in float, as ModelOpt does"
+        return "attention with a mask that is computed at run time, which ModelOpt keeps in float"
     if keys is None:
         return f"attention over a sequence of unknown length; int8 pays up to {MAX_LENGTH}"
     if keys > MAX_LENGTH:

@@ -6,7 +6,16 @@ import difflib
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
-from onnxq.targets.tensorrt import TENSORRT_8, TENSORRT_10, TENSORRT_11
+from onnxq.targets.ort_cpu import ORT_CPU
+from onnxq.targets.ort_cuda import ORT_CUDA
+from onnxq.targets.tensorrt import (
+    TENSORRT_8,
+    TENSORRT_8_DLA,
+    TENSORRT_10,
+    TENSORRT_10_DLA,
+    TENSORRT_11,
+    TENSORRT_11_DLA,
+)
 
 if TYPE_CHECKING:
     from onnxq.targets.target import Target
@@ -14,6 +23,9 @@ if TYPE_CHECKING:
 TARGETS: dict[str, Target] = {
     "tensorrt": TENSORRT_11,  # the newest
     **{t.name: t for t in (TENSORRT_11, TENSORRT_10, TENSORRT_8)},
+    **{t.name: t for t in (TENSORRT_11_DLA, TENSORRT_10_DLA, TENSORRT_8_DLA)},
+    ORT_CUDA.name: ORT_CUDA,
+    ORT_CPU.name: ORT_CPU,
 }
 """Name on the command line -> target."""
 

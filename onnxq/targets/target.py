@@ -29,6 +29,13 @@ class Target:
         weight_form: "dq" for int8 weights + DequantizeLinear, "qdq" for float weights + Q + DQ.
         high_precision: type of what is not quantized, "fp32", "fp16" or "bf16", unless the recipe says otherwise.
         every_tensor: whether every float tensor needs a pair (DLA).
+        remark: what the plan's notes say of the target; empty for nothing.
+        placement: key of `onnxq.placements.PLACEMENTS` that places static int8.
+        products: "qdq" for Q/DQ pairs around float products, "integer" for MatMulInteger.
+        tables: whether embedding tables are stored as GatherBlockQuantized.
+        block_size: values of a weight's reduction axis that share a scale in 4 bits, unless the recipe says otherwise.
+        blocked_bits: widths of weights that may be quantized in blocks.
+        refuses: mode -> why the target has no use for it.
         next_step: what -> the command that builds from the emitted file; {model}, {engine}, {shapes} are filled in.
     """
 
@@ -45,4 +52,11 @@ class Target:
     weight_form: str = "dq"
     high_precision: str = "fp32"
     every_tensor: bool = False
+    remark: str = ""
+    placement: str = "tensorrt"
+    products: str = "qdq"
+    tables: bool = False
+    block_size: int = 128
+    blocked_bits: frozenset[int] = frozenset({4})
+    refuses: Mapping[str, str] = field(default_factory=dict)
     next_step: Mapping[str, str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ TENSORRT_10 = Target(
     ),
     min_channels=16,  # ModelOpt's exclusion rules; int8 tensor cores want multiples of 16
     group_multiple=4,  # NvInfer.h, IConvolutionLayer::setNbGroups
+    refuses={"dynamic": "its parser takes scales that are constants, and no DynamicQuantizeLinear or MatMulInteger"},
     next_step={
         # From 10.12 on strong typing is what is not deprecated; the int8 and fp16 flags contradict it.
         "trtexec (TensorRT 10)": "trtexec --onnx={model} --saveEngine={engine} --stronglyTyped{shapes}",
@@ -34,6 +35,7 @@ TENSORRT_8 = replace(
     TENSORRT_10,
     name="tensorrt@8",
     weight_form="qdq",  # int8 constants were documented from 10 on
+    blocked_bits=frozenset(),  # scales of blocks came with 10
     deconv_per_channel=False,  # builds failed or gave wrong results: TensorRT#1694, #1934
     next_step={
         # Weakly typed: the flags say which types the builder may use beside the Q/DQ pairs.
@@ -49,5 +51,46 @@ TENSORRT_11 = replace(
     next_step={
         "trtexec (TensorRT 11)": "trtexec --onnx={model} --saveEngine={engine}{shapes}",
         "polygraphy": "polygraphy convert {model} --strongly-typed -o {engine}",
+    },
+)
+
+_CACHE = (
+    "up to TensorRT 10.7 NVIDIA documents int8 on DLA from calibration caches; where the builder refuses Q/DQ on DLA, "
+    "`onnxq export-cache` with this target writes the same scales for the float model (docs/pipelines.md)"
+)
+_DLA = "--useDLACore=0 --allowGPUFallback"
+_TRTEXEC = "trtexec --onnx={model} --saveEngine={engine}"
+
+TENSORRT_8_DLA = replace(
+    TENSORRT_8,
+    name="tensorrt@8+dla",
+    every_tensor=True,  # one tensor without a scale, and the region around it runs in fp16: ModelOpt #1661
+    remark=_CACHE,  # and TensorRT#2222
+    next_step={
+        "trtexec (TensorRT 8, DLA)": _TRTEXEC + f" --int8 --fp16 {_DLA}{{shapes}}",
+        "polygraphy": "polygraphy convert {model} --int8 --fp16 --use-dla --allow-gpu-fallback -o {engine}",
+    },
+)
+
+TENSORRT_10_DLA = replace(
+    TENSORRT_10,
+    name="tensorrt@10+dla",
+    every_tensor=True,
+    remark=_CACHE,
+    next_step={
+        # The last 10.x with DLA is 10.7, before strong typing became the rule in 10.12.
+        "trtexec (TensorRT 10, DLA)": _TRTEXEC + f" --int8 --fp16 {_DLA}{{shapes}}",
+        "polygraphy": "polygraphy convert {model} --int8 --fp16 --use-dla --allow-gpu-fallback -o {engine}",
+    },
+)
+
+# 11.0 to 11.4.0 have no DLA; 11.4.1 has it back, on Jetson AGX Orin with JetPack 7.2.2.
+TENSORRT_11_DLA = replace(
+    TENSORRT_11,
+    name="tensorrt@11+dla",
+    every_tensor=True,
+    next_step={
+        "trtexec (TensorRT 11.4.1 on Orin, DLA)": _TRTEXEC + f" {_DLA}{{shapes}}",
+        "polygraphy": "polygraphy convert {model} --strongly-typed --use-dla --allow-gpu-fallback -o {engine}",
     },
 )

@@ -29,7 +29,7 @@ FP32 = Recipe(target="tensorrt@10")  # which leaves in float32 what it does not 
 
 # Readers of int8 other than layers with weights, as NVIDIA's guide places them; nothing else may be quantized.
 INT8_READERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat", "AveragePool"})
-INT8_READERS |= {"GlobalAveragePool", "Resize", "Pad", "LayerNormalization"}
+INT8_READERS |= {"GlobalAveragePool", "Resize", "Pad", "LayerNormalization", "Mul"}
 
 PLACEMENT = frozenset({"P23", "P24", "P25", "P26", "P27", "P28"})  # advice about where pairs go
 
@@ -111,7 +111,7 @@ def test_float_weights_with_q_and_dq_compute_the_same(name: str) -> None:
 
 LAYERS = {  # node -> whether it is in int8, where that is not plain from the rules
     "resnet": {"Add:a2": True, "Add:a4": True, "GlobalAveragePool:g": True, "Gemm:y": True, "MaxPool:p0": False},
-    "mobilenet": {"Conv:d1": True, "Add:y0": True, "GlobalAveragePool:g": True, "Mul:m": False},
+    "mobilenet": {"Conv:d1": True, "Add:y0": True, "GlobalAveragePool:g": True, "Mul:m": True},
     "unet": {"ConvTranspose:u1": True, "Resize:u0": True, "Concat:k0": True, "Concat:k1": True},
     "yolo": {"Add:a3": True, "Concat:k": True, "Concat:s": True, "Resize:up": True, "Mul:m3": False},
     "transformer": {"MatMul:l": False, "MatMul:o": False, "Add:m": False, "Add:h": False, "MatMul:z0": True},

@@ -1,0 +1,97 @@
+"""Modes: static, dynamic and weight-only int8; which a target takes, and which one `auto` stands for."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from onnxq.errors import RecipeError
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph, Node
+    from onnxq.recipe import Recipe
+    from onnxq.targets.target import Target
+
+MODES = ("static", "dynamic", "weight-only", "auto")
+
+FEW_ROWS = 16
+"""Up to so many rows a product reads far more weight than activation, and reading a narrower weight is what pays.
+
+Follows from the bytes that each form moves; measured on no GPU.
+"""
+
+BLOCKED_OPSET = 21
+"""The first opset with 4-bit tensors and with scales of blocks."""
+
+HALF_OPSET = 19
+"""The first opset whose Q/DQ nodes take scales in half precision."""
+
+SMALLEST_BLOCK = 16
+
+
+def check_mode(recipe: Recipe, target: Target) -> None:
+    """Whether mode, weight bits and block size go together and with the target.
+
+    Raises:
+        RecipeError: they do not; the message says why.
+    """
+    if recipe.mode in target.refuses:
+        others = ", ".join(m for m in MODES if m not in target.refuses)
+        raise RecipeError(f"{target.name} cannot run mode {recipe.mode}: {target.refuses[recipe.mode]}", f"It has: {others}.")
+    bits, size = recipe.weight_bits, recipe.block_size
+    if (bits is not None or size is not None) and recipe.mode not in ("weight-only", "auto"):
+        raise RecipeError(
+            f"weight_bits and block_size are choices of mode weight-only, not of {recipe.mode}",
+            "Add mode = 'weight-only', or leave them out.",
+        )
+    if bits not in (None, 4, 8):
+        raise RecipeError(f"weight_bits is {bits}", "Give 4 or 8.")
+    if size is not None and (size < SMALLEST_BLOCK or size & (size - 1)):
+        raise RecipeError(f"block_size is {size}", f"Give a power of two, {SMALLEST_BLOCK} or more.")
+    blocked = bits == 4 or size is not None
+    if blocked and (bits or 8) not in target.blocked_bits:
+        known = " and ".join(map(str, sorted(target.blocked_bits))) or "no"
+        raise RecipeError(
+            f"{target.name} takes weights in blocks in {known} bits only", "Choose other bits, or no block_size."
+        )
+    if recipe.float_type == "bfloat16" and target.products == "integer":
+        raise RecipeError(
+            f"{target.name} cannot run with bf16: its QuantizeLinear takes float32 and float16", "Give fp16 or fp32."
+        )
+
+
+def lowest_opset(recipe: Recipe, target: Target) -> int:
+    """The lowest opset in which everything the recipe asks for can be written."""
+    blocked = recipe.weight_bits == 4 or recipe.block_size is not None
+    half = recipe.float_type != "float32"
+    return max(target.min_opset, HALF_OPSET if half else 0, BLOCKED_OPSET if blocked else 0)
+
+
+def mode_of(graph: Graph, target: Target, recipe: Recipe) -> str:
+    """The recipe's mode; for `auto`: weight-only on ort-cuda where all large products are known to have few rows.
+
+    Large: with at least half of the largest weight's values. Rows are known from static shapes alone. Everywhere
+    else `auto` is static.
+    """
+    if recipe.mode != "auto":
+        return recipe.mode
+    if target.products != "integer":
+        return "static"
+    found = [(graph.size(n.inputs[1]) or 0, rows(graph, n)) for n in graph.nodes if _is_product(graph, n)]
+    largest = max((size for size, _ in found), default=0)
+    counts = [count for size, count in found if 2 * size >= largest]
+    few = bool(counts) and all(count is not None and count <= FEW_ROWS for count in counts)
+    return "weight-only" if few else "static"
+
+
+def rows(graph: Graph, node: Node) -> int | None:
+    """Rows of a matrix product's output, batch dimensions included, where known."""
+    shape = graph.shape(node.outputs[0])
+    if not shape:
+        return None
+    known = [d for d in shape[:-1] if isinstance(d, int)]
+    return prod(known) if len(known) == len(shape) - 1 else None
+
+
+def _is_product(graph: Graph, node: Node) -> bool:
+    return node.op_type in ("MatMul", "Gemm") and not node.domain and graph.is_const(node.inputs[1])

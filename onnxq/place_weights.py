@@ -1,0 +1,103 @@
+"""Placement of mode weight-only: narrow weights, float activations; no data is needed.
+
+What gains is the reading of weights. ONNX Runtime's providers have one kernel for it, MatMulNBits, to which they fuse
+a DequantizeLinear of a constant [K, N] before a MatMul or Gemm; a convolution behind such a node would dequantize its
+weight on every call. TensorRT takes a DequantizeLinear on every weight, in blocks of a product's only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxq.embeddings import TABLE_BLOCK, table_reason
+from onnxq.plan import Decision, Plan, WeightPoint
+from onnxq.weighted import is_quantized_already, macs, weight_of, why_float
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph, Node
+    from onnxq.recipe import Recipe
+    from onnxq.targets.target import Target
+
+PRODUCTS = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is stored of one weight."""
+
+    bits: int
+    block_size: int | None
+
+
+def place_weights(graph: Graph, target: Target, recipe: Recipe) -> Plan:
+    """Decide for every node whether its weight is stored narrow.
+
+    Raises:
+        RecipeError: a rule matches nothing.
+    """
+    recipe.check_rules((n.name or "", n.op_type) for n in graph.nodes)
+    bits = recipe.weight_bits or 8
+    size = recipe.block_size or (target.block_size if bits == 4 else None)
+    uses: dict[tuple[str, int | None, int, int | None], list[tuple[str, int]]] = {}
+    decisions = []
+    for node in graph.nodes:
+        reason, choice = _decide(graph, node, target, recipe, _Choice(bits, size))
+        if choice is not None:
+            weight = weight_of(graph, node, target) if node.op_type in target.weighted else None
+            value, index = (node.inputs[0], 0) if weight is None else (weight.value, weight.index)
+            assert value is not None  # noqa: S101  a table is a constant
+            key = (str(value.name), None if weight is None else weight.axis, choice.bits, choice.block_size)
+            uses.setdefault(key, []).append((node.name or "", index))
+        work = macs(graph, node, target)
+        decisions.append(Decision(node.name or "", node.op_type, choice is not None, reason, work))
+    weights = tuple(WeightPoint(name, tuple(where), axis, b, s) for (name, axis, b, s), where in uses.items())
+    return Plan(target.name, {}, weights, tuple(decisions))
+
+
+def _decide(
+    graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: _Choice
+) -> tuple[str, _Choice | None]:
+    """(Reason, what is stored, None for the float weight)."""
+    if recipe.rule_value(node.name or "", node.op_type, "quantize") is False:
+        return "excluded by a rule", None
+    if node.op_type == "Gather" and not node.domain:
+        reason = table_reason(graph, node, target)
+        # In 8 bits always: rows of 4 bits are the whole input of a model, and save little beside its products.
+        return (reason, None) if reason is not None else ("table of int8 rows", _Choice(8, TABLE_BLOCK))
+    if node.op_type not in target.weighted or node.domain:
+        return "has no weight that is read narrow", None
+    if is_quantized_already(graph, node, target):
+        return "quantized in the model already", None
+    reason = why_float(graph, node, target) or _why_wide(graph, node, target, wanted)
+    if reason is not None:
+        return reason, None
+    kind = f"int{wanted.bits} weight, " + (f"blocks of {wanted.block_size}" if wanted.block_size else "a scale per column")
+    return f"{kind}, float input", wanted
+
+
+def _why_wide(graph: Graph, node: Node, target: Target, wanted: _Choice) -> str | None:
+    """Why the weight stays as wide as it is, although it could be quantized; None when it need not."""
+    blocked = wanted.block_size is not None
+    if node.op_type not in PRODUCTS:
+        if blocked:
+            return "blocks of weights are for matrix products only"
+        return None if target.products == "qdq" and target.placement == "tensorrt" else (
+            "a convolution would dequantize its weight on every call"
+        )
+    shape = graph.shape(node.inputs[1]) or ()
+    if len(shape) != 2:
+        return f"a weight of rank {len(shape)}; narrow weights are matrices"
+    if node.op_type == "Gemm" and not plain_gemm(graph, node) and (blocked or target.placement != "tensorrt"):
+        return "a Gemm with transA, alpha or beta: MatMulNBits has none of them"
+    k = shape[1] if node.op_type == "Gemm" and graph.attribute(node, "transB", 0) else shape[0]
+    if blocked and target.placement == "tensorrt" and isinstance(k, int) and k % (wanted.block_size or 1):
+        return f"{k} rows are no multiple of a block of {wanted.block_size}"
+    return None
+
+
+def plain_gemm(graph: Graph, node: Node) -> bool:
+    """Whether a Gemm is A B + C, B perhaps transposed."""
+    factors = (graph.attribute(node, "alpha", 1.0), graph.attribute(node, "beta", 1.0))
+    return factors == (1.0, 1.0) and not graph.attribute(node, "transA", 0)
+

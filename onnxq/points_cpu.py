@@ -1,0 +1,227 @@
+"""The points of a CPU placement: given which nodes run in integers, which tensors are quantized and which share a scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from onnxq.patterns.pairs import origin
+from onnxq.plan import Point, WeightPoint
+from onnxq.weighted import weight_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from onnxq.graph import Graph, Node, Value
+    from onnxq.recipe import Recipe
+    from onnxq.targets.target import Target
+
+BOUNDED = {"Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0)}
+"""Operator -> the range of what it makes, whatever was seen."""
+
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
+_TWO_OPERANDS = frozenset({"Add", "Mul", "MatMul"})
+
+
+@dataclass(frozen=True)
+class Island:
+    """The integer nodes of a graph and what follows from them.
+
+    Attributes:
+        graph: it holds them.
+        target: the CPU target.
+        names: of the integer nodes.
+        makers: tensor that is written in integers -> name of the node that writes it.
+    """
+
+    graph: Graph
+    target: Target
+    names: frozenset[str]
+    makers: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = {
+            str(end.name): node.name or ""
+            for node in self.graph.nodes
+            if node.name in self.names and self.writes_int8(node)
+            for end in self.ends(node)
+        }
+        object.__setattr__(self, "makers", found)
+
+    def operands(self, node: Node) -> list[Value]:
+        """The activations that the node computes with."""
+        return [node.inputs[i] for i in self.operand_indices(node) if not self.graph.is_const(node.inputs[i])]  # type: ignore[misc]  # operands are never left out
+
+    def operand_indices(self, node: Node) -> Sequence[int]:
+        """Indices of the inputs that are computed with, constants among them."""
+        if node.op_type == "Concat":
+            return range(len(node.inputs))
+        return (0, 1) if node.op_type in _TWO_OPERANDS else (0,)
+
+    def ends(self, node: Node) -> list[Value]:
+        """The tensors that are quantized when the node writes integers: its outputs, or that of a Relu behind it."""
+        clamp = self.clamp_of(node) if node.name in self.names else None
+        return list(node.outputs) if clamp is None else [clamp.outputs[0]]
+
+    def clamp_of(self, node: Node) -> Node | None:
+        """The Relu or Clip that alone reads an integer node, and that a zero point of 0 makes needless."""
+        if node.name not in self.names or node.op_type in self.target.movers or len(node.outputs) != 1:
+            return None  # what a mover writes has the scale of what it reads
+        user = self.graph.only_user(node.outputs[0])
+        if user is None or user.domain or user.op_type not in ("Relu", "Clip") or user.inputs[0] is not node.outputs[0]:
+            return None
+        if self.graph.in_body(user) or any(self.graph.in_body(u) for u, _ in self.graph.users(user.outputs[0])):
+            return None
+        return user if user.op_type == "Relu" or self._holds_zero(user) else None
+
+    def _holds_zero(self, clip: Node) -> bool:
+        bounds = [clip.inputs[i] if i < len(clip.inputs) else None for i in (1, 2)]
+        low, high = (self.graph.scalar(v) for v in bounds)
+        if any(v is not None and n is None for v, n in zip(bounds, (low, high), strict=True)):
+            return False
+        return (low is None or low <= 0.0) and (high is None or high >= 0.0)
+
+    def writes_int8(self, node: Node) -> bool:
+        """Whether the integer node writes integers. A product of matrices writes float unless all its readers differ."""
+        if node.op_type not in _PRODUCTS:
+            return True
+        ends = self.ends(node)
+        users = [user for end in ends for user, _ in self.graph.users(end)]
+        return bool(users) and not ends[0].is_graph_output() and all(u.name in self.names for u in users)
+
+    def is_int8(self, value: Value) -> bool:
+        """Whether the tensor is written in integers."""
+        return str(value.name) in self.makers
+
+    def border(self, nodes: Sequence[Node]) -> Iterator[Value]:
+        """The tensors that these nodes have quantized from float, and those of theirs that float readers want."""
+        read = {str(v.name): v for node in nodes for v in self.operands(node) if not self.is_int8(v)}
+        yield from read.values()
+        for node in nodes:
+            for end in self.ends(node) if self.writes_int8(node) else ():
+                users = [user for user, _ in self.graph.users(end)]
+                if end.is_graph_output() or any(u.name not in self.names for u in users):
+                    yield end
+
+
+def points(island: Island, recipe: Recipe) -> dict[str, Point]:
+    """Tensor -> its point: what integer nodes read, for their sake, and what they write, for all its readers."""
+    graph = island.graph
+    values: dict[str, Value] = {}
+    uses: dict[str, dict[tuple[str, int], None]] = {}
+    calibrators: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.name not in island.names:
+            continue
+        for index in island.operand_indices(node):
+            value = node.inputs[index]
+            if value is None or graph.is_const(value):
+                continue
+            values[str(value.name)] = value
+            uses.setdefault(str(value.name), {})[node.name, index] = None
+            if said := recipe.rule_value(node.name, node.op_type, "calibrator"):
+                calibrators.setdefault(str(value.name), said)
+        for end in island.ends(node) if island.writes_int8(node) else ():
+            values[str(end.name)] = end
+            mine = uses.setdefault(str(end.name), {})
+            mine |= {(user.name or "", index): None for user, index in graph.users(end)}
+    groups = _groups(island, values)
+    return {
+        name: _point(island, value, tuple(uses[name]), groups, calibrators.get(name))
+        for name, value in values.items()
+        if uses[name] or value.is_graph_output()
+    }
+
+
+def weight_points(island: Island, recipe: Recipe) -> tuple[WeightPoint, ...]:
+    """The weights of the integer nodes, and the scalars that they add or multiply with."""
+    graph = island.graph
+    weights: dict[tuple[str, int | None], list[tuple[str, int]]] = {}
+    scalars: dict[str, list[tuple[str, int]]] = {}
+    for node in graph.nodes:
+        if node.name not in island.names:
+            continue
+        weight = weight_of(graph, node, island.target) if node.op_type in island.target.weighted else None
+        if weight is not None:
+            whole = recipe.rule_value(node.name, node.op_type, "per_channel") is False
+            key = str(weight.value.name), None if whole else weight.axis
+            weights.setdefault(key, []).append((node.name, weight.index))
+        for index in island.operand_indices(node) if node.op_type in ("Add", "Mul") else ():
+            if graph.is_const(node.inputs[index]):
+                scalars.setdefault(str(node.inputs[index].name), []).append((node.name, index))  # type: ignore[union-attr]  # a constant is a value
+    found = [WeightPoint(name, tuple(where), axis) for (name, axis), where in weights.items()]
+    found += [WeightPoint(name, tuple(w), None, qtype=island.target.activation) for name, w in scalars.items()]
+    return tuple(found)
+
+
+def _point(
+    island: Island, value: Value, uses: tuple[tuple[str, int], ...], groups: dict[str, str], calibrator: str | None
+) -> Point:
+    graph = island.graph
+    name = str(value.name)
+    maker = graph.producer(origin(graph, value), *BOUNDED)
+    return Point(
+        tensor=name,
+        uses=uses,
+        observe=_observed(island, value, groups),
+        group=_root(groups, name),
+        calibrator=calibrator,
+        protected=maker is not None,
+        dtype=graph.dtype(value) or "float32",
+        range=None if maker is None else BOUNDED[maker.op_type],
+        chosen=None if maker is None else maker.op_type.lower(),
+        output=value.is_graph_output() and island.is_int8(value),
+    )
+
+
+def _groups(island: Island, values: dict[str, Value]) -> dict[str, str]:
+    """Union-find over tensors: an integer node that only moves data writes the scale that it reads."""
+    groups: dict[str, str] = {}
+    for node in island.graph.nodes:
+        if node.name not in island.names:
+            continue
+        if node.op_type in island.target.movers or (node.op_type == "Concat" and _alike(island, node)):
+            ends = [v for v in (*island.operands(node), *node.outputs) if str(v.name) in values]
+            for other in ends[1:]:
+                one, two = sorted((_root(groups, str(ends[0].name)), _root(groups, str(other.name))))
+                if one != two:
+                    groups[two] = one
+    return groups
+
+
+def _alike(island: Island, concat: Node) -> bool:
+    """Whether a Concat's inputs may share a scale: a Relu or Clip vanishes only before a range that starts at 0.
+
+    Without a common scale the provider requantizes each input with a table.
+    """
+    if island.clamp_of(concat) is not None:
+        return False
+    kinds = {_clamp_kind(island, value) for value in island.operands(concat)}
+    return kinds in ({"Relu"}, {None})
+
+
+def _clamp_kind(island: Island, value: Value) -> str | None:
+    """The operator that cut the tensor off before it was moved about; None for one that may have both signs."""
+    node = island.graph.producer(value)
+    while node is not None and node.op_type in {*island.target.movers, "AveragePool"}:
+        value = node.inputs[0]  # type: ignore[assignment]  # a mover has an input
+        node = island.graph.producer(value)
+    if node is None or node.op_type not in ("Relu", "Clip", *BOUNDED):
+        return None
+    return node.op_type
+
+
+def _root(groups: dict[str, str], name: str) -> str:
+    while groups.get(name, name) != name:
+        name = groups[name]
+    return name
+
+
+def _observed(island: Island, value: Value, groups: dict[str, str]) -> str:
+    """Whose values to look at: those of what a mover reads say enough where both share a scale."""
+    node = island.graph.producer(value)
+    if node is not None and node.name in island.names and node.op_type in {*island.target.movers, "Concat"}:
+        source = node.inputs[0]
+        if source is not None and _root(groups, str(source.name)) == _root(groups, str(value.name)):
+            return _observed(island, source, groups)
+    return str(origin(island.graph, value).name)

@@ -1,0 +1,270 @@
+"""Where a float graph can be rescaled channel by channel without a change of what it computes.
+
+A tensor x may be exchanged for x' = (x - c) / s, c and s per channel, when whoever makes it and whoever reads it
+can make up for that in their constants:
+
+    made:  y = W z + b    ->  y' = (W / s) z + (b - c) / s         (rows of W; normalizations alike)
+    read:  y = W x + b    ->  y  = (W s) x' + (b + W c)            (columns of W)
+
+A scale alone also passes through what is positively homogeneous: max(0, x / s) = max(0, x) / s, pools, and a sum of
+two tensors with the same s. All tensors that are tied together so form one `Site`. Where a tensor has other readers
+or another maker, the site is explicit: x' is computed for the linear readers alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onnxq.linear import Linear, linear_at, per_output_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from onnxq.graph import Graph, Node, Value
+
+FLOAT = "float32"
+_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Clip"})
+_ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Clip", "Add"})
+_FLAT = frozenset({"Flatten", "Reshape", "Squeeze"})
+
+
+@dataclass(frozen=True)
+class Site:
+    """Tensors that can only be rescaled together.
+
+    Attributes:
+        name: of its first tensor in the graph's order; factors are kept under it.
+        axis: the channel axis of all of them, counted from 0.
+        channels: its length.
+        tensors: names of all tensors that change.
+        readers: (tensor, node) of every linear node that reads one as its input 0.
+        explicit: x' is computed by a node of its own; else makers and readers absorb everything.
+        shifts: whether a shift is possible as well as a scale.
+        clips: Clip nodes among its ties: they saturate at one number for all channels.
+    """
+
+    name: str
+    axis: int
+    channels: int
+    tensors: tuple[str, ...]
+    readers: tuple[tuple[str, str], ...]
+    explicit: bool
+    shifts: bool
+    clips: tuple[str, ...] = ()
+
+
+def find_sites(graph: Graph) -> tuple[Site, ...]:
+    """Every site of the main graph, in its order; no tensor is in two of them."""
+    found: list[Site] = []
+    for members in _classes(graph):
+        folded = _folded(graph, members)
+        found += [folded] if folded is not None else [s for v in members if (s := _explicit(graph, v)) is not None]
+    return tuple(found)
+
+
+def channels_read(graph: Graph, linear: Linear) -> int:
+    """Length of the input channel axis of a linear node."""
+    shape = [d for d in graph.shape(linear.weight) or () if isinstance(d, int)]
+    if linear.node.op_type == "Conv":
+        return shape[1] * linear.groups
+    transposed = linear.node.op_type == "Gemm" and graph.attribute(linear.node, "transB", 0)
+    return shape[1] if transposed else shape[0]
+
+
+def reader_at(graph: Graph, node: Node) -> Linear | None:
+    """The linear node when what its input 0 loses can go into its weight, which no other node reads."""
+    linear = linear_at(graph, node)
+    if linear is None or graph.dtype(linear.weight) != FLOAT or len(graph.users(linear.weight)) > 1:
+        return None
+    turned = node.op_type == "Gemm" and graph.attribute(node, "transA", 0)
+    return None if turned or node.op_type == "ConvTranspose" else linear
+
+
+def shift_problem(graph: Graph, linear: Linear) -> bool:
+    """Whether a constant cannot go into its bias: it is computed, or zeros are padded to the unshifted input."""
+    node = linear.node
+    if node.op_type == "Conv":
+        padded = any(graph.attribute(node, "pads", ())) or graph.attribute(node, "auto_pad", "NOTSET") not in (
+            "NOTSET",
+            "VALID",
+        )
+        if padded:
+            return True
+    bias = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+    return bias is not None and not graph.is_const(bias)
+
+
+def maker_of(graph: Graph, value: Value) -> Node | Linear | None:
+    """What can make value / s in place of value by its constants alone: a linear node (an Add of its bias included),
+    a normalization, a Mul by a constant per channel, or such a Mul and an Add.
+    """
+    node = graph.producer(value)
+    if node is None or graph.in_body(node):
+        return None
+    if (linear := _linear_making(graph, node)) is not None:
+        return linear
+    if node.op_type == "LayerNormalization":
+        rank = graph.rank(value)
+        last = graph.attribute(node, "axis", -1) in (-1, None if rank is None else rank - 1)
+        flat = all(graph.rank(v) == 1 for v in node.inputs[1:] if v is not None)
+        return node if last and flat and _constants(graph, node.inputs[1:]) else None
+    if node.op_type == "BatchNormalization":
+        return node if len(node.outputs) == 1 and _constants(graph, node.inputs[1:]) else None
+    return None
+
+
+def constant_operand(graph: Graph, node: Node) -> int | None:
+    """Index of the one constant operand of an Add or Mul."""
+    constant = [graph.is_const(v) for v in node.inputs[:2]]
+    return constant.index(True) if constant.count(True) == 1 else None
+
+
+# -- classes of tied tensors ---------------------------------------------------------------------------------
+
+
+def _classes(graph: Graph) -> Iterable[list[Value]]:
+    """Float activations, tied ones together, in the graph's order."""
+    parents: dict[Value, Value] = {}
+
+    def root(value: Value) -> Value:
+        while (above := parents.get(value)) is not None:
+            value = above
+        return value
+
+    for node in graph.nodes:
+        tied = ties(graph, node)
+        for other in tied[1:]:
+            if root(other) is not root(tied[0]):
+                parents[root(other)] = root(tied[0])
+    classes: dict[Value, list[Value]] = {}
+    for value in graph.values():
+        if graph.dtype(value) == FLOAT:
+            classes.setdefault(root(value), []).append(value)
+    return classes.values()
+
+
+def ties(graph: Graph, node: Node) -> tuple[Value, ...]:
+    """The tensors at a node that scale together, none where it is no such node."""
+    source = node.inputs[0] if node.inputs else None
+    if node.domain not in ("", "ai.onnx") or source is None or graph.is_const(source) or graph.in_body(node):
+        return ()
+    output = node.outputs[0]
+    if node.op_type == "Add":
+        other = node.inputs[1]
+        shape = graph.shape(source)
+        same = other is not None and not graph.is_const(other) and shape is not None and graph.shape(other) == shape
+        return (source, other, output) if same and other is not None and None not in (shape or ()) else ()
+    if node.op_type in _HOMOGENEOUS:
+        bare = len(node.outputs) == 1 and (node.op_type != "Clip" or clip_limit(graph, node) is not None)
+        return (source, output) if bare else ()
+    if node.op_type in _FLAT:
+        before, after = graph.shape(source) or (), graph.shape(output) or ()
+        flat = len(before) > 2 and set(before[2:]) == {1} and len(after) == 2 and after[1] == before[1]
+        return (source, output) if flat and isinstance(before[1], int) else ()
+    return ()
+
+
+def clip_limit(graph: Graph, node: Node) -> float | None:
+    """The upper limit of a Clip to [0, limit], both written as constants."""
+    limits = [graph.scalar(v) for v in node.inputs[1:3] if v is not None]
+    return limits[1] if len(limits) == 2 and limits[0] == 0 and limits[1] is not None and limits[1] > 0 else None
+
+
+def _folded(graph: Graph, members: list[Value]) -> Site | None:
+    inside = {id(v) for v in members}
+    readers: list[tuple[str, Linear]] = []
+    nodes: dict[str, Node] = {}
+    axes, sizes, makers = set(), set(), []
+    for value in members:
+        if value.is_graph_output() or value.is_graph_input():
+            return None
+        made = graph.producer(value)
+        if made is not None and any(id(v) in inside for v in ties(graph, made)):
+            nodes[str(made.name)] = made
+        else:
+            maker = maker_of(graph, value)
+            if maker is None:
+                return None
+            makers.append(maker)
+            axes.add(_made_axis(graph, maker, value))
+        for user, index in graph.users(value):
+            if user.op_type == "Shape" or any(v is value for v in ties(graph, user)):
+                continue
+            linear = reader_at(graph, user) if index == 0 else None
+            if linear is None or len([i for n, i in graph.users(value) if n is user]) > 1:
+                return None
+            readers.append((str(value.name), linear))
+            axes.add(_read_axis(graph, linear, value))
+            sizes.add(channels_read(graph, linear))
+    if len(axes) != 1 or len(sizes) != 1 or None in axes or not readers:
+        return None
+    clips = tuple(n for n, node in nodes.items() if node.op_type == "Clip")
+    if clips and any(node.op_type == "Add" for node in nodes.values()):
+        return None  # a sum passes the limit of the Clip beside it
+    axis = axes.pop()
+    if axis != 1 and any(node.op_type not in _ELEMENTWISE for node in nodes.values()):
+        return None  # a pool's channel axis is 1
+    site = _site(graph, members, readers, int(axis or 0), sizes.pop())
+    alone = len(members) == 1 and not (isinstance(makers[0], Linear) and _no_bias(makers[0]))
+    return replace(site, explicit=False, shifts=site.shifts and alone, clips=clips)
+
+
+def _explicit(graph: Graph, value: Value) -> Site | None:
+    found = [(user, reader_at(graph, user)) for user, index in graph.users(value) if index == 0]
+    readers = [(str(value.name), linear) for user, linear in found if linear is not None]
+    readers = [(name, r) for name, r in readers if [n for n, _ in graph.users(value)].count(r.node) == 1]
+    axes = {_read_axis(graph, linear, value) for _, linear in readers}
+    sizes = {channels_read(graph, linear) for _, linear in readers}
+    if len(axes) != 1 or len(sizes) != 1 or None in axes:
+        return None
+    return _site(graph, [value], readers, int(axes.pop() or 0), sizes.pop())
+
+
+def _site(graph: Graph, members: list[Value], readers: list[tuple[str, Linear]], axis: int, channels: int) -> Site:
+    names = tuple(str(v.name) for v in members)
+    read = tuple((tensor, str(linear.node.name)) for tensor, linear in readers)
+    shifts = not any(shift_problem(graph, linear) for _, linear in readers)
+    return Site(names[0], axis, channels, names, read, explicit=True, shifts=shifts)
+
+
+def _read_axis(graph: Graph, linear: Linear, value: Value) -> int | None:
+    rank = graph.rank(value)
+    if rank is None or rank < 2:
+        return None
+    return 1 if linear.node.op_type == "Conv" else rank - 1
+
+
+def _made_axis(graph: Graph, maker: Node | Linear, value: Value) -> int | None:
+    rank = graph.rank(value)
+    if rank is None:
+        return None
+    if isinstance(maker, Linear):
+        return rank + maker.axis
+    return 1 if maker.op_type == "BatchNormalization" else rank - 1
+
+
+def _linear_making(graph: Graph, node: Node) -> Linear | None:
+    """The linear node, or the Add of its bias, as one whose rows can take a factor and its bias a shift."""
+    linear = linear_at(graph, node)
+    if linear is None and node.op_type == "Add" and (index := constant_operand(graph, node)) is not None:
+        product = node.inputs[1 - index]
+        if product is not None and graph.only_user(product) is node:
+            linear = linear_at(graph, graph.producer(product, "MatMul"))
+        if linear is None or per_output_channel(graph, linear, node.inputs[index]) is None:
+            return None
+        linear = replace(linear, bias_add=node)
+    if linear is None or graph.dtype(linear.weight) != FLOAT or len(graph.users(linear.weight)) > 1:
+        return None
+    bias = linear.node.inputs[2] if linear.node.op_type != "MatMul" and len(linear.node.inputs) > 2 else None
+    plain = bias is None or per_output_channel(graph, linear, bias) is not None
+    return linear if plain else None
+
+
+def _no_bias(linear: Linear) -> bool:
+    """Whether a shift has nowhere to go: a MatMul without the Add of a bias."""
+    return linear.node.op_type == "MatMul" and linear.bias_add is None
+
+
+def _constants(graph: Graph, values: Iterable[Value | None]) -> bool:
+    return all(v is None or (graph.is_const(v) and graph.dtype(v) == FLOAT) for v in values)

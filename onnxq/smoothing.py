@@ -1,0 +1,194 @@
+"""Which factors to smooth a site with: those that bring the layers behind it nearest to what they compute in float.
+
+Candidates are SmoothQuant's family (Xiao et al., 2023, arXiv 2211.10438, eq. 4) with the exponents set apart,
+
+    s_j = max|x_j - c_j|^a / max|W_j|^b,
+
+each with and without a shift c_j. A candidate's score is the noise in the outputs W x of sampled rows when x' and W'
+are rounded on the very grids that will be emitted: int8, one scale of least squared error for x', one scale per
+output channel of W'. Pure numpy; the rows come in an order that does not depend on that of the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.numerics import INT8, INT8_WEIGHT
+from onnxq.statistics import Factor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Floats = npt.NDArray[np.float32]
+
+MARGIN_DB = 0.3
+"""A folded site changes only for at least so much less noise: it costs nothing, but the prediction is no proof."""
+
+EXPLICIT_DB = 1.5
+"""Likewise where x' needs a node of its own. In a transformer that node joins the pointwise kernel that ends in Q; it
+must be worth the constants it reads."""
+
+EXPLICIT_CONV_DB = 6.0
+"""Likewise in front of a convolution. The node keeps the layer before from writing int8 by itself, which costs a
+pass over the tensor in memory: one bit of precision is the least to ask."""
+
+_EXPONENTS = tuple(
+    (a, b)
+    for a, b in ((0.25, 0.75), (0.4, 0.6), (0.5, 0.5), (0.6, 0.4), (0.75, 0.25), (1.0, 0.0), (0.25, 0.0), (0.5, 0.0),
+                 (0.75, 0.0), (0.85, 0.15), (0.5, 0.25))
+)
+_SHARES = np.geomspace(1.0, 2.0**-4, 21)
+_VALUES = 16384
+"""Values of a tensor that are looked at to find its range."""
+
+_SPAN = 2.0**12
+"""Ratio of the largest to the smallest factor of a site: float16, in which x' may be computed, holds so much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What linear nodes read of a site, sampled.
+
+    Attributes:
+        rows: (R, k, C): R input patches of k positions (1 for a matrix product) and C channels.
+        weight: (G, k * C / G, N / G): G groups, the patch in the order of `rows`; None for a tensor that is only
+            quantized, not multiplied.
+        low, high: the smallest and the largest value seen of each channel, shape (C,), of the whole samples.
+    """
+
+    rows: Floats
+    weight: Floats | None
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a site can take: a shift; weights in the factors; and the margin that a change must gain, in dB."""
+
+    shift: bool
+    weights: bool
+    margin: float
+
+
+def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
+    """The factor of least predicted noise, None where none beats leaving the site as it is by the margin.
+
+    Args:
+        readings: of one site; all have the same channels.
+        allowed: what the site can take.
+    """
+    low = np.min([r.low for r in readings], axis=0).astype(np.float64)
+    high = np.max([r.high for r in readings], axis=0).astype(np.float64)
+    if not (np.isfinite(low) & np.isfinite(high)).all():
+        return None
+    exact = [_outputs(r.rows, r.weight) for r in readings]
+    powers = [float(np.square(y - y.mean(axis=1, keepdims=True)).sum(dtype=np.float64)) for y in exact]
+
+    def noise(scale: Floats, shift: Floats) -> float:
+        total = 0.0
+        for reading, y, power in zip(readings, exact, powers, strict=True):
+            if power > 0:
+                total += _noise(reading, y, scale, shift) / power
+        return total
+
+    still = np.zeros(low.size, np.float32)
+    best, least = None, noise(np.ones_like(still), still) * 10 ** (-allowed.margin / 10)
+    middle = ((low + high) / 2).astype(np.float32)
+    shifts = [still, middle, _means(readings)] if allowed.shift else [still]
+    columns = _columns(readings, low.size)
+    for shift, (a, b) in product(shifts, ((0.0, 0.0), *_EXPONENTS)):
+        if b and not allowed.weights:
+            continue
+        reach = np.maximum(high - shift, shift - low)
+        scale = _scale(reach, columns, a, b)
+        error = noise(scale, shift)
+        if error < least:
+            best, least = Factor(scale, shift), error
+    return best
+
+
+def _scale(reach: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], a: float, b: float) -> Floats:
+    """reach^a / columns^b with a geometric mean of 1, its span limited; what has no reach or no weight stays at 1."""
+    live = (reach > 0) & (columns > 0)
+    logs = np.zeros(reach.size)
+    logs[live] = a * np.log2(reach[live]) - b * np.log2(columns[live])
+    if live.any():
+        top = logs[live].max()
+        logs[live] = np.maximum(logs[live], top - np.log2(_SPAN))
+        logs[~live] = logs[live].min() if a else 0.0
+        logs -= logs[live].mean()
+    return np.exp2(logs).astype(np.float32)
+
+
+def _means(readings: Sequence[Reading]) -> Floats:
+    """Mean of each channel over the sampled rows; they come in one order, so the sum is always the same."""
+    rows = np.concatenate([r.rows.reshape(-1, r.rows.shape[2]) for r in readings])
+    mean: Floats = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def _columns(readings: Sequence[Reading], channels: int) -> npt.NDArray[np.float64]:
+    """max|W_j| over all weights that read channel j."""
+    largest = np.zeros(channels)
+    for reading in readings:
+        if reading.weight is not None:
+            groups, _, _ = reading.weight.shape
+            by_channel = np.abs(reading.weight).max(axis=2).reshape(groups, reading.rows.shape[1], -1).max(axis=1)
+            largest = np.maximum(largest, by_channel.reshape(-1))
+    return largest if largest.any() else np.ones(channels)
+
+
+# -- the layer in int8 -----------------------------------------------------------------------------------------
+
+
+def _noise(reading: Reading, exact: Floats, scale: Floats, shift: Floats) -> float:
+    """Sum of squared differences between the outputs in float and in int8."""
+    rows = (reading.rows - shift) / scale
+    rounded = _rounded(rows, _step(rows))
+    weight = reading.weight
+    if weight is None:
+        found, exact = rounded * scale, exact - shift
+    else:
+        groups = weight.shape[0]
+        columns = np.tile(scale.reshape(groups, 1, -1), (1, rows.shape[1], 1)).reshape(groups, -1, 1)
+        moved = np.tile(shift.reshape(groups, 1, -1), (1, rows.shape[1], 1)).reshape(groups, 1, -1)
+        whole = weight * columns
+        steps = np.maximum(np.abs(whole).max(axis=1, keepdims=True), 1e-30) / INT8_WEIGHT.qmax
+        found = _outputs(rounded, np.rint(whole / steps) * steps) + (moved @ weight if np.any(shift) else 0)
+    return float(np.square(found - exact).sum(dtype=np.float64))
+
+
+def _outputs(rows: Floats, weight: Floats | None) -> Floats:
+    """(G, R, N / G): the outputs of the sampled rows; the rows themselves without a weight."""
+    if weight is None:
+        return rows
+    count, size, _ = rows.shape
+    groups = weight.shape[0]
+    grouped = rows.reshape(count, size, groups, -1).transpose(2, 0, 1, 3).reshape(groups, count, -1)
+    outputs: Floats = grouped @ weight
+    return outputs
+
+
+def _step(rows: Floats) -> float:
+    """The scale of least squared error of symmetric int8, on evenly spaced values."""
+    values = rows.reshape(-1)
+    largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
+    if largest == 0.0:
+        return 1.0
+    values = values[:: max(1, values.size // _VALUES)]
+    steps = (largest * _SHARES / INT8.qmax).astype(np.float32)
+    errors = [float(np.square(_rounded(values, step) - values).sum(dtype=np.float64)) for step in steps]
+    return float(steps[int(np.argmin(errors))])
+
+
+def _rounded(rows: Floats, step: float) -> Floats:
+    codes = np.rint(rows * np.float32(1 / step))
+    np.clip(codes, INT8.qmin, INT8.qmax, out=codes)
+    codes *= np.float32(step)
+    return codes

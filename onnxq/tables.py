@@ -1,0 +1,61 @@
+"""What the command line prints of plans and runs, as text: tables by rich, and the lines below them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from onnxq.plan import Plan
+    from onnxq.report import Summary
+
+
+def result(summary: Summary, written: Sequence[Path]) -> Iterator[str]:
+    """What was written: the model, then its external data if it has any, which must go where the model goes."""
+    yield from summary_lines(summary)
+    sizes = f"{size(summary.bytes_before)} -> {size(summary.bytes_after)}"
+    model, *others = map(str, written)
+    yield f"wrote {model} ({sizes}), {', '.join(others)}"
+
+
+def summary_lines(summary: Summary) -> Iterator[str]:
+    """What stays in float and why, what a DLA leaves to the GPU, and how much runs in int8."""
+    if summary.reasons:
+        yield "weighted operators left in float:"
+        yield table(("count", "operator", "reason"), [(str(n), op, reason) for reason, op, n in summary.reasons])
+    if summary.fallback:
+        nodes = ", ".join(f"{count} {op}" for op, count in summary.fallback)
+        yield f"not for DLA, falls back to the GPU: {nodes}"
+    share = f"{summary.int8} of {summary.weighted} weighted operators, {summary.mac_share:.1%} of their MACs"
+    yield f"int8: {share}" if summary.computed else f"int8 weights only, all computed in float: {share}"
+
+
+def decisions(plan: Plan, *, every: bool) -> str:
+    """A table of what becomes of the nodes; of those that are int8 or could be, when not of `every` one."""
+    shown = [d for d in plan.decisions if every or d.macs or d.quantized]
+    rows = [("int8" if d.quantized else "float", d.op_type, d.node, d.reason) for d in shown]
+    return table(("precision", "operator", "node", "reason"), rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under their headers, as wide as the terminal, or 160 characters where there is none."""
+    from rich.box import SIMPLE_HEAD  # noqa: TID251  behind the wall, where it is needed
+    from rich.console import Console  # noqa: TID251  likewise
+    from rich.table import Table  # noqa: TID251  likewise
+    from rich.text import Text  # noqa: TID251  likewise
+
+    made = Table(*header, box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        made.add_row(*(Text(cell, overflow="fold") for cell in row))
+    console = Console()
+    console.width = console.width if console.is_terminal else 160
+    with console.capture() as captured:
+        console.print(made)
+    return captured.get().removesuffix("\n")
+
+
+def size(count: int) -> str:
+    """Bytes as text: `12.3 kB` or `4.56 MB`."""
+    return f"{count / 1e6:,.2f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"

@@ -1,0 +1,183 @@
+"""Exchange tensors for x' = (x - c) / s per channel and make up for it in the constants beside them.
+
+SmoothQuant (Xiao et al., 2023, arXiv 2211.10438, eq. 3 and 4) with a shift (as in Outlier Suppression+, Wei et al.,
+2023, arXiv 2304.09145): the model computes what it did, up to rounding, but its tensors fit an int8 grid better.
+`onnxq.rescaling` says where this is possible and how it is made up for.
+
+One exception is allowed: a Clip to [0, 6] between a convolution and the next has one limit for all channels, and
+becomes a Clip to [0, 6 / max s]. Channel j then saturates at 6 s_j / max s, which is not below its largest value seen:
+there the pair behind it saturates anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.errors import PassError
+from onnxq.linear import Linear, per_output_channel, renewed, scale_outputs
+from onnxq.rescaling import clip_limit, constant_operand, find_sites, maker_of, reader_at, ties
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph, Node, Value
+    from onnxq.rescaling import Site
+    from onnxq.statistics import Factor
+
+    Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Rescale the sites that have factors.
+
+    Attributes:
+        factors: site name -> its scales s > 0 and shifts c, float32 of shape (channels,).
+    """
+
+    factors: Mapping[str, Factor]
+
+    def __call__(self, graph: Graph) -> int:
+        """Return how many sites were rescaled.
+
+        Raises:
+            PassError: the factors do not belong to this graph.
+        """
+        sites = {site.name: site for site in find_sites(graph)} if self.factors else {}
+        values = {str(v.name): v for v in graph.values()}
+        nodes = {str(n.name): n for n in graph.nodes}
+        for name, factor in self.factors.items():
+            site = sites.get(name)
+            if site is None or factor.scale.shape != (site.channels,):
+                raise PassError(f"tensor {name!r} cannot take its {factor.scale.size} factors", "Is it another model?")
+        for name in (n for n in sites if n in self.factors):  # the graph's order, whatever that of the factors
+            _apply(graph, sites[name], self.factors[name], values, nodes)
+        return len(self.factors)
+
+
+def _apply(graph: Graph, site: Site, factor: Factor, values: dict[str, Value], nodes: dict[str, Node]) -> None:
+    scale, shift = factor.scale.astype(np.float64), factor.shift.astype(np.float64)
+    readers = [nodes[name] for _, name in site.readers]
+    if site.explicit:
+        _compute(graph, site, values[site.name], (scale, shift), readers)
+    else:
+        members = [values[name] for name in site.tensors]
+        inside = {id(v) for v in members}
+        for value in members:
+            made = graph.producer(value)
+            if made is None or not any(id(v) in inside for v in ties(graph, made)):
+                _make(graph, value, 1 / scale, -shift / scale)
+        for name in site.clips:
+            limit = clip_limit(graph, nodes[name]) or 0.0
+            new = np.asarray(limit / scale.max(), np.float32)
+            graph.set_input(nodes[name], 2, graph.constant(f"{name}/limit", new))
+        for value in members:
+            graph.rename(value, f"{value.name}/smoothed")
+    for node in readers:
+        _read(graph, node, scale, shift)
+
+
+def _make(graph: Graph, value: Value, factor: Array, shift: Array) -> None:
+    """Let the maker of a tensor give y * factor + shift."""
+    maker = maker_of(graph, value)
+    if isinstance(maker, Linear):
+        inner = maker.node.outputs[0]
+        if not scale_outputs(graph, maker, factor, shift):
+            raise PassError(f"node {maker.node.name!r} cannot take a factor", "This is a fault in onnxq.")
+        if maker.bias_add is not None:
+            graph.rename(inner, f"{inner.name}/smoothed")
+        return
+    assert maker is not None  # noqa: S101  find_sites saw to it
+    for index, constant in ((1, 0.0), (2, shift)):
+        old = maker.inputs[index] if index < len(maker.inputs) else None
+        if old is None and not np.any(shift):
+            continue
+        array = np.zeros_like(factor) if old is None else np.asarray(graph.const(old), np.float64)
+        name = f"{maker.name}/bias" if old is None else renewed(old)
+        graph.set_input(maker, index, graph.constant(name, (array * factor + constant).astype(np.float32)))
+
+
+def _compute(graph: Graph, site: Site, value: Value, factor: tuple[Array, Array], readers: list[Node]) -> None:
+    """Put x' = x (1 / s) - c / s in front of the linear readers."""
+    scale, shift = factor
+    shape = [-1] + [1] * ((graph.rank(value) or 0) - 1 - site.axis)
+    made = value
+    for op, constant, neutral in (("Mul", 1 / scale, 1.0), ("Add", -shift / scale, 0.0)):
+        if np.all(constant == neutral):
+            continue
+        array = graph.constant(f"{value.name}/{op.lower()}", constant.astype(np.float32).reshape(shape))
+        made = graph.add(op, [made, array], name=f"{value.name}/smoothed", like=value)
+    graph.replace_uses(value, made, [(node, 0) for node in readers])
+
+
+def _read(graph: Graph, node: Node, scale: Array, shift: Array) -> None:
+    """Let a linear node compute from x' what it did from x = x' s + c."""
+    linear = reader_at(graph, node)
+    assert linear is not None  # noqa: S101  find_sites saw to it
+    weight = np.asarray(graph.const(linear.weight), np.float64)
+    added = _product(graph, linear, weight, shift)
+    stored = (weight * _columns(graph, linear, weight, scale)).astype(np.float32)
+    graph.set_input(node, 1, graph.constant(renewed(linear.weight), stored))
+    if np.any(shift):
+        _add_bias(graph, linear, added)
+
+
+def _columns(graph: Graph, linear: Linear, weight: Array, scale: Array) -> Array:
+    """The scale of the input channels in a shape that broadcasts over the weight."""
+    if linear.node.op_type == "Conv":  # (O, C / groups, ...): the rows of each group read channels of their own
+        spread = np.repeat(scale.reshape(linear.groups, -1), linear.channels // linear.groups, axis=0)
+        return spread.reshape(*spread.shape, *(1,) * (weight.ndim - 2))
+    return scale if graph.attribute(linear.node, "transB", 0) else scale[:, None]
+
+
+def _product(graph: Graph, linear: Linear, weight: Array, shift: Array) -> Array:
+    """W c, shape (output channels,)."""
+    spread = weight * _columns(graph, linear, weight, shift)
+    rows_last = linear.node.op_type == "MatMul" or (
+        linear.node.op_type == "Gemm" and not graph.attribute(linear.node, "transB", 0)
+    )
+    product: Array = (spread.T if rows_last else spread).reshape(linear.channels, -1).sum(axis=1)
+    return product
+
+
+def _add_bias(graph: Graph, linear: Linear, added: Array) -> None:
+    node = linear.node
+    if node.op_type == "MatMul":
+        _add_behind(graph, linear, added)
+        return
+    gain = graph.attribute(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
+    beta = graph.attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = 0.0 if old is None else beta * np.asarray(graph.const(old), np.float64)
+    name = f"{node.name}/bias" if old is None else renewed(old)
+    graph.set_input(node, 2, graph.constant(name, (bias + gain * added).astype(np.float32)))
+    if node.op_type == "Gemm":
+        graph.set_attribute(node, "beta", None)  # it is in the bias now; the default is 1
+
+
+def _add_behind(graph: Graph, linear: Linear, added: Array) -> None:
+    """Into the Add that follows the product, or a new one."""
+    output = linear.node.outputs[0]
+    user = graph.only_user(output)
+    index = constant_operand(graph, user) if user is not None and user.op_type == "Add" else None
+    old = None if user is None or index is None else per_output_channel(graph, linear, user.inputs[index])
+    if user is not None and index is not None and old is not None:
+        name = renewed(user.inputs[index])  # type: ignore[arg-type]  the constant operand is there
+        graph.set_input(user, index, graph.constant(name, (old + added).astype(np.float32)))
+        graph.rename(output, f"{output.name}/smoothed")
+        return
+    users = graph.users(output)
+    bias = graph.constant(f"{linear.node.name}/bias", added.astype(np.float32))
+    whole = graph.add("Add", [output, bias], name=f"{output.name}/shifted", like=output)
+    if output.is_graph_output():
+        graph.replace_output(output, whole)
+    else:
+        name = str(output.name)
+        graph.rename(output, f"{name}/smoothed")
+        graph.rename(whole, name)
+    graph.replace_uses(output, whole, users)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from graphs import graph_of, lines, random_feeds, run, same_function
+
+from onnxq.passes.fuse_layer_norm import fuse_layer_norm
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph
+
+RNG = np.random.default_rng(0)
+SCALE, BIAS = RNG.normal(size=(2, 8)).astype(np.float32)
+HEAD = "m = ReduceMean<axes=[-1]>(x) c = Sub(x, m) q = Pow(c, two) v = ReduceMean<axes=[-1]>(q)"
+CORE = f"{HEAD} e = Add(v, eps) r = Sqrt(e) d = Div(c, r)"
+
+
+def norm(body: str, opset: int = 17, shape: str = "2,3,8", **weights: object) -> Graph:
+    given = {"two": np.float32(2), "eps": np.float32(1e-5), "g": SCALE, "b": BIAS, **weights}
+    used = {name: array for name, array in given.items() if f" {name})" in body or f"({name}," in body}
+    graph = graph_of(f"(float[{shape}] x) => (float[{shape}] y) {{ {body} }}", opset, **used)  # type: ignore[arg-type]  # arrays
+    graph.infer_shapes()
+    return graph
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(f"{HEAD} s = Sqrt(v) y = Div(c, s)", id="no epsilon"),
+        pytest.param(CORE.replace("Div(c, r)", "Div(x, r)") + " y = Mul(d, g)", id="x is not centred"),
+        pytest.param(
+            CORE.replace("axes=[-1]", "axes=[1]") + " y = Identity(d)", id="over an axis in the middle"
+        ),
+        pytest.param("q = Pow(x, two) v = ReduceMean<axes=[-1]>(q) e = Add(v, eps) r = Sqrt(e) y = Div(x, r)", id="RMS"),
+        pytest.param("m = ReduceMean<axes=[-1]>(x) y = Sub(x, m)", id="centring alone"),
+    ],
+)
+def test_leaves_alone(body: str) -> None:
+    graph = norm(body)
+    before = lines(graph)
+    assert fuse_layer_norm(graph) == 0
+    assert lines(graph) == before
+
+
+def test_leaves_older_opsets_alone() -> None:
+    assert fuse_layer_norm(norm(f"{CORE} y = Mul(d, g)", 16)) == 0
+
+
+def test_leaves_an_unknown_last_dimension_alone() -> None:
+    assert fuse_layer_norm(norm(f"{CORE} y = Identity(d)", shape="2,3,N")) == 0
+
+
+def test_leaves_a_scale_along_another_axis_alone() -> None:
+    graph = norm(f"{CORE} y = Mul(d, g)", g=RNG.normal(size=(3, 8)).astype(np.float32))
+    assert fuse_layer_norm(graph) == 0
+
+
+@pytest.mark.parametrize(
+    ("tail", "scale", "bias"),
+    [
+        ("y = Identity(d)", 1.0, 0.0),
+        ("y = Mul(d, g)", SCALE, 0.0),
+        ("y = Mul(g, d)", SCALE, 0.0),
+        ("y = Add(d, b)", 1.0, BIAS),
+        ("t = Mul(d, g) y = Add(t, b)", SCALE, BIAS),
+        ("t = Mul(d, g) y = Add(b, t)", SCALE, BIAS),
+    ],
+)
+@pytest.mark.parametrize("opset", [17, 19])
+def test_one_node_with_scale_and_bias(
+    tail: str, scale: float | np.ndarray, bias: float | np.ndarray, opset: int
+) -> None:
+    body = f"{CORE} {tail}"
+    if opset == 19:  # axes are an input from opset 18 on
+        body = body.replace("<axes=[-1]>(x)", "(x, last)").replace("<axes=[-1]>(q)", "(q, last)")
+    graph = norm(body, opset, last=np.array([-1]))
+    x = (RNG.normal(size=(2, 3, 8)) * 3 + 1).astype(np.float32)
+    before = graph.copy()
+    assert fuse_layer_norm(graph) == 1
+    graph.remove_unused()
+    assert [n.op_type for n in graph.nodes][:1] == ["LayerNormalization"]
+    assert len(graph.nodes) == 1 + ("Identity" in tail)
+    wide = x.astype(np.float64)  # Ba et al., 2016, arXiv 1607.06450, eq. 3
+    variance = np.mean((wide - wide.mean(-1, keepdims=True)) ** 2, -1, keepdims=True)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5) * scale + bias
+    np.testing.assert_allclose(run(graph, {"x": x})[0], expected, rtol=1e-5, atol=1e-5)
+    same_function(before, graph, {"x": x}, rtol=1e-5)
+
+
+def test_two_trailing_axes() -> None:
+    graph = norm(CORE.replace("axes=[-1]", "axes=[1,2]") + " y = Mul(d, g)")
+    before = graph.copy()
+    assert fuse_layer_norm(graph) == 1
+    assert graph.attribute(next(n for n in graph.nodes if n.op_type == "LayerNormalization"), "axis") == -2
+    same_function(before, graph, random_feeds(graph), rtol=1e-5)
+
+
+def test_inner_tensors_that_others_read_stay() -> None:
+    body = f"{CORE} t = Mul(d, g) u = Add(t, b) y = Add(u, m)"
+    graph = norm(body)
+    before = graph.copy()
+    assert fuse_layer_norm(graph) == 1
+    graph.remove_unused()
+    assert lines(graph) == [
+        "m = ReduceMean(x)",
+        "u = LayerNormalization(x, u/scale, u/bias)",
+        "y = Add(u, m)",
+    ]
+    same_function(before, graph, random_feeds(graph), rtol=1e-5)
