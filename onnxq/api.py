@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq import checks, files, pipeline
+from onnxq import checks, files, pipeline, proof
 from onnxq.caches import Cache
 from onnxq.choose import resolve, uncached, weights_only
 from onnxq.collect import collect, learn_types
@@ -17,12 +18,13 @@ from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
 from onnxq.data import InputSpec, Source, open_source, parse_shapes
 from onnxq.dla import cover
-from onnxq.errors import DataError, ModelError, StatisticsError
+from onnxq.errors import DataError, ModelError, RecipeError, StatisticsError
 from onnxq.graph import Graph
+from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
 from onnxq.passes import lower, prepare
-from onnxq.placements import PLACEMENTS
-from onnxq.precision import HALF_OPSET, probes, with_float_types
+from onnxq.placements import placed
+from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from onnxq.plan import Plan
+    from onnxq.proof import Proof
 
 Model = Any
 """A path, a Graph, an onnx.ModelProto, or an onnx-graphsurgeon graph."""
@@ -86,12 +89,17 @@ def calibrate(
 ) -> Statistics:
     """Collect statistics alone, of every float activation with `all_tensors`; arguments else as for `quantize`.
 
+    Of all activations those are left out that depend on custom operators, unless the recipe has their libraries.
+
     Raises:
         OnnxqError: see its children.
     """
     ready = prepared(model, recipe, monitor)
-    tensors = tuple(dict.fromkeys([*ready.plan.observe, *activations(ready.graph)])) if all_tensors else None
-    return observe(ready, data, monitor, tensors)
+    if not all_tensors:
+        return observe(ready, data, monitor)
+    unseen = set() if recipe.custom_ops else behind_customs(ready.graph)
+    others = [name for name in activations(ready.graph) if name not in unseen]
+    return observe(ready, data, monitor, tuple(dict.fromkeys([*ready.plan.observe, *others])))
 
 
 def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
@@ -166,6 +174,50 @@ def check(model: Model, target: str = "tensorrt") -> checks.Report:
     return checks.check(load(model).to_proto(), target)
 
 
+def prove(
+    model: Model,
+    target: str = "ort-cpu",
+    data: object = "random:1",
+    *,
+    shapes: str = "",
+    reference: Model | None = None,
+) -> Proof:
+    """What ONNX Runtime really runs of a quantized model, optimized for the target's provider; see `onnxq.proof`.
+
+    Args:
+        model: quantized, by whatever tool.
+        target: ort-cpu or ort-cuda.
+        data: the first sample is what it is run on; nothing is calibrated.
+        shapes: sizes of dynamic inputs, as a recipe has them.
+        reference: the float model, to measure latency against.
+
+    Raises:
+        RecipeError: the target is none of ONNX Runtime's, or its provider is not there.
+        ModelError: ONNX Runtime cannot load a model.
+        DataError: the data does not fit.
+    """
+    if target not in PROVIDER_OF:
+        raise RecipeError(f"{target} cannot be proved", f"Targets of ONNX Runtime: {', '.join(PROVIDER_OF)}.")
+    graph = load(model)
+    _, feed = next(iter(_open(data, graph, Recipe(shapes=shapes))))
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        files = [_on_disk(each, Path(folder) / f"{i}.onnx") for i, each in enumerate((model, reference or model))]
+        compared = None if reference is None else files[1]
+        return proof.prove(files[0], feed, provider=PROVIDER_OF[target], reference=compared)
+
+
+PROVIDER_OF = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
+"""Target -> the provider of ONNX Runtime that runs it."""
+
+
+def _on_disk(model: Model, path: Path) -> Path:
+    """The file of a model, as it is where it comes from one."""
+    if isinstance(model, str | os.PathLike):
+        return Path(model)
+    load(model).save(path, check=False)
+    return path
+
+
 # -- the steps -----------------------------------------------------------------------------------------------
 
 
@@ -196,14 +248,13 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
     monitor.stage("Preparing", None)
     target = get_target(recipe.target)
     graph = load(model)
-    half = recipe.float_type != "float32"
-    passes = prepare(max(target.min_opset, HALF_OPSET) if half else target.min_opset, target.placement)
+    passes = prepare(lowest_opset(recipe, target), target.placement)
     pipeline.run(graph, passes)
     if recipe.custom_ops and learn_types(graph, recipe.custom_op_list, recipe.provider_list):
         pipeline.run(graph, passes)  # types that were unknown are inferred now
     if files.weight_bytes(graph) > files.SPILL_BYTES:
         graph = files.spill(graph)
-    plan = PLACEMENTS[target.placement](graph, target, recipe)
+    plan = placed(graph, target, recipe)
     plan = replace(plan, float_type=recipe.float_type, notes=(*plan.notes, *notes(graph)))
     if target.every_tensor:
         plan = cover(graph, plan, target, recipe)
@@ -278,7 +329,7 @@ def lowered(
     monitor.stage("Choosing ranges", None)
     if statistics is not None:
         statistics.check_model(ready.graph.digest())
-    if statistics is None and cache is None:
+    if statistics is None and cache is None and ready.plan.mode == "static":
         plan = weights_only(ready.plan)
     else:
         plan = resolve(ready.plan, statistics, ready.recipe, target, cache)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _CLIPPING_BY_CHOICE = ("auto", "entropy")  # they would clip a protected tensor without being told to
 
 
+_FEW_STEPS = 16  # a sixteenth of the range: 3 bits and the sign are left
+
 CACHED = "calibration cache"
 """What stands as calibrator where a range came from one."""
 
@@ -55,6 +57,7 @@ def resolve(
                 notes.append(f"{members[0].tensor}: {text}")
             name = _calibrator_name(members, recipe)
             found = make_calibrator(name, recipe.percentile)(histogram, target.activation)
+            notes += _small_members(members, {} if statistics is None else statistics.tensors, found)
         found = _covering(found, members)
         params = params_from_range(*found, target.activation)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
@@ -145,6 +148,22 @@ def _groups(plan: Plan) -> list[list[Point]]:
     for point in plan.points.values():
         groups.setdefault(point.group, []).append(point)
     return list(groups.values())
+
+
+def _small_members(members: Sequence[Point], tensors: Mapping[str, Histogram], found: Range) -> list[str]:
+    """A note on the member of a group that suffers most from its scale, when that leaves it fewer than 8 steps.
+
+    A range n times as wide as needed costs 20 log10 n dB: the step grows by n, and with it the error.
+    """
+    widest = max(-found[0], found[1])
+    least = min(members, key=lambda p: tensors[p.observe].amax or widest)
+    amax = tensors[least.observe].amax
+    if not 0.0 < amax * _FEW_STEPS < widest:
+        return []
+    text = (
+        f"shares a scale with tensors of a range {widest / amax:.3g} times as wide and keeps {127 * amax / widest:.2g}"
+    )
+    return [f"{least.tensor}: {text} of 127 steps. A rule that excludes what joins them gives it a scale of its own"]
 
 
 # -- from a cache ----------------------------------------------------------------------------------------------

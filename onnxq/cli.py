@@ -205,7 +205,7 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Cache to write.")
 @click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
 @click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")
-@click.option("--format", "layout", type=click.Choice(["tensorrt", "ort"]), default="tensorrt", show_default=True)
+@click.option("--layout", type=click.Choice(["tensorrt", "ort"]), default="tensorrt", show_default=True)
 @_recipe_options
 @_talk_options
 def export_cache(
@@ -297,17 +297,43 @@ def compare(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, tensorrt@10 or tensorrt@11.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}.")
+@click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11; ort-cpu.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
+@click.option("--data", default="random:1", show_default=True, help="ort-cpu: what MODEL is run on, its first sample.")
+@click.option("--shapes", default="", help="ort-cpu: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
+@click.option("--measure", is_flag=True, help="ort-cpu: measure latency against --float too.")
+@click.option("--float", "reference", type=click.Path(path_type=Path), help="The float model, for --measure.")
 @_talk_options
-def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+def check(
+    model: Path,
+    target: str,
+    as_json: bool,
+    data: str,
+    shapes: str,
+    measure: bool,
+    reference: Path | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Will the target take MODEL, and run it in int8? Exit status 3 when it will not take it.
 
-    MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules.
+    MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules. For ort-cpu it is
+    optimized and run by ONNX Runtime; status 3 says that something quantized runs in float all the same.
     """
-    from onnxq import api, tables
+    from onnxq import api, proof, tables
     from onnxq.checks import text
 
+    if measure and reference is None:
+        raise click.UsageError("--measure wants the float model: --float FILE")
+    if target == "ort-cpu":
+        proved = api.prove(model, target, data, shapes=shapes, reference=reference if measure else None)
+        if as_json:
+            click.echo(json.dumps(proved.to_dict(), indent=1))
+        elif not quiet or not proved.legal:
+            click.echo(tables.table(proof.HEADER, proof.rows(proved, every=verbose)))
+            for line in proof.lines(proved):
+                click.echo(line)
+        sys.exit(0 if proved.legal else EXIT_REFUSED)
     report = api.check(model, target)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))

@@ -1,11 +1,16 @@
-"""Which placement a target uses, as a table."""
+"""Which function places what: the table PLACEMENTS, and the plan of a recipe's mode."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxq.modes import mode_of
 from onnxq.place import place
 from onnxq.place_cpu import place_cpu
+from onnxq.place_cuda import place_cuda
+from onnxq.place_dynamic import place_dynamic
+from onnxq.place_weights import place_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,5 +22,22 @@ if TYPE_CHECKING:
 
     Placement = Callable[[Graph, Target, Recipe], Plan]
 
-PLACEMENTS: dict[str, Placement] = {"tensorrt": place, "ort-cpu": place_cpu}
-"""`Target.placement` -> the function that decides."""
+PLACEMENTS: dict[str, Placement] = {
+    "tensorrt": place,
+    "ort-cpu": place_cpu,
+    "ort-cuda": place_cuda,
+    "weight-only": place_weights,
+    "dynamic": place_dynamic,
+}
+"""`Target.placement` for static int8, or the name of another mode -> the function that decides."""
+
+
+def placed(graph: Graph, target: Target, recipe: Recipe) -> Plan:
+    """The plan of a prepared graph in the recipe's mode.
+
+    Raises:
+        RecipeError: a rule matches nothing.
+    """
+    mode = mode_of(graph, target, recipe)
+    plan = PLACEMENTS[target.placement if mode == "static" else mode](graph, target, recipe)
+    return replace(plan, mode=mode)

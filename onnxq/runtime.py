@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,6 @@ from onnxq.errors import DataError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     import numpy.typing as npt
 
 Array = "npt.NDArray[Any]"
@@ -35,7 +34,8 @@ class Session:
     """A loaded model. Outputs come as a tuple in the order they were asked for.
 
     `custom_ops` are shared libraries that export RegisterCustomOps. `output_types` gives numpy's name of the element
-    type of every output, None for what is no tensor of numbers.
+    type of every output, None for what is no tensor of numbers. `write_to` is where the optimized model goes,
+    `profile_to` the beginning of the name of the profile that `end_profile` writes.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class Session:
         *,
         optimize: bool = True,
         custom_ops: Sequence[str] = (),
+        write_to: Path | None = None,
+        profile_to: Path | None = None,
     ) -> None:
         import onnxruntime as ort  # noqa: TID251  this is the wall; 0.1 s that `import onnxq` need not pay
 
@@ -54,6 +56,11 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if write_to is not None:
+            options.optimized_model_filepath = str(write_to)
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to)
         for library in custom_ops:
             _register(options, library)
         names = provider_names(providers)
@@ -94,6 +101,10 @@ class Session:
                 "Do the shapes and values fit the model? "
                 + ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items()),
             ) from error
+
+    def end_profile(self) -> Path:
+        """Stop profiling; the file that holds the profile."""
+        return Path(self._session.end_profiling())
 
 
 def provider_names(providers: Sequence[str]) -> list[str]:

@@ -13,6 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
+from onnxq.passes.cpu_sums import sum_before_norm
+from onnxq.passes.dynamic_lstm import DynamicLSTM
+from onnxq.passes.dynamic_products import DynamicProducts
 from onnxq.passes.fold_affine import fold_affine
 from onnxq.passes.fold_batch_norm import fold_batch_norm
 from onnxq.passes.fold_constants import fold_constants
@@ -21,13 +24,17 @@ from onnxq.passes.fuse_layer_norm import fuse_layer_norm
 from onnxq.passes.high_precision import HighPrecision
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.insert_qdq import InsertQDQ
+from onnxq.passes.integer_products import integer_products
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
+from onnxq.passes.narrow_weights import NarrowWeights
+from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.raise_opset import RaiseOpset
 from onnxq.passes.remove_identities import remove_identities
 from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
 from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.sum_to_add import sum_to_add
+from onnxq.passes.to_operators import ToOperators
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +86,8 @@ def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
 
 def lower(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     """Write a resolved plan into the prepared graph as Q/DQ nodes and int8 weights."""
-    return LOWERINGS.get(target.placement, _lower_qdq)(plan, target, recipe)
+    kind = target.placement if plan.mode == "static" else plan.mode
+    return LOWERINGS.get(kind, _lower_qdq)(plan, target, recipe)
 
 
 def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
@@ -105,12 +113,50 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,
         keep_biases_apart,
+        sum_before_norm,
+        *((ToOperators(target.movers),) if recipe.format == "qoperator" else ()),
         remove_unused,  # float weights that nothing reads any more
+    )
+
+
+def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    products = tuple(w for w in plan.weights if w.block_size is None)
+    *pairs, unused = _lower_qdq(replace(plan, weights=products), target, recipe)
+    return (
+        *pairs,
+        integer_products,  # behind the change of the float type: the accumulators of a product stay in float32
+        QuantizeTables(plan, recipe.weight_range),  # likewise, so that its scales have the type of its rows
+        unused,
+    )
+
+
+def _lower_weights(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    if target.placement == "tensorrt" and not any(w.block_size for w in plan.weights):
+        return _lower_qdq(plan, target, recipe)  # it takes a DequantizeLinear on every kind of weight
+    half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
+    return (
+        NarrowWeights(plan, recipe.weight_range),
+        *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
+        QuantizeTables(plan, recipe.weight_range),
+        remove_unused,
+    )
+
+
+def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    return (
+        DynamicProducts(plan, target.weight, recipe.weight_range),
+        DynamicLSTM(plan, target.weight),
+        remove_unused,
     )
 
 
 REDUCED = 64
 """Largest weight code where pairs of products are added in 16 bits: 2 * 255 * 64 < 2^15."""
 
-LOWERINGS: dict[str, Callable[[Plan, Target, Recipe], tuple[Pass, ...]]] = {"ort-cpu": _lower_cpu}
-"""`Target.placement` -> how a plan is written, where not as Q/DQ pairs around float operators for TensorRT."""
+LOWERINGS: dict[str, Callable[[Plan, Target, Recipe], tuple[Pass, ...]]] = {
+    "ort-cpu": _lower_cpu,
+    "ort-cuda": _lower_cuda,
+    "weight-only": _lower_weights,
+    "dynamic": _lower_dynamic,
+}
+"""`Target.placement`, or a mode but static -> how a plan is written, where not as Q/DQ pairs for TensorRT."""

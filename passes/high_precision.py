@@ -238,7 +238,7 @@ class _Work:
     def _cast_node(self, value: Value, *, half: bool, before: Node | None) -> Value:
         kind = self.dtype if half else "float32"
         dequantize = self.graph.producer(value, "DequantizeLinear")
-        if dequantize is not None:
+        if dequantize is not None and self.graph.is_const(dequantize.inputs[1]):
             made = self._dequantized_again(dequantize, value, kind)
         else:
             to = CODES[self.dtype] if half else FLOAT

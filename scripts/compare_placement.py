@@ -154,7 +154,7 @@ def peer(name: str) -> None:
         output_path=str(OUT / f"{name}.modelopt.onnx"),
     )
     source.unlink()
-    print(f"{name}: ModelOpt {version('nvidia-modelopt')}, ONNX Runtime {version('onnxruntime')}")
+    print(f"{name}: ModelOpt {version('nvidia-modelopt')}")
 
 
 def environment() -> Path:
@@ -354,7 +354,7 @@ def main() -> None:
     results = []
     for name in wanted or SUBJECTS:
         if not (OUT / f"{name}.modelopt.onnx").exists():
-            subprocess.run([environment(), __file__, "--inside", name], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run([environment(), __file__, "--inside", name], check=True, stdout=sys.stderr)
         results.append(compared(name))
     print(tables(results))
 

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graph", "files", "runtime", "calibrators", "customs"),
     ("targets", "statistics", "patterns", "linear", "caches", "checks", "schemas"),
     ("recipe", "modes"),
-    ("plan", "weighted", "place", "pipeline", "data", "choose", "precision", "dla", "placements", "place_cuda",
+    ("plan", "weighted", "place", "pipeline", "data", "choose", "precision", "dla", "cpu_kernels", "points_cpu", "place_cpu", "placements", "place_cuda",
      "place_dynamic", "place_weights"),
     ("passes", "collect", "comparison"),
     ("api", "report", "exchange"),

@@ -277,6 +277,13 @@ class Graph:
         edits.insert(self._model.graph, made, before)
         return output
 
+    def extend(self, node: Node, name: str, dtype: str) -> Value:
+        """Give a node one more output, and return it."""
+        node.resize_outputs(len(node.outputs) + 1)
+        output = node.outputs[-1]
+        output.name, output.type = self.fresh(name), edits.tensor_type(dtype)
+        return output
+
     def set_input(self, node: Node, index: int, value: Value | None) -> None:
         """Make the node read another value."""
         if index >= len(node.inputs):

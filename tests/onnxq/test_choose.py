@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +65,44 @@ def test_a_group_has_the_same_bits_from_all_its_values() -> None:
         assert scale(found, "a") != scale(found, "d")
     alone = resolved(statistics, point("a"), calibrator="minmax")
     assert scale(alone, "a") == pytest.approx(40 / 127, rel=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1, 4, 16, 64])
+def test_a_group_with_a_small_branch_has_the_range_of_least_error_over_all(ratio: int) -> None:
+    """The oracle searches every range; of the small branch it costs what the arithmetic of a wider step says."""
+    large, small = (np.abs(RNG.normal(size=20_000)).astype(np.float32) / r for r in (1, ratio))
+    found = resolved(seen(a=large, b=small), point("a", "a"), point("b", "a"), calibrator="auto")
+    step = scale(found, "a")
+    both = np.concatenate([large, small])
+
+    def error(s: float, x: npt.NDArray[Any]) -> float:
+        return float(np.square(x - np.clip(np.rint(x / s), -128, 127) * s).sum())
+
+    best = min(error(s, both) for s in np.geomspace(0.2, 1, 200) * float(both.max()) / 127)
+    assert error(step, both) <= 1.02 * best
+    alone = scale(resolved(seen(b=small), point("b"), calibrator="auto"), "b")
+    lost = 10 * np.log10(error(step, small) / error(alone, small))
+    assert lost == pytest.approx(20 * np.log10(step / alone), abs=1.5)
+    assert any("b: shares a scale" in note for note in found.notes) is (ratio > 16)
+
+
+def test_a_branch_too_small_for_its_group_is_noted_once() -> None:
+    members = [point(t, "a") for t in "abcd"]
+    found = resolved(seen(a=[10.0], b=[0.1], c=[0.5], d=[0.0]), *members)
+    (note,) = found.notes
+    assert note.startswith("b: shares a scale with tensors of a range 100 times as wide and keeps 1.3 of 127 steps")
+    assert not resolved(seen(a=[10.0], b=[1.0]), point("a", "a"), point("b", "a")).notes
+
+
+def test_a_known_range_stands_and_widens_that_of_its_group() -> None:
+    known = replace(point("a"), range=(0.0, 1.0), chosen="softmax")
+    for calibrator in ("minmax", "percentile", "auto"):
+        found = resolved(seen(), known, calibrator=calibrator)
+        assert found.points["a"].chosen == "softmax"
+        assert scale(found, "a") == np.float32(1 / 127)
+    pair = (replace(known, group="g"), point("b", "g"))
+    assert scale(resolved(seen(a=[0.25], b=[0.5]), *pair), "b") == np.float32(1 / 127)
+    assert scale(resolved(seen(a=[0.25], b=[2.54]), *pair), "a") == pytest.approx(0.02, rel=1e-6)
 
 
 def test_the_order_of_the_plan_is_kept_and_does_not_matter() -> None:

@@ -80,7 +80,7 @@ def test_a_cache_gives_the_scales_of_its_statistics(
 ) -> None:
     folder = model.parent
     with_statistics = ("--statistics", statistics, "--calibrator", calibrator)
-    assert run(monkeypatch, "export-cache", model, *with_statistics, "-o", folder / "c", "--format", layout) == 0
+    assert run(monkeypatch, "export-cache", model, *with_statistics, "-o", folder / "c", "--layout", layout) == 0
     assert run(monkeypatch, "quantize", model, *with_statistics, "-o", folder / "s.onnx") == 0
     assert run(monkeypatch, "quantize", model, "--calibration-cache", folder / "c", "-o", folder / "c.onnx") == 0
     expected = scales(folder / "s.onnx")
@@ -132,7 +132,7 @@ def test_what_the_cache_lacks_is_said(
         (("--algorithm", "legacy"), 2, "unknown algorithm 'legacy'"),
         (("--trt-version", "11.0.0"), 2, "reads no calibration cache"),
         (("--trt-version", "latest"), 2, "'latest' is no TensorRT version"),
-        (("--format", "json"), 2, "json"),
+        (("--layout", "json"), 2, "json"),
     ],
 )
 def test_wrong_options_are_usage_errors(

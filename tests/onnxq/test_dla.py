@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from graphs import Array, graph_of, run
+from architectures import ARCHITECTURES
+from graphs import Array, graph_of, random_feeds, run
 from placing import net
 
 from onnxq import api, report, tables
 from onnxq.checks import check
 from onnxq.dla import SUPPORTED, why_gpu
-from onnxq.graph import Graph
 from onnxq.monitor import Monitor
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import TARGETS
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 ALL = tuple(name for name in TARGETS if name.endswith("+dla"))
@@ -95,6 +99,17 @@ def test_digits(target: str) -> None:
     assert any("falls back to the GPU: 2 " in line for line in tables.summary_lines(report.summarize(plan)))
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_networks(name: str) -> None:
+    recipe = Recipe(target="tensorrt@11+dla" if name in {"yolo", "transformer"} else "tensorrt@10+dla")
+    ready = api.prepared(ARCHITECTURES[name](), recipe)
+    samples = [random_feeds(ready.graph, seed, N=4) for seed in range(2)]
+    graph, _ = api.quantize(ARCHITECTURES[name](), samples, recipe)
+    assert pairs(graph) == expected(ready.graph, tuple(str(v.name) for v in ready.graph.outputs))
+    assert not [f for f in check(graph.to_proto(), recipe.target.removesuffix("+dla")).findings if f.severity == "E"]
+    assert api.compare(ready.graph, graph, samples, recipe).worst[0].sqnr_db > 20
+
+
 def test_the_graph_without_a_pair_fails_the_count() -> None:
     graph, _ = api.quantize(small(), feeds(), Recipe(target="tensorrt@10"))
     assert pairs(graph) != expected(api.prepared(small(), Recipe()).graph, ("y",))
@@ -137,11 +152,11 @@ def test_pairs_of_the_model_are_shared() -> None:
     text = """(float[1,3,8,8] x) => (float[1,8,6,6] y) {
         q = QuantizeLinear(x, s, o) p = DequantizeLinear(q, s, o) c = Conv(p, w) r = Abs(x) t = ReduceMax(r)
         y = Add(c, t) }"""
-    weights = {"s": np.float32(0.05), "o": np.int8(0), "w": np.ones((8, 3, 3, 3), np.float32)}
-    graph, _ = api.quantize(graph_of(text, **weights), feeds(), Recipe(target="tensorrt@10+dla"))
+    made = graph_of(text, s=np.float32(0.05), o=np.int8(0), w=np.ones((8, 3, 3, 3), np.float32))
+    graph, _ = api.quantize(made, feeds(), Recipe(target="tensorrt@10+dla"))
     assert max(pairs(graph).values()) == 1
     (absolute,) = [node for node in graph.nodes if node.op_type == "Abs"]
-    assert str(absolute.inputs[0].name) == "p"
+    assert absolute.inputs[0] is graph.find("p")
 
 
 @pytest.mark.parametrize(
@@ -169,12 +184,8 @@ def test_pairs_of_the_model_are_shared() -> None:
     ],
 )
 def test_limits(body: str, why: str | None) -> None:
-    weights = {"w": (4, 4, 3, 3), "big": (4, 4, 33, 33), "t": (4, 2, 3, 3)}
-    numbers = {
-        "zero": np.array(0, np.float32),
-        "one": np.array(1, np.float32),
-        "scales": np.array([1, 1, 2, 2], np.float32),
-    }
+    weights: dict[str, Any] = {"w": (4, 4, 3, 3), "big": (4, 4, 33, 33), "t": (4, 2, 3, 3)}
+    numbers = {"zero": np.zeros((), np.float32), "one": np.ones((), np.float32), "scales": np.array([1, 1, 2, 2], "f")}
     graph = net("float[1,4,40,40] x", body, "y", 20, **{n: a for n, a in (weights | numbers).items() if n in body})
     found = why_gpu(graph, graph.nodes[-1])
     assert found == why if why is None else (found is not None and why in found)

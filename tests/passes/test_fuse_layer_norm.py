@@ -20,7 +20,7 @@ CORE = f"{HEAD} e = Add(v, eps) r = Sqrt(e) d = Div(c, r)"
 def norm(body: str, opset: int = 17, shape: str = "2,3,8", **weights: object) -> Graph:
     given = {"two": np.float32(2), "eps": np.float32(1e-5), "g": SCALE, "b": BIAS, **weights}
     used = {name: array for name, array in given.items() if f" {name})" in body or f"({name}," in body}
-    graph = graph_of(f"(float[{shape}] x) => (float[{shape}] y) {{ {body} }}", opset, **used)  # type: ignore[arg-type]  # arrays
+    graph = graph_of(f"(float[{shape}] x) => (float[{shape}] y) {{ {body} }}", opset, **used)
     graph.infer_shapes()
     return graph
 
@@ -31,9 +31,11 @@ def norm(body: str, opset: int = 17, shape: str = "2,3,8", **weights: object) ->
         pytest.param(f"{HEAD} s = Sqrt(v) y = Div(c, s)", id="no epsilon"),
         pytest.param(CORE.replace("Div(c, r)", "Div(x, r)") + " y = Mul(d, g)", id="x is not centred"),
         pytest.param(
-            CORE.replace("axes=[-1]", "axes=[1]") + " y = Identity(d)", id="over an axis in the middle"
+            CORE.replace("axes=[-1]", "axes=[1]").replace("d = Div", "y = Div"), id="over an axis in the middle"
         ),
-        pytest.param("q = Pow(x, two) v = ReduceMean<axes=[-1]>(q) e = Add(v, eps) r = Sqrt(e) y = Div(x, r)", id="RMS"),
+        pytest.param(
+            "q = Pow(x, two) v = ReduceMean<axes=[-1]>(q) e = Add(v, eps) r = Sqrt(e) y = Div(x, r)", id="RMS"
+        ),
         pytest.param("m = ReduceMean<axes=[-1]>(x) y = Sub(x, m)", id="centring alone"),
     ],
 )
@@ -49,7 +51,7 @@ def test_leaves_older_opsets_alone() -> None:
 
 
 def test_leaves_an_unknown_last_dimension_alone() -> None:
-    assert fuse_layer_norm(norm(f"{CORE} y = Identity(d)", shape="2,3,N")) == 0
+    assert fuse_layer_norm(norm(f"{CORE} y = Mul(d, g)", shape="2,3,N")) == 0
 
 
 def test_leaves_a_scale_along_another_axis_alone() -> None:
@@ -60,7 +62,7 @@ def test_leaves_a_scale_along_another_axis_alone() -> None:
 @pytest.mark.parametrize(
     ("tail", "scale", "bias"),
     [
-        ("y = Identity(d)", 1.0, 0.0),
+        ("", 1.0, 0.0),
         ("y = Mul(d, g)", SCALE, 0.0),
         ("y = Mul(g, d)", SCALE, 0.0),
         ("y = Add(d, b)", 1.0, BIAS),
@@ -72,7 +74,7 @@ def test_leaves_a_scale_along_another_axis_alone() -> None:
 def test_one_node_with_scale_and_bias(
     tail: str, scale: float | np.ndarray, bias: float | np.ndarray, opset: int
 ) -> None:
-    body = f"{CORE} {tail}"
+    body = f"{CORE} {tail}" if tail else CORE.replace("d = Div", "y = Div")
     if opset == 19:  # axes are an input from opset 18 on
         body = body.replace("<axes=[-1]>(x)", "(x, last)").replace("<axes=[-1]>(q)", "(q, last)")
     graph = norm(body, opset, last=np.array([-1]))
@@ -80,8 +82,7 @@ def test_one_node_with_scale_and_bias(
     before = graph.copy()
     assert fuse_layer_norm(graph) == 1
     graph.remove_unused()
-    assert [n.op_type for n in graph.nodes][:1] == ["LayerNormalization"]
-    assert len(graph.nodes) == 1 + ("Identity" in tail)
+    assert [n.op_type for n in graph.nodes] == ["LayerNormalization"]
     wide = x.astype(np.float64)  # Ba et al., 2016, arXiv 1607.06450, eq. 3
     variance = np.mean((wide - wide.mean(-1, keepdims=True)) ** 2, -1, keepdims=True)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5) * scale + bias

@@ -119,6 +119,9 @@ def advice() -> Iterator[Case]:
     yield Case("P25", model(f"{pair('xd', 'x')} {pair('y', 'xd')}"), {("W", "y_q")}, once)
     copied = model(f"{pair('xd', 'x')} t = Identity(xd) {pair('y', 't')}")
     yield Case("P26", copied, {("W", "y_q")}, model(f"{pair('xd', 'x')} y = Identity(xd)"))
+    pooled = f"{pair('xd', 'x')} t = MaxPool<kernel_shape=[1,1]>(xd) {pair('y', 't')}"  # int8 between equal pairs
+    requantized = pooled.replace("(t, s, z)", "(t, s2, z)").replace("(y_q, s, z)", "(y_q, s2, z)")
+    yield Case("P26", model(requantized), {("W", "y_q")}, model(pooled))
     pad, extra = "Pad({}, pads)", ("int64[8] pads = {0,0,0,0,0,0,0,0}",)
     late = f"p = {pad.format('x')} {pair('d', 'p')} {pair('wd', 'w', 0)} y = Conv(d, wd)"
     early = f"{pair('d', 'x')} p = {pad.format('d')} {pair('wd', 'w', 0)} y = Conv(p, wd)"

@@ -53,11 +53,27 @@ def test_a_body_may_read_what_is_around_it_and_nothing_else() -> None:
 
 
 def test_the_checker_of_onnx_speaks() -> None:
-    proto = model("y = Relu(x)")
-    proto.graph.node[0].op_type = "Relo"
-    assert "Relo" in said(proto)["g"]
+    proto = model("y = Relu<slope = 0.5>(x)")
+    assert "slope" in said(proto)["g"]
     wrong = model("y = Add(x, b5)", extra=(const("float[5] b5"),))  # 5 against 4: only strict inference sees it
     assert "onnx.checker" in said(wrong)["g"]
+
+
+def test_a_plugin_is_worth_knowing_and_no_error() -> None:
+    proto = model("y = Relu(x)")
+    proto.graph.node[0].op_type = "Relo"  # as EfficientNMS_TRT, which exporters write into the default domain
+    (found,) = [f for f in check(proto).findings if f.id == "P34"]
+    assert (found.severity, found.where) == ("I", "y")
+    assert "needs a plugin" in found.message
+    proto.graph.node[0].op_type = "Relu"
+    proto.graph.node[0].domain = "mine"
+    assert "No opset import for domain 'mine'" in said(proto)["g"]
+    proto.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    assert {f.severity for f in check(proto).findings if f.id == "P34"} == {"I"}
+    proto.graph.node[0].domain = "com.microsoft"
+    proto.graph.node[0].op_type = "Gelu"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    assert said(proto) == {}
 
 
 def test_bytes_of_weights_are_counted() -> None:

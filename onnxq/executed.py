@@ -1,0 +1,144 @@
+"""The nodes of an optimized model: which compute on integers, which in float, and which were meant for integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnx import ModelProto, NodeProto
+
+    Seen = tuple[str, tuple[int, ...]]
+
+BYTES = ("uint8", "int8")
+FLOATS = ("float", "float16", "bfloat16", "double")
+"""ONNX Runtime's names of types, as its profile has them."""
+
+PRODUCTS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("Conv", "FusedConv", "ConvTranspose", "ConvInteger", "NhwcFusedConv"), (0, 1)),
+    **dict.fromkeys(("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"), (0, 1)),
+    **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"), (0, 1)),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (0, 3)),
+}
+"""Operator -> indices of its two operands."""
+
+_ELEMENTWISE = frozenset(
+    {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Where", "MaxPool"}
+    | {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Tile", "Resize"}
+)
+_INTEGER = frozenset(
+    {"QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+    | {"QAttention", "QEmbedLayerNormalization", "QMoE"}
+)
+_NARROW_WEIGHT = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+_CONVERT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One node of an optimized model.
+
+    Attributes:
+        name: unique in the model.
+        op_type: its operator.
+        runs: "integer", "moves int8", "int8 weight" (multiplies in float), "conversion", "float behind DQ", "float"
+            or "other" (shapes, indices).
+        macs: multiply-accumulates of the run that was profiled.
+        lost: whether all that it reads says int8, and for an operator without weights all that reads it too.
+    """
+
+    name: str
+    op_type: str
+    runs: str
+    macs: int
+    lost: bool
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, str]
+    makers: Mapping[str, NodeProto]
+    users: Mapping[str, list[NodeProto]]
+    constants: frozenset[str]
+
+
+def executed(model: ModelProto, seen: Mapping[str, Seen]) -> tuple[Executed, ...]:
+    """The nodes of the main graph of an optimized model, in order.
+
+    `seen` gives (element type, shape) of the activations as they were when it ran, under ONNX Runtime's type names.
+    """
+    tensors = _tensors(model, seen)
+    return tuple(_node(node, tensors) for node in model.graph.node)
+
+
+def _tensors(model: ModelProto, seen: Mapping[str, Seen]) -> _Tensors:
+    graph = model.graph
+    shapes = {name: shape for name, (_, shape) in seen.items()} | {t.name: tuple(t.dims) for t in graph.initializer}
+    types = {name: kind for name, (kind, _) in seen.items()}
+    makers = {output: node for node in graph.node for output in node.output}
+    users: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    return _Tensors(shapes, types, makers, users, frozenset(t.name for t in graph.initializer))
+
+
+def _node(node: NodeProto, tensors: _Tensors) -> Executed:
+    lost = _is_lost(node, tensors)
+    return Executed(node.name, node.op_type, _runs(node, tensors, lost=lost), _macs(node, tensors), lost)
+
+
+def _runs(node: NodeProto, tensors: _Tensors, *, lost: bool) -> str:
+    kinds = [tensors.types.get(name, "") for name in node.output if name]
+    if node.op_type in _INTEGER or node.op_type.startswith("QLinear"):
+        return "integer"
+    if node.op_type in _NARROW_WEIGHT:
+        return "int8 weight"
+    if node.op_type in _CONVERT:
+        return "conversion"
+    if kinds and all(kind in BYTES for kind in kinds):
+        return "moves int8"
+    if not any(kind in FLOATS for kind in kinds):
+        return "other"
+    return "float behind DQ" if lost or any(_dequantized(name, tensors) for name in node.input) else "float"
+
+
+def _is_lost(node: NodeProto, tensors: _Tensors) -> bool:
+    """Whether the node lies between Q/DQ pairs like an integer one, and is none."""
+    op = node.op_type
+    if op in PRODUCTS and op not in _INTEGER and not op.startswith("QLinear") and op not in _NARROW_WEIGHT:
+        return all(_dequantized(node.input[i], tensors) for i in PRODUCTS[op])
+    if op not in _ELEMENTWISE:
+        return False
+    read = [n for n in node.input if n and n not in tensors.constants and tensors.types.get(n) in FLOATS]
+    written = [user.op_type == "QuantizeLinear" for name in node.output for user in tensors.users.get(name, ())]
+    return bool(read) and all(_dequantized(n, tensors) for n in read) and bool(written) and all(written)
+
+
+def _dequantized(name: str, tensors: _Tensors) -> bool:
+    """Whether a DequantizeLinear makes the tensor, or it is a rearranged copy of one that does."""
+    node = tensors.makers.get(name)
+    while node is not None and node.op_type in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "ReorderInput"):
+        node = tensors.makers.get(node.input[0])
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _macs(node: NodeProto, tensors: _Tensors) -> int:
+    if node.op_type not in PRODUCTS:
+        return 0
+    first, second = (node.input[i] for i in PRODUCTS[node.op_type])
+    source, weight = tensors.shapes.get(first), tensors.shapes.get(second)
+    out = tensors.shapes.get(node.output[0])
+    if not source or not weight or not out:
+        return 0
+    attributes = {a.name: a.i for a in node.attribute}
+    if "Conv" in node.op_type:
+        last = attributes.get("channels_last", 0)
+        pixels = source if node.op_type == "ConvTranspose" else out
+        return prod(weight) * prod((pixels[0], *(pixels[1:-1] if last else pixels[2:])))
+    contracted = source[-2] if attributes.get("transA", 0) and len(source) > 1 else source[-1]
+    return prod(out) * contracted

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+from placing import net
+
+import onnxq
+from onnxq.checks.versions import VERSIONS
+from onnxq.errors import RecipeError
+from onnxq.targets import TARGETS, get_target
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph
+
+FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+
+
+def deconvolution() -> Graph:
+    return net(
+        "float[1,16,4,4] x",
+        "c = Conv(x, w) r = Relu(c) y = ConvTranspose<strides=[2,2]>(r, t)",
+        "y",
+        13,
+        w=(16, 16, 1, 1),
+        t=(16, 16, 2, 2),
+    )
+
+
+def emitted(target: str, **options: str) -> onnx.ModelProto:
+    recipe = onnxq.Recipe(target=target, **options)  # type: ignore[arg-type]  # a test names texts only
+    return onnxq.quantize(deconvolution(), "random:2", recipe)[0].to_proto()
+
+
+def scales(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Weight or activation -> its scale."""
+    return {t.name.split("_scale")[0]: t for t in model.graph.initializer if "_scale" in t.name}
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "deconv", "kind", "opset"),
+    [
+        ("tensorrt@8", "qdq", 1, FLOAT, 13),
+        ("tensorrt@10", "dq", 16, FLOAT, 13),
+        ("tensorrt@11", "dq", 16, FLOAT16, 19),
+    ],
+)
+def test_what_is_written_for_each_version(target: str, form: str, deconv: int, kind: int, opset: int) -> None:
+    model = emitted(target)
+    ops = [node.op_type for node in model.graph.node]
+    assert ops.count("QuantizeLinear") == (4 if form == "qdq" else 2)  # two activations, and two weights
+    assert ops.count("DequantizeLinear") == 4
+    found = scales(model)
+    assert sum(found["t"].dims) == (0 if deconv == 1 else deconv)  # 0-d: one scale
+    assert list(found["w"].dims) == [16]
+    assert {t.data_type for t in found.values()} == {kind}
+    assert model.opset_import[0].version == opset
+    assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {FLOAT}
+
+
+def test_without_a_number_it_is_the_newest() -> None:
+    assert get_target("tensorrt") is get_target("tensorrt@11")
+    assert emitted("tensorrt") == emitted("tensorrt@11")
+
+
+def test_the_recipe_has_the_last_word() -> None:
+    ops = [node.op_type for node in emitted("tensorrt@11", weight_form="qdq", high_precision="fp32").graph.node]
+    assert ops.count("QuantizeLinear") == 4
+    assert "Cast" not in ops
+
+
+@pytest.mark.parametrize(
+    ("target", "flags", "convert"),
+    [
+        ("tensorrt@8", ("--int8", "--fp16"), ("--int8", "--fp16")),  # weakly typed: flags allow types
+        ("tensorrt@10", ("--stronglyTyped",), ("--strongly-typed",)),
+        ("tensorrt@11", (), ("--strongly-typed",)),  # the precision flags are gone
+    ],
+)
+def test_next_steps(target: str, flags: tuple[str, ...], convert: tuple[str, ...]) -> None:
+    steps = get_target(target).next_step
+    trtexec = steps[f"trtexec (TensorRT {target.partition('@')[2]})"]
+    filled = trtexec.format(model="m.int8.onnx", engine="m.plan", shapes=" --optShapes=x:1x3x8x8").split()
+    assert filled[:3] == ["trtexec", "--onnx=m.int8.onnx", "--saveEngine=m.plan"]
+    assert filled[3:] == [*flags, "--optShapes=x:1x3x8x8"]
+    polygraphy = steps["polygraphy"].format(model="m.int8.onnx", engine="m.plan").split()
+    assert polygraphy == ["polygraphy", "convert", "m.int8.onnx", *convert, "-o", "m.plan"]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("tensort", "'tensorrt'"), ("tensorrt@12", "'tensorrt@1"), ("tensorrt10", "'tensorrt@10'")]
+)
+def test_an_unknown_target(name: str, near: str) -> None:
+    with pytest.raises(RecipeError, match=name) as caught:
+        get_target(name)
+    assert f"Did you mean {near}" in caught.value.hint
+    assert all(known in caught.value.hint for known in TARGETS)
+    with pytest.raises(RecipeError, match=name):
+        onnxq.Recipe(target=name)
+
+
+def test_nothing_like_it() -> None:
+    with pytest.raises(RecipeError) as caught:
+        get_target("qqq")
+    assert caught.value.hint.startswith("Known: tensorrt,")
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt@8", "tensorrt@10", "tensorrt@11"])
+def test_targets_and_checks_agree(name: str) -> None:
+    target, version = TARGETS[name], VERSIONS[name]
+    assert target.name == version.name
+    assert version.stored_weights == (target.weight_form == "dq")
+    assert version.transposed_per_channel == target.deconv_per_channel
+    assert version.strongly_typed == (target.high_precision == "fp16")
+    assert target.activation.dtype == target.weight.dtype == "int8"
