@@ -16,13 +16,14 @@ from onnxq.choose import resolve, uncached, weights_only
 from onnxq.collect import collect, learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
-from onnxq.data import InputSpec, Source, open_source, parse_shapes
+from onnxq.data import InputSpec, Source, open_source, parse_shapes, rereadable
 from onnxq.dla import cover
-from onnxq.errors import DataError, ModelError, RecipeError, StatisticsError
+from onnxq.errors import DataError, ModelError, PassError, RecipeError, StatisticsError
 from onnxq.graph import Graph
+from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
-from onnxq.passes import lower, prepare
+from onnxq.passes import Smooth, lower, prepare
 from onnxq.placements import placed
 from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
@@ -31,9 +32,11 @@ from onnxq.targets import get_target
 from onnxq.weighted import FLOAT_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from onnxq.data import Feed
     from onnxq.plan import Plan
+    from onnxq.statistics import Factor
     from onnxq.proof import Proof
 
 Model = Any
@@ -95,11 +98,7 @@ def calibrate(
         OnnxqError: see its children.
     """
     ready = prepared(model, recipe, monitor)
-    if not all_tensors:
-        return observe(ready, data, monitor)
-    unseen = set() if recipe.custom_ops else behind_customs(ready.graph)
-    others = [name for name in activations(ready.graph) if name not in unseen]
-    return observe(ready, data, monitor, tuple(dict.fromkeys([*ready.plan.observe, *others])))
+    return improved(ready, data, monitor, all_tensors=all_tensors)
 
 
 def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
@@ -199,11 +198,11 @@ def prove(
     if target not in PROVIDER_OF:
         raise RecipeError(f"{target} cannot be proved", f"Targets of ONNX Runtime: {', '.join(PROVIDER_OF)}.")
     graph = load(model)
-    _, feed = next(iter(_open(data, graph, Recipe(shapes=shapes))))
+    feed = next(iter(_open(data, graph, Recipe(shapes=shapes))))
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        files = [_on_disk(each, Path(folder) / f"{i}.onnx") for i, each in enumerate((model, reference or model))]
-        compared = None if reference is None else files[1]
-        return proof.prove(files[0], feed, provider=PROVIDER_OF[target], reference=compared)
+        compared = None if reference is None else _on_disk(reference, Path(folder) / "float.onnx")
+        quantized = _on_disk(model, Path(folder) / "quantized.onnx")
+        return proof.prove(quantized, feed, provider=PROVIDER_OF[target], reference=compared)
 
 
 PROVIDER_OF = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
@@ -254,6 +253,20 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
         pipeline.run(graph, passes)  # types that were unknown are inferred now
     if files.weight_bytes(graph) > files.SPILL_BYTES:
         graph = files.spill(graph)
+    plan = planned(graph, recipe)
+    if not plan.weights and not plan.points and not plan.kept:
+        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
+        raise ModelError(f"there is nothing to quantize in {where}", _why_nothing(plan))
+    return Prepared(graph, plan, recipe)
+
+
+def planned(graph: Graph, recipe: Recipe) -> Plan:
+    """The plan of a prepared graph.
+
+    Raises:
+        RecipeError: a rule matches nothing.
+    """
+    target = get_target(recipe.target)
     plan = placed(graph, target, recipe)
     plan = replace(plan, float_type=recipe.float_type, notes=(*plan.notes, *notes(graph)))
     if target.every_tensor:
@@ -261,10 +274,63 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
     if recipe.float_type == "float16":
         unseen = set() if recipe.custom_ops else behind_customs(graph)
         plan = replace(plan, probes=tuple(name for name in probes(graph, plan) if name not in unseen))
-    if not plan.weights and not plan.points and not plan.kept:
-        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
-        raise ModelError(f"there is nothing to quantize in {where}", _why_nothing(plan))
-    return Prepared(graph, plan, recipe)
+    return plan
+
+
+def smoothed(ready: Prepared, factors: Mapping[str, Factor]) -> Prepared:
+    """The prepared model with the factors in it, and its plan; itself when there are none.
+
+    Raises:
+        StatisticsError: the factors belong to another model.
+    """
+    if not factors:
+        return ready
+    graph = ready.graph.copy()
+    try:
+        pipeline.run(graph, (Smooth(factors),))
+    except PassError as error:
+        raise StatisticsError(error.message, "Are the statistics of another model, or of another target?") from error
+    return Prepared(graph, planned(graph, ready.recipe), ready.recipe)
+
+
+def factors_for(ready: Prepared, source: Source, monitor: Monitor = QUIET) -> dict[str, Factor]:
+    """The factors that improve the model on this data; none with effort fast. See `onnxq.improve`.
+
+    Raises:
+        DataError: the data cannot be read or does not fit.
+    """
+    recipe, grid = ready.recipe, get_target(ready.recipe.target).activation
+    if recipe.effort == "fast" or not (grid.symmetric and grid.signed) or ready.plan.mode != "static":
+        return {}
+    recipe = replace(recipe, high_precision="fp32", io_types="float32")  # judged on the CPU, where float16 is slow
+    plain = Prepared(ready.graph, planned(ready.graph, recipe), recipe)
+
+    def quantizer(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
+        trial = smoothed(plain, factors)
+        return lowered(trial, observe(trial, list(feeds)))[0]
+
+    model = Inspected(plain.graph, plain.plan, quantizer, recipe.provider_list, recipe.custom_op_list)
+    return smoothing_factors(model, source, monitor)
+
+
+def improved(ready: Prepared, data: object, monitor: Monitor = QUIET, *, all_tensors: bool = False) -> Statistics:
+    """Statistics of the model after what the recipe's effort improves in it; they carry the factors.
+
+    Raises:
+        DataError: the data cannot be read or does not fit.
+    """
+    source = _open(data, ready.graph, ready.recipe)
+    factors: Mapping[str, Factor] = {}
+    if ready.recipe.effort != "fast":
+        source = rereadable(source)
+        factors = factors_for(ready, source, monitor)
+    better = smoothed(ready, factors)
+    tensors = None
+    if all_tensors:
+        unseen = set() if ready.recipe.custom_ops else behind_customs(better.graph)
+        others = [name for name in activations(better.graph) if name not in unseen]
+        tensors = tuple(dict.fromkeys([*better.plan.observe, *others]))
+    return replace(observe(better, source, monitor, tensors), smoothing=factors)
 
 
 def observe(
@@ -304,7 +370,7 @@ def measured(ready: Prepared, data: object, monitor: Monitor = QUIET, cache: Cac
     if data is None or isinstance(data, Statistics):
         return data
     if cache is None:
-        return observe(ready, data, monitor)
+        return improved(ready, data, monitor)
     lacking = uncached(ready.plan, cache)
     if not lacking:
         monitor.warn("the calibration cache has every scale; the data is not read")
@@ -328,6 +394,7 @@ def lowered(
     target = get_target(ready.recipe.target)
     monitor.stage("Choosing ranges", None)
     if statistics is not None:
+        ready = smoothed(ready, statistics.smoothing)
         statistics.check_model(ready.graph.digest())
     if statistics is None and cache is None and ready.plan.mode == "static":
         plan = weights_only(ready.plan)

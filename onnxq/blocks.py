@@ -37,7 +37,10 @@ class Blocks:
 
     def dequantized(self) -> npt.NDArray[np.float64]:
         """The weight as it reads back, before any rounding to a narrower type."""
-        return self.codes * spread(self.scale.astype(np.float64), self.axis, self.size, self.codes.shape[self.axis])
+        real: npt.NDArray[np.float64] = self.codes * spread(
+            self.scale.astype(np.float64), self.axis, self.size, self.codes.shape[self.axis]
+        )
+        return real
 
 
 def quantize_blocks(
@@ -92,9 +95,7 @@ def _codes(w: npt.NDArray[Any], scale: npt.NDArray[Any], axis: int, size: int, b
     return codes
 
 
-def _error(
-    w: npt.NDArray[Any], scale: npt.NDArray[Any], axis: int, size: int, bits: int
-) -> npt.NDArray[np.float64]:
+def _error(w: npt.NDArray[Any], scale: npt.NDArray[Any], axis: int, size: int, bits: int) -> npt.NDArray[np.float64]:
     wide = spread(scale.astype(np.float64), axis, size, w.shape[axis])
     return _per_block((w - _codes(w, scale, axis, size, bits) * wide) ** 2, axis, size, np.add)
 

@@ -104,7 +104,7 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram]) -> Histog
         DataError: there is no finite value in it.
     """
     total = Histogram.empty()
-    for name in sorted({p.observe for p in members}):
+    for name in sorted({p.observe for p in members if p.range is None}):
         if name not in tensors:
             raise StatisticsError(
                 f"the statistics hold nothing about tensor {name!r}",

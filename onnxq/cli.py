@@ -139,7 +139,7 @@ def quantize(
         cache = read_cache(cache_file) if cache_file else None
         given = Statistics.load(statistics_file) if statistics_file else data
         ready = api.prepared(model, recipe, monitor)
-        if given is None and cache is None:
+        if given is None and cache is None and ready.plan.mode == "static":
             given = _data_beside(model, monitor.warn)
         statistics = api.measured(ready, given, monitor, cache)
         graph, plan = api.lowered(ready, statistics, monitor, cache)

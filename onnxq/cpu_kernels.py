@@ -25,19 +25,31 @@ def why_no_kernel(graph: Graph, node: Node, target: Target) -> str | None:
     """Why the provider would not run this node in integers; None when it would, with all that it touches quantized."""
     op = node.op_type
     if node.domain not in ("", "ai.onnx") or (op not in {*target.weighted, *target.both_ends, *target.movers}):
-        return "no integer kernel on the CPU provider"
+        return NO_KERNEL
+    reason = _why_surroundings(graph, node)
+    if reason is not None:
+        return reason
+    return _why_weighted(graph, node, target) if op in target.weighted else _why_other(graph, node)
+
+
+NO_KERNEL = "no integer kernel on the CPU provider"
+
+
+def _why_surroundings(graph: Graph, node: Node) -> str | None:
+    """What speaks against the node's inputs and readers, whatever it computes."""
     reads = [v for v in node.inputs[: _operands(node)] if v is not None and not graph.is_const(v)]
     if any(graph.dtype(v) != FLOAT for v in (*reads, node.outputs[0])):
-        return "not float32: integer kernels take float32 scales"
+        return NOT_FLOAT32
     if any(arrives_quantized(graph, v) for v in node.inputs):
         return "quantized in the model already"
-    if any(v.is_graph_output() or graph.users(v) for v in node.outputs[1:]) and op != "Split":
+    if any(v.is_graph_output() or graph.users(v) for v in node.outputs[1:]) and node.op_type != "Split":
         return "more than one output"
     if any(graph.in_body(user) for v in node.outputs for user, _ in graph.users(v)):
         return "read inside the body of a control flow node"
-    if op in target.weighted:
-        return _why_weighted(graph, node, target)
-    return _why_other(graph, node)
+    return None
+
+
+NOT_FLOAT32 = "not float32: integer kernels take float32 scales"
 
 
 def is_product(graph: Graph, node: Node) -> bool:
@@ -54,23 +66,26 @@ def _operands(node: Node) -> int:
 
 def _why_weighted(graph: Graph, node: Node, target: Target) -> str | None:
     if node.op_type == "ConvTranspose":
-        return "no integer kernel on the CPU provider"
+        return NO_KERNEL
     if is_product(graph, node):
         return None
     reason = why_float(graph, node, target)
-    if reason is not None:
+    weight = weight_of(graph, node, target)
+    if reason is not None or weight is None:
         return reason
+    if graph.dtype(weight.value) != FLOAT:
+        return NOT_FLOAT32
+    if node.op_type == "MatMul":
+        matrices = graph.rank(weight.value) == 2 and (graph.rank(node.inputs[0]) or 0) >= 2
+        return None if matrices else "its operands are no matrices"
+    return _why_bias(graph, node)
+
+
+def _why_bias(graph: Graph, node: Node) -> str | None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not graph.is_const(bias):
         return "its bias is computed at run time"
-    weight = weight_of(graph, node, target)
-    if weight is not None and graph.dtype(weight.value) != FLOAT:
-        return "not float32: integer kernels take float32 scales"
-    if node.op_type == "Gemm":
-        return _why_gemm(graph, node, bias)
-    if node.op_type == "MatMul" and weight is not None and (graph.rank(weight.value) != 2 or not _matrix(graph, node)):
-        return "its operands are no matrices"
-    return None
+    return _why_gemm(graph, node, bias) if node.op_type == "Gemm" else None
 
 
 def _why_gemm(graph: Graph, node: Node, bias: Value | None) -> str | None:
@@ -83,10 +98,6 @@ def _why_gemm(graph: Graph, node: Node, bias: Value | None) -> str | None:
     return None
 
 
-def _matrix(graph: Graph, node: Node) -> bool:
-    return (graph.rank(node.inputs[0]) or 0) >= 2
-
-
 def _why_other(graph: Graph, node: Node) -> str | None:
     op = node.op_type
     constants = [v for v in node.inputs[: _operands(node)] if graph.is_const(v)]
@@ -94,8 +105,8 @@ def _why_other(graph: Graph, node: Node) -> str | None:
         return "its constant operand would be rounded to 8 bits"
     if op not in ("Add", "Mul") and constants:
         return "reads a constant"
-    if op == "Resize" and not _copies_or_blends(graph, node):
-        return f"no 8-bit kernel for a Resize of mode {graph.attribute(node, 'mode', 'nearest')}"
+    if op == "Resize" and graph.attribute(node, "mode", "nearest") != "nearest":
+        return f"a Resize of mode {graph.attribute(node, 'mode', 'nearest')} runs in float behind its pairs"
     if op == "AveragePool" and any(d != 1 for d in graph.attribute(node, "dilations", None) or ()):
         return "no integer kernel for dilated average pooling"
     return None
@@ -105,8 +116,3 @@ def _exact_scalar(graph: Graph, value: Value | None) -> float | None:
     """A scalar: on a grid made for it alone, 0 to 255 times its 255th part, it loses nothing."""
     found = graph.scalar(value)
     return found if found is not None and np.isfinite(found) and found != 0.0 else None
-
-
-def _copies_or_blends(graph: Graph, node: Node) -> bool:
-    """Whether a Resize makes no value beyond those it reads; a cubic one overshoots."""
-    return graph.attribute(node, "mode", "nearest") in ("nearest", "linear")

@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from onnx import ModelProto, NodeProto
 
@@ -27,7 +27,19 @@ PRODUCTS: Mapping[str, tuple[int, int]] = {
 
 _ELEMENTWISE = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Where", "MaxPool"}
-    | {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Tile", "Resize"}
+    | {
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Gather",
+        "Expand",
+        "Tile",
+        "Resize",
+    }
 )
 _INTEGER = frozenset(
     {"QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
@@ -66,13 +78,14 @@ class _Tensors:
     constants: frozenset[str]
 
 
-def executed(model: ModelProto, seen: Mapping[str, Seen]) -> tuple[Executed, ...]:
+def executed(model: ModelProto, seen: Mapping[str, Seen], inserted: Collection[str] = ()) -> tuple[Executed, ...]:
     """The nodes of the main graph of an optimized model, in order.
 
     `seen` gives (element type, shape) of the activations as they were when it ran, under ONNX Runtime's type names.
+    `inserted` names nodes that only the optimizer knows: a Transpose of its own between pairs was not meant for int8.
     """
     tensors = _tensors(model, seen)
-    return tuple(_node(node, tensors) for node in model.graph.node)
+    return tuple(_node(node, tensors, own=node.name not in inserted) for node in model.graph.node)
 
 
 def _tensors(model: ModelProto, seen: Mapping[str, Seen]) -> _Tensors:
@@ -87,8 +100,8 @@ def _tensors(model: ModelProto, seen: Mapping[str, Seen]) -> _Tensors:
     return _Tensors(shapes, types, makers, users, frozenset(t.name for t in graph.initializer))
 
 
-def _node(node: NodeProto, tensors: _Tensors) -> Executed:
-    lost = _is_lost(node, tensors)
+def _node(node: NodeProto, tensors: _Tensors, *, own: bool) -> Executed:
+    lost = _is_lost(node, tensors, own=own)
     return Executed(node.name, node.op_type, _runs(node, tensors, lost=lost), _macs(node, tensors), lost)
 
 
@@ -107,12 +120,12 @@ def _runs(node: NodeProto, tensors: _Tensors, *, lost: bool) -> str:
     return "float behind DQ" if lost or any(_dequantized(name, tensors) for name in node.input) else "float"
 
 
-def _is_lost(node: NodeProto, tensors: _Tensors) -> bool:
+def _is_lost(node: NodeProto, tensors: _Tensors, *, own: bool) -> bool:
     """Whether the node lies between Q/DQ pairs like an integer one, and is none."""
     op = node.op_type
     if op in PRODUCTS and op not in _INTEGER and not op.startswith("QLinear") and op not in _NARROW_WEIGHT:
         return all(_dequantized(node.input[i], tensors) for i in PRODUCTS[op])
-    if op not in _ELEMENTWISE:
+    if op not in _ELEMENTWISE or not own:
         return False
     read = [n for n in node.input if n and n not in tensors.constants and tensors.types.get(n) in FLOATS]
     written = [user.op_type == "QuantizeLinear" for name in node.output for user in tensors.users.get(name, ())]

@@ -8,39 +8,39 @@ that, tell whether the quantized model really comes nearer to the float one. Wha
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq import pipeline
-from onnxq.choose import resolve
-from onnxq.collect import collect, sample_hash, samples, session_for
-from onnxq.data import Source
+from onnxq.collect import sample_hash, samples, session_for
+from onnxq.linear import linear_at
 from onnxq.monitor import QUIET, Monitor
-from onnxq.numerics import SMALLEST_SCALE
-from onnxq.passes import lower
-from onnxq.passes.smooth import Smooth
-from onnxq.place import place
 from onnxq.rescaling import find_sites
 from onnxq.runtime import Session
-from onnxq.sampling import patches, rows_of, weight_as_rows
+from onnxq.sampling import patches, readable, rows, weight_as_rows
 from onnxq.smoothing import EXPLICIT_CONV_DB, EXPLICIT_DB, MARGIN_DB, Allowed, Reading, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from onnxq.data import Feed
+    from onnxq.data import Feed, Source
     from onnxq.graph import Graph, Node
+    from onnxq.linear import Linear
     from onnxq.plan import Plan
-    from onnxq.recipe import Recipe
     from onnxq.rescaling import Site
     from onnxq.statistics import Factor
-    from onnxq.targets.target import Target
 
     Array = npt.NDArray[Any]
+    Floats = npt.NDArray[np.float64]
+    Factors = dict[str, Factor]
+    Reach = dict[str, tuple[Array, Array]]
+    """Tensor -> the smallest and the largest value of each channel."""
+    Quantizer = Callable[[Factors, Sequence[Feed]], Graph]
+    """(factors, feeds to calibrate on) -> the smoothed, quantized model."""
 
 PICKED = 32
 """Samples that are looked at: half choose, half judge."""
@@ -49,7 +49,7 @@ LEAST = 4
 """With fewer nothing is chosen: one sample says little of another."""
 
 GAIN_DB = 0.1
-"""The least gain of the model's output that is kept."""
+"""The least gain at the model's outputs that is kept."""
 
 _ROWS = 384
 """Rows of a layer's input that are sampled, over all samples."""
@@ -58,45 +58,71 @@ _ELEMENTS = 2**20
 """Values of a layer's sampled input at most: wide patches are sampled less often."""
 
 
-def smoothing_factors(
-    graph: Graph, recipe: Recipe, target: Target, source: Source, monitor: Monitor = QUIET
-) -> dict[str, Factor]:
+@dataclass(frozen=True)
+class Inspected:
+    """A prepared model and how it is run.
+
+    Attributes:
+        graph: the prepared graph.
+        plan: its plan.
+        quantizer: (factors, feeds to calibrate on) -> the smoothed and quantized graph, in float32 what is not int8.
+        providers: where ONNX Runtime runs it.
+        custom_ops: libraries with its custom operators.
+    """
+
+    graph: Graph
+    plan: Plan
+    quantizer: Quantizer
+    providers: tuple[str, ...] = ("cpu",)
+    custom_ops: tuple[str, ...] = ()
+
+    def session(self, tensors: Sequence[str]) -> Session:
+        """The float model with these tensors as outputs, its own where none is named."""
+        return session_for(self.graph, tensors, self.providers, self.custom_ops)
+
+
+def smoothing_factors(model: Inspected, source: Source, monitor: Monitor = QUIET) -> Factors:
     """Site name -> factors that bring the quantized model's outputs nearer to the float model's; often none.
 
-    The same for every order and batching of the samples.
-
-    Args:
-        graph: the prepared graph.
-        recipe: the run's recipe; what stays in float is judged in float32.
-        target: the recipe's target.
-        source: the calibration data; it is read once.
-        monitor: progress and warnings.
+    The same for every order and batching of the samples. The source is read once.
 
     Raises:
         DataError: the data cannot be read or does not fit.
     """
-    recipe = replace(recipe, high_precision="fp32")
-    feeds = _picked(graph, source, recipe, monitor)
+    wanted = _wanted(model.graph, model.plan)
+    if not wanted:
+        return {}
+    monitor.stage(f"Looking at {len(wanted)} layer inputs on {source.name}", source.length)
+    feeds, reach = _surveyed(model, wanted, source, monitor)
     if len(feeds) < LEAST:
-        monitor.warn(f"{len(feeds)} samples are too few to improve the model on; it is calibrated as with effort fast")
+        monitor.warn(f"{len(feeds)} different samples are too few to improve the model on: effort is fast")
         return {}
-    choosing, judging = feeds[::2], feeds[1::2]
-    factors = _chosen(graph, place(graph, target, recipe), recipe, choosing, monitor)
-    if not factors:
-        return {}
-    judge = _judge(graph, recipe, target, choosing, judging)
-    return _confirmed(factors, _kinds(graph, factors), judge, monitor)
+    found = _chosen(model, wanted, feeds[::2], reach, monitor)
+    return _confirmed(model, found, feeds, monitor) if found else {}
 
 
 # -- samples -------------------------------------------------------------------------------------------------
 
 
-def _picked(graph: Graph, source: Source, recipe: Recipe, monitor: Monitor) -> list[Feed]:
-    """The samples of the smallest hashes, in their order; equal ones count once."""
-    session = session_for(graph, [], recipe.provider_list)
+def _surveyed(
+    model: Inspected, wanted: Mapping[Site, Sequence[_Wanted]], source: Source, monitor: Monitor
+) -> tuple[list[Feed], Reach]:
+    """The samples of the smallest hashes, in their order, equal ones once; and how far each channel reaches in all.
+
+    All samples count for the reach: a channel that is quiet in most may hold a rare, large value that matters.
+    """
+    axes = {w.tensor: w.axis for want in wanted.values() for w in want}
+    session = model.session(tuple(axes))
     kept: dict[int, Feed] = {}
     heap: list[int] = []
+    reach: Reach = {}
     for _, feed in samples(session, source, monitor):
+        arrays = _run(session, feed)
+        for name, axis in axes.items():
+            others = tuple(i for i in range(arrays[name].ndim) if i != axis)
+            low, high = arrays[name].min(axis=others, initial=np.inf), arrays[name].max(axis=others, initial=-np.inf)
+            before = reach.get(name, (low, high))
+            reach[name] = np.minimum(before[0], low), np.maximum(before[1], high)
         key = sample_hash(feed)
         if key in kept or (len(heap) == PICKED and key > -heap[0]):
             continue
@@ -104,7 +130,13 @@ def _picked(graph: Graph, source: Source, recipe: Recipe, monitor: Monitor) -> l
         heapq.heappush(heap, -key)
         if len(heap) > PICKED:
             del kept[-heapq.heappop(heap)]
-    return [kept[key] for key in sorted(kept)]
+    return [kept[key] for key in sorted(kept)], reach
+
+
+def _run(session: Session, feed: Feed) -> dict[str, Array]:
+    """Every tensor that the session computes, and the inputs."""
+    given = {name: feed[name] for name in session.inputs}
+    return {**feed, **dict(zip(session.outputs, session.run(given, session.outputs), strict=True))}
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -112,28 +144,17 @@ def _picked(graph: Graph, source: Source, recipe: Recipe, monitor: Monitor) -> l
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A reading to be sampled: the nodes that share it, or the Add that reads the tensor quantized."""
+    """A reading to be sampled.
+
+    Attributes:
+        tensor: what is read.
+        axis: its channel axis.
+        linears: the nodes that read the same rows; none where the tensor is only quantized, for an addition.
+    """
 
     tensor: str
     axis: int
-    nodes: tuple[Node, ...]
-
-
-def _chosen(
-    graph: Graph, plan: Plan, recipe: Recipe, feeds: Sequence[Feed], monitor: Monitor
-) -> dict[str, Factor]:
-    wanted = _wanted(graph, plan)
-    monitor.stage(f"Smoothing {len(wanted)} sites", len(wanted))
-    tensors = tuple(dict.fromkeys(w.tensor for want in wanted.values() for w in want))
-    taken = _sampled(graph, tensors, [w for want in wanted.values() for w in want], recipe, feeds)
-    found: dict[str, Factor] = {}
-    for site, want in wanted.items():
-        readings = [_reading(graph, w, taken) for w in want]
-        factor = choose(readings, _allowed(site, want))
-        if factor is not None:
-            found[site.name] = factor
-        monitor.advance()
-    return found
+    linears: tuple[Linear, ...]
 
 
 def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
@@ -142,26 +163,135 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
     uses = {use: point.tensor for point in plan.points.values() for use in point.uses}
     found = {}
     for site in find_sites(graph):
-        read: dict[tuple[str, object], list[Node]] = {}
+        read: dict[tuple[str, str], list[Linear]] = {}
         for tensor, name in site.readers:
-            if (name, 0) in uses:
-                kind = nodes[name].op_type
-                read.setdefault((tensor, name if kind == "Conv" else kind), []).append(nodes[name])
-        if not read or any(not patches.readable(graph, n) for group in read.values() for n in group):
+            linear = linear_at(graph, nodes[name])
+            if linear is not None and (name, 0) in uses:
+                conv = linear.node.op_type == "Conv"  # others read one row at a time, all the same rows
+                read.setdefault((tensor, name if conv else ""), []).append(linear)
+        if not read or not all(readable(graph, nodes[name]) for _, name in site.readers):
             continue
-        want = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
-        inside = set(site.tensors)
+        found[site] = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
         if not site.explicit:
-            want += [
+            found[site] += [
                 _Wanted(tensor, site.axis, ())
                 for (name, _), tensor in uses.items()
-                if tensor in inside and nodes[name].op_type == "Add"
+                if tensor in site.tensors and nodes[name].op_type == "Add"
             ]
-        found[site] = want
     return found
 
 
-def _allowed(site: Site, want: Sequence[_Wanted]) -> Allowed:
-    conv = any(node.op_type == "Conv" for w in want for node in w.nodes)
-    margin = (EXPLICIT_CONV_DB if conv else EXPLICIT_DB) if site.explicit else MARGIN_DB
-    return Allowed(site.shifts, weights=not site.clips, margin=margin)
+def _chosen(
+    model: Inspected,
+    wanted: Mapping[Site, Sequence[_Wanted]],
+    feeds: Sequence[Feed],
+    reach: Reach,
+    monitor: Monitor,
+) -> dict[Site, Factor]:
+    """The factors that each site's own prediction asks for."""
+    every = list(dict.fromkeys(w for want in wanted.values() for w in want))
+    session = model.session(tuple(dict.fromkeys(w.tensor for w in every)))
+    taken: dict[_Wanted, list[Array]] = {w: [] for w in every}
+    for seed, feed in enumerate(feeds):
+        arrays = _run(session, feed)
+        for w in every:
+            taken[w].append(_taken(model.graph, w, arrays[w.tensor], seed, len(feeds)))
+    monitor.stage(f"Choosing factors for {len(wanted)} sites", len(wanted))
+    found: dict[Site, Factor] = {}
+    for site, want in wanted.items():
+        readings = [_reading(model.graph, w, taken[w], reach[w.tensor]) for w in want]
+        factor = choose(readings, _allowed(site)) if all(r.rows.size for r in readings) else None
+        if factor is not None:
+            found[site] = factor
+        monitor.advance()
+    return found
+
+
+def _taken(graph: Graph, wanted: _Wanted, x: Array, seed: int, feeds: int) -> Array:
+    """Sampled rows of one sample."""
+    linear = wanted.linears[0] if wanted.linears else None
+    conv = linear is not None and linear.node.op_type == "Conv"
+    size = (graph.size(linear.weight) or 0) // linear.channels if linear is not None else x.shape[wanted.axis]
+    count = -(-max(min(_ROWS, _ELEMENTS // max(size, 1)), feeds) // feeds)
+    if conv and linear is not None:
+        return patches(graph, linear, x, count, seed)
+    return rows(x, wanted.axis, count, seed)
+
+
+def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: tuple[Array, Array]) -> Reading:
+    weight = weight_as_rows(graph, wanted.linears) if wanted.linears else None
+    return Reading(np.concatenate(taken), weight, *reach)
+
+
+def _allowed(site: Site) -> Allowed:
+    if not site.explicit:
+        return Allowed(site.shifts, weights=not site.clips, margin=MARGIN_DB)
+    return Allowed(site.shifts, weights=True, margin=EXPLICIT_CONV_DB if site.convolves else EXPLICIT_DB)
+
+
+# -- confirming ----------------------------------------------------------------------------------------------
+
+
+def _confirmed(model: Inspected, found: Mapping[Site, Factor], feeds: Sequence[Feed], monitor: Monitor) -> Factors:
+    """Those of the factors that the model's outputs on the judging samples bear out.
+
+    All of them, if they gain; else each kind of site by itself, and what does not gain by halves.
+    """
+    choosing, judging = feeds[::2], feeds[1::2]
+    session = model.session(())
+    names = tuple(n for n in session.outputs)
+    exact = [session.run({n: f[n] for n in session.inputs}, names) for f in judging]
+
+    def noise(sites: Sequence[Site]) -> Floats:
+        graph = model.quantizer({s.name: found[s] for s in sites}, choosing)
+        return output_noise(session_for(graph, (), model.providers, model.custom_ops), judging, names, exact)
+
+    monitor.stage("Judging", None)
+    kept: list[Site] = []
+    least = noise(())
+    everything = list(found)
+    groups = [everything]
+    kinds = [[s for s in everything if (s.explicit, s.convolves) == kind] for kind in _KINDS]
+    tried = 0
+    while groups and tried < _TRIALS:
+        group, tried = groups.pop(0), tried + 1
+        error = noise([*kept, *group])
+        if gains(least, error):
+            kept, least = [*kept, *group], error
+        elif group is everything and sum(map(bool, kinds)) > 1:
+            groups += [kind for kind in kinds if kind]
+        elif len(group) > 1:
+            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return {s.name: found[s] for s in everything if s in kept}
+
+
+_KINDS = ((False, False), (False, True), (True, False), (True, True))
+_TRIALS = 7
+"""Times that the quantized model is made and run at most."""
+
+
+def gains(before: Floats, after: Floats) -> bool:
+    """Whether noise over signal, one number a sample, fell by GAIN_DB on average, and by more than by chance.
+
+    By chance: twice the standard error of the mean of the samples' gains in dB.
+    """
+    floor = np.finfo(np.float64).tiny
+    gained = 10 * np.log10(np.maximum(before, floor) / np.maximum(after, floor))
+    error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
+    return bool(np.isfinite(gained).all()) and float(gained.mean()) > max(GAIN_DB, 2 * error)
+
+
+def output_noise(session: Session, feeds: Sequence[Feed], names: Sequence[str], exact: Sequence[list[Any]]) -> Floats:
+    """Noise over signal of the model's float outputs, summed over the outputs, of each feed."""
+    total = np.zeros(len(feeds))
+    for i, (feed, wanted) in enumerate(zip(feeds, exact, strict=True)):
+        found = session.run({n: feed[n] for n in session.inputs}, names)
+        for a, b in zip(wanted, found, strict=True):
+            if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
+                continue
+            signal = a.astype(np.float64)
+            finite = np.isfinite(signal)
+            power = float(np.square(signal[finite]).sum())
+            if power > 0:
+                total[i] += float(np.square(signal[finite] - b[finite]).sum()) / power
+    return total

@@ -37,7 +37,9 @@ def check_mode(recipe: Recipe, target: Target) -> None:
     """
     if recipe.mode in target.refuses:
         others = ", ".join(m for m in MODES if m not in target.refuses)
-        raise RecipeError(f"{target.name} cannot run mode {recipe.mode}: {target.refuses[recipe.mode]}", f"It has: {others}.")
+        raise RecipeError(
+            f"{target.name} cannot run mode {recipe.mode}: {target.refuses[recipe.mode]}", f"It has: {others}."
+        )
     bits, size = recipe.weight_bits, recipe.block_size
     if (bits is not None or size is not None) and recipe.mode not in ("weight-only", "auto"):
         raise RecipeError(

@@ -182,8 +182,8 @@ def _why_not(sites: _Sites, node: Node) -> str | None:
 def _place_attention(sites: _Sites, found: Attention) -> None:
     """Q K^T and P V, both operands, where a rule asks for it. The mask and the scores stay in float.
 
-    Not by default: P gets the range [0, 1] whatever was seen, as TensorRT's fused kernels and ModelOpt have it, and
-    over many tokens most of P is smaller than half of its step of 1/127. docs/placement.md has what that costs.
+    Not by default: P gets the range [0, 1] whatever was seen, as ModelOpt has it, and over many tokens most of P is
+    smaller than half of its step of 1/127. docs/placement.md has what that costs.
     """
     advice = why_float_products(sites.graph, found, sites.target.min_channels)
     for node in (found.scores[0], found.mixed[-1]):

@@ -108,7 +108,11 @@ def _why_no_kernel(graph: Graph, node: Node, *, insists: bool) -> str | None:
         rank = graph.rank(node.inputs[1])
         return None if rank == 2 else f"a weight of rank {rank}; integer products take matrices"
     if node.op_type == "Conv" and is_pointwise(graph, node):
-        return None if insists else "a 1x1 convolution: as MatMulInteger unmeasured, a rule with quantize = true asks for it"
+        return (
+            None
+            if insists
+            else "a 1x1 convolution: as MatMulInteger unmeasured, a rule with quantize = true asks for it"
+        )
     return "the provider has no integer convolution"
 
 
@@ -121,7 +125,9 @@ def why_unaligned(graph: Graph, node: Node) -> str | None:
     k = shape[1] if transposed else shape[0]
     if not isinstance(k, int) or k % ALIGNED == 0:
         return None
-    return f"K is {k}, no multiple of {ALIGNED}: int8 Pad has no CUDA kernel, and unpadded each call copies both operands"
+    return (
+        f"K is {k}, no multiple of {ALIGNED}: int8 Pad has no CUDA kernel, and unpadded each call copies both operands"
+    )
 
 
 def is_pointwise(graph: Graph, node: Node) -> bool:

@@ -41,7 +41,10 @@ def place_dynamic(graph: Graph, target: Target, recipe: Recipe) -> Plan:
             axis = None if weight is None else weight.axis
             uses.setdefault((str(node.inputs[index].name), axis), []).append((name, index))  # type: ignore[union-attr]  # seen by _why_float
     return Plan(
-        target.name, {}, tuple(WeightPoint(n, tuple(where), axis) for (n, axis), where in uses.items()), tuple(decisions)
+        target.name,
+        {},
+        tuple(WeightPoint(n, tuple(where), axis) for (n, axis), where in uses.items()),
+        tuple(decisions),
     )
 
 
@@ -54,17 +57,18 @@ def _why_float(graph: Graph, node: Node, target: Target, recipe: Recipe) -> str 
         return _why_float_lstm(graph, node)
     if node.op_type not in ("MatMul", "Gemm", "Conv"):
         return "has no form with scales found at run time"
-    if is_quantized_already(graph, node, target):
-        return "quantized in the model already"
-    reason = why_float(graph, node, target)
-    if reason is not None:
-        return reason
+    return why_float(graph, node, target) or _why_float_product(graph, node, target)
+
+
+def _why_float_product(graph: Graph, node: Node, target: Target) -> str | None:
     rank = graph.rank(node.inputs[1]) or 0
-    if node.op_type != "Conv" and rank != 2:
-        return f"a weight of rank {rank}; integer products take matrices"
-    if node.op_type == "Gemm" and graph.attribute(node, "transA", 0):
-        return "a Gemm with transA"
-    return None if graph.dtype(node.inputs[0]) in ("float32", None) else "DynamicQuantizeLinear takes float32 only"
+    reasons = (
+        (is_quantized_already(graph, node, target), "quantized in the model already"),
+        (node.op_type != "Conv" and rank != 2, f"a weight of rank {rank}; integer products take matrices"),
+        (node.op_type == "Gemm" and bool(graph.attribute(node, "transA", 0)), "a Gemm with transA"),
+        (graph.dtype(node.inputs[0]) not in ("float32", None), "DynamicQuantizeLinear takes float32 only"),
+    )
+    return next((text for holds, text in reasons if holds), None)
 
 
 def _why_float_lstm(graph: Graph, node: Node) -> str | None:

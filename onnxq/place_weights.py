@@ -55,9 +55,7 @@ def place_weights(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     return Plan(target.name, {}, weights, tuple(decisions))
 
 
-def _decide(
-    graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: _Choice
-) -> tuple[str, _Choice | None]:
+def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: _Choice) -> tuple[str, _Choice | None]:
     """(Reason, what is stored, None for the float weight)."""
     if recipe.rule_value(node.name or "", node.op_type, "quantize") is False:
         return "excluded by a rule", None
@@ -72,7 +70,9 @@ def _decide(
     reason = why_float(graph, node, target) or _why_wide(graph, node, target, wanted)
     if reason is not None:
         return reason, None
-    kind = f"int{wanted.bits} weight, " + (f"blocks of {wanted.block_size}" if wanted.block_size else "a scale per column")
+    kind = f"int{wanted.bits} weight, " + (
+        f"blocks of {wanted.block_size}" if wanted.block_size else "a scale per column"
+    )
     return f"{kind}, float input", wanted
 
 
@@ -82,8 +82,10 @@ def _why_wide(graph: Graph, node: Node, target: Target, wanted: _Choice) -> str 
     if node.op_type not in PRODUCTS:
         if blocked:
             return "blocks of weights are for matrix products only"
-        return None if target.products == "qdq" and target.placement == "tensorrt" else (
-            "a convolution would dequantize its weight on every call"
+        return (
+            None
+            if target.products == "qdq" and target.placement == "tensorrt"
+            else ("a convolution would dequantize its weight on every call")
         )
     shape = graph.shape(node.inputs[1]) or ()
     if len(shape) != 2:
@@ -100,4 +102,3 @@ def plain_gemm(graph: Graph, node: Node) -> bool:
     """Whether a Gemm is A B + C, B perhaps transposed."""
     factors = (graph.attribute(node, "alpha", 1.0), graph.attribute(node, "beta", 1.0))
     return factors == (1.0, 1.0) and not graph.attribute(node, "transA", 0)
-

@@ -121,7 +121,7 @@ class Plan:
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values must be seen, without repeats."""
-        return tuple(dict.fromkeys(p.observe for p in self.points.values()))
+        return tuple(dict.fromkeys(p.observe for p in self.points.values() if p.range is None))
 
     @property
     def resolved(self) -> bool:

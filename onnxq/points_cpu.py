@@ -1,4 +1,4 @@
-"""The points of a CPU placement: given which nodes run in integers, which tensors are quantized and which share a scale."""
+"""The points of a CPU placement: which tensors are quantized, and which share a scale, given the integer nodes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Island:
         return (low is None or low <= 0.0) and (high is None or high >= 0.0)
 
     def writes_int8(self, node: Node) -> bool:
-        """Whether the integer node writes integers. A product of matrices writes float unless all its readers differ."""
+        """Whether the integer node writes integers: a product of matrices only where all its readers want them."""
         if node.op_type not in _PRODUCTS:
             return True
         ends = self.ends(node)

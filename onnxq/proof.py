@@ -115,10 +115,14 @@ def prove(model: Path, feed: Feed, *, provider: str = "cpu", reference: Path | N
             proto = onnx.load(str(written))
         except OSError as error:
             raise ModelError(f"ONNX Runtime wrote no optimized model of {model}", "Is it larger than 2 GB?") from error
+        known = {node.name for node in onnx.load(str(model), load_external_data=False).graph.node}
+        inserted = set()
         for index, node in enumerate(proto.graph.node):
+            own = node.name in known
             node.name = f"{index}:{node.name or node.op_type}"  # the profile knows nodes by name only
+            inserted |= set() if own else {node.name}
         events = _profile(proto.SerializeToString(), provider, feed, Path(folder))
-    nodes = executed(proto, _seen(proto, events, feed))
+    nodes = executed(proto, _seen(proto, events, feed), inserted)
     latency = None if reference is None else measure(reference, model, feed, provider=provider)
     return Proof(provider, nodes, _shares(events), latency)
 
@@ -144,7 +148,7 @@ def measure(reference: Path, model: Path, feed: Feed, *, provider: str = "cpu", 
 
 
 def _profile(model: bytes, provider: str, feed: Feed, folder: Path) -> list[dict[str, Any]]:
-    """The node events of some runs, in which a node's name is `name`. The model is optimized already, and runs as is."""
+    """Node events of some runs, a node's name as `name`. The model is optimized already, and runs as it stands."""
     session = Session(model, (provider,), optimize=False, profile_to=folder / "profile")
     for _ in range(WARM + RUNS):
         session.run(feed)
@@ -190,7 +194,9 @@ def rows(proof: Proof, *, every: bool = False) -> list[tuple[str, str, str, str,
     else:
         found = [(runs, op, str(count), macs, share) for runs, op, count, macs, share in proof.groups()]
     total = sum(node.macs for node in proof.nodes) or 1
-    return [(runs, op, who, f"{macs / total:.1%}" if macs else "", f"{share:.1%}") for runs, op, who, macs, share in found]
+    return [
+        (runs, op, who, f"{macs / total:.1%}" if macs else "", f"{share:.1%}") for runs, op, who, macs, share in found
+    ]
 
 
 def lines(proof: Proof) -> list[str]:
@@ -199,5 +205,7 @@ def lines(proof: Proof) -> list[str]:
     said.append(f"{proof.mac_share():.1%} of the multiply-accumulates in integer kernels, {len(proof.lost)} nodes lost")
     if (ratio := proof.latency) is not None:
         quartiles = f"{ratio.low:.2f} to {ratio.high:.2f}"
-        said.append(f"latency {ratio.ratio:.3f} of the float model's (quartiles {quartiles}, {ratio.runs} runs in turns)")
+        said.append(
+            f"latency {ratio.ratio:.3f} of the float model's (quartiles {quartiles}, {ratio.runs} runs in turns)"
+        )
     return said

@@ -23,6 +23,7 @@ HIGH_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Name on the command line -> numpy's name."""
 IO_TYPES = ("float32", "high-precision")
 WEIGHT_RANGES = ("absmax", "mse")
+EFFORTS = ("fast", "balanced")
 FORMATS = ("qdq", "qoperator")
 
 
@@ -80,6 +81,11 @@ class Recipe:
     calibrator: str = _option("auto", "How ranges are chosen from what was observed.")
     percentile: float = _option(99.99, "Share of |x| inside the range, in percent (calibrator percentile).")
     weight_range: str = _option("absmax", "How weight ranges are chosen.", WEIGHT_RANGES)
+    effort: str = _option(
+        "fast",
+        "fast: calibrate only; balanced: also smooth the inputs of layers where that lowers the measured error.",
+        EFFORTS,
+    )
     weight_form: str | None = _option(
         None,
         "dq: int8 weights + DequantizeLinear; qdq: float weights + Q + DQ. [default: the target's]",
@@ -95,7 +101,9 @@ class Recipe:
     custom_ops: str = _option("", "Libraries of custom operators for ONNX Runtime (.so, .dll); comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
-    mode: str = _option("static", "What is int8: activations and weights, with static or dynamic scales; weights.", MODES)
+    mode: str = _option(
+        "static", "What is int8: activations and weights, with static or dynamic scales; weights.", MODES
+    )
     weight_bits: int | None = _option(None, "Width of weights, 8 or 4 (mode weight-only). [default: 8]")
     block_size: int | None = _option(None, "Values along K that share a scale (mode weight-only). [default: column]")
     rules: tuple[Rule, ...] = ()
@@ -106,7 +114,7 @@ class Recipe:
             raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
         get_target(self.target)
         make_calibrator(self.calibrator, self.percentile)
-        for name in ("weight_range", "weight_form", "high_precision", "io_types", "mode", "format"):
+        for name in ("effort", "weight_range", "weight_form", "high_precision", "io_types", "mode", "format"):
             _check_choice(name, getattr(self, name))
         check_mode(self, get_target(self.target))
         _check_cpu(self)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnxq.linear import Linear, linear_at, per_output_channel
+from onnxq.linear import CONVS, Linear, linear_at, per_output_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +42,7 @@ class Site:
         explicit: x' is computed by a node of its own; else makers and readers absorb everything.
         shifts: whether a shift is possible as well as a scale.
         clips: Clip nodes among its ties: they saturate at one number for all channels.
+        convolves: whether a convolution reads it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Site:
     explicit: bool
     shifts: bool
     clips: tuple[str, ...] = ()
+    convolves: bool = False
 
 
 def find_sites(graph: Graph) -> tuple[Site, ...]:
@@ -225,7 +227,8 @@ def _site(graph: Graph, members: list[Value], readers: list[tuple[str, Linear]],
     names = tuple(str(v.name) for v in members)
     read = tuple((tensor, str(linear.node.name)) for tensor, linear in readers)
     shifts = not any(shift_problem(graph, linear) for _, linear in readers)
-    return Site(names[0], axis, channels, names, read, explicit=True, shifts=shifts)
+    convolves = any(linear.node.op_type == "Conv" for _, linear in readers)
+    return Site(names[0], axis, channels, names, read, explicit=True, shifts=shifts, convolves=convolves)
 
 
 def _read_axis(graph: Graph, linear: Linear, value: Value) -> int | None:
@@ -257,7 +260,8 @@ def _linear_making(graph: Graph, node: Node) -> Linear | None:
     if linear is None or graph.dtype(linear.weight) != FLOAT or len(graph.users(linear.weight)) > 1:
         return None
     bias = linear.node.inputs[2] if linear.node.op_type != "MatMul" and len(linear.node.inputs) > 2 else None
-    plain = bias is None or per_output_channel(graph, linear, bias) is not None
+    conv = linear.node.op_type in CONVS and graph.is_const(bias)
+    plain = bias is None or conv or per_output_channel(graph, linear, bias) is not None
     return linear if plain else None
 
 

@@ -101,9 +101,6 @@ def why_small(graph: Graph, node: Node, target: Target) -> str | None:
         return None
     dims = [int(d) for d in shape if isinstance(d, int)]
     if node.op_type == "Conv":
-        out = graph.shape(node.outputs[0])
-        if out is not None and all(d == 1 for d in (*out[:1], *out[2:])):
-            return "matrix times vector: one output pixel"
         groups = group_of(graph, node)
         reason = _why_small_groups(groups, dims[1], dims[0] // groups, target)
         return reason or _why_small_conv(graph, node, dims, target)

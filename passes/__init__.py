@@ -22,6 +22,7 @@ from onnxq.passes.fold_constants import fold_constants
 from onnxq.passes.fold_scales import fold_scales
 from onnxq.passes.fuse_layer_norm import fuse_layer_norm
 from onnxq.passes.high_precision import HighPrecision
+from onnxq.passes.imply_zero_points import imply_zero_points
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.integer_products import integer_products
@@ -33,6 +34,7 @@ from onnxq.passes.raise_opset import RaiseOpset
 from onnxq.passes.remove_identities import remove_identities
 from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
 from onnxq.passes.remove_unused import remove_unused
+from onnxq.passes.smooth import Smooth
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RaiseOpset",
+    "Smooth",
     "fold_affine",
     "fold_batch_norm",
     "fold_constants",
@@ -100,6 +103,7 @@ def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(plan, target.weight, recipe.weight_range, form),
         *((half,) if plan.float_type != "float32" else ()),  # behind the pairs, whose scales take its type
+        imply_zero_points,  # last of the pairs' changes: the others read them
         remove_unused,  # float weights that nothing reads any more
     )
 
@@ -120,6 +124,8 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    if not plan.points and not plan.joins:
+        return _lower_weights(plan, target, recipe)  # without data
     products = tuple(w for w in plan.weights if w.block_size is None)
     *pairs, unused = _lower_qdq(replace(plan, weights=products), target, recipe)
     return (

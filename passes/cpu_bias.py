@@ -82,9 +82,7 @@ def _round(graph: Graph, node: Node) -> bool:
         return False
     parts = (("quantized", codes.astype(np.int32)), ("scale", scale), ("zero_point", np.zeros(array.size, np.int32)))
     inputs = [graph.constant(f"{bias.name}_{what}", part) for what, part in parts]
-    real = graph.add(
-        "DequantizeLinear", inputs, name=f"{bias.name}_dequantized", attributes={"axis": 0}, before=node
-    )
+    real = graph.add("DequantizeLinear", inputs, name=f"{bias.name}_dequantized", attributes={"axis": 0}, before=node)
     graph.set_input(node, 2, real)
     return True
 

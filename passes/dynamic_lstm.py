@@ -79,9 +79,7 @@ class DynamicLSTM:
         )
 
 
-def _quantized(
-    weight: npt.NDArray[np.float64], qtype: QType
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def _quantized(weight: npt.NDArray[np.float64], qtype: QType) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Codes and scales of [directions, input, rows], absmax over the inputs of each row; an all-zero row has s = 1."""
     amax: npt.NDArray[Any] = np.abs(weight).max(axis=1)
     scale = np.where(amax == 0, 1.0, np.maximum(amax / qtype.qmax, float(np.finfo(np.float32).tiny)))

@@ -108,7 +108,7 @@ class _Work:
         """[K, N] codes, N padded to a multiple of 32."""
         key = (id(codes), flipped)
         if key not in self.stored:
-            matrix = array.reshape(array.shape[:2])
+            matrix: npt.NDArray[Any] = array.reshape(array.shape[0], -1)
             matrix = matrix.T if flipped else matrix
             padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % ALIGNED)))
             same = not flipped and padded.shape == matrix.shape

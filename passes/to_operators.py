@@ -155,7 +155,9 @@ def _bias(graph: Graph, node: Node, read: list[Node]) -> Value | None:
     if stored is not None:
         return stored.inputs[0]
     array = np.asarray(graph.const(bias), np.float64).reshape(-1)
-    step = np.asarray(graph.const(read[0].inputs[1]), np.float64) * np.asarray(graph.const(read[1].inputs[1]), np.float64)
+    step = np.asarray(graph.const(read[0].inputs[1]), np.float64) * np.asarray(
+        graph.const(read[1].inputs[1]), np.float64
+    )
     bounds = np.iinfo(np.int32)
     codes = np.clip(np.rint(array / np.broadcast_to(step.reshape(-1), array.shape)), bounds.min, bounds.max)
     return graph.constant(f"{bias.name}_quantized", codes.astype(np.int32))

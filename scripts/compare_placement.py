@@ -337,7 +337,7 @@ def tables(results: list[Result]) -> str:
     for pattern, who in sorted({key for r in results for key in r.counts if key[1] != "both"}):
         found = [r for r in results if (pattern, who) in r.counts]
         uses = ", ".join(f"{r.name} {r.counts[pattern, who]}" for r in found)
-        costs = ", ".join(f"{r.name} {r.costs[pattern]:.1f}" for r in found if pattern in r.costs)
+        costs = ", ".join(f"{r.name} {round(r.costs[pattern], 1) + 0.0:.1f}" for r in found if pattern in r.costs)
         lines.append(f"| {pattern} | {who} | {uses} | {costs} |")
     return "\n".join(lines)
 

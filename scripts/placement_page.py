@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, fill
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ def section(case: Case) -> str:
     """One pattern: heading, why, the graph before and after, source."""
     graphs = (("before", case.before), ("after", case.after))
     code = "\n\n".join(f"```text\n# {when}\n{dedent(text).strip()}\n```" for when, text in graphs)
-    return f"### {case.name}\n\n{case.why}\n\n{code}\n\nSource: {case.source}."
+    return f"### {case.name}\n\n{fill(case.why, 120)}\n\n{code}\n\nSource: {case.source}."
 
 
 def updated(page: str) -> str:

@@ -26,11 +26,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "numerics", "blocks", "histogram", "monitor"),
     ("graph", "files", "runtime", "calibrators", "customs"),
-    ("targets", "statistics", "patterns", "linear", "caches", "checks", "schemas"),
+    ("targets", "statistics", "patterns", "linear", "caches", "checks", "schemas", "executed", "rescaling"),
     ("recipe", "modes"),
-    ("plan", "weighted", "place", "pipeline", "data", "choose", "precision", "dla", "cpu_kernels", "points_cpu", "place_cpu", "placements", "place_cuda",
+    ("smoothing", "sampling", "plan", "weighted", "place", "pipeline", "data", "choose", "precision", "dla", "cpu_kernels", "points_cpu", "place_cpu", "placements", "place_cuda",
      "place_dynamic", "place_weights"),
-    ("passes", "collect", "comparison"),
+    ("passes", "collect", "comparison", "proof", "improve"),
     ("api", "report", "exchange"),
     ("cli", "progress", "tables", "onnxq"),  # onnxq: the public names, which are for users and the command line only
 )

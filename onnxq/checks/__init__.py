@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.checks import build, coverage, grammar, operators, placement, precision, residual, sizes, validity
+from onnxq.checks import build, coverage, grammar, operators, ort_cuda, placement, precision, residual, sizes, validity
 from onnxq.checks.finding import Finding
 from onnxq.checks.versions import get_version
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from onnxq.checks.coverage import Summary
     from onnxq.checks.finding import Breach
     from onnxq.checks.index import Model
+
+CUDA = "ort-cuda"
 
 __all__ = ["CHECKS", "Check", "Finding", "Report", "check"]
 
@@ -255,18 +257,20 @@ def check(model: ModelProto | str | os.PathLike[str], target: str = "tensorrt", 
 
     Args:
         model: path or onnx.ModelProto, quantized by whatever tool; external data need not be loaded.
-        target: a key of `onnxq.checks.versions.VERSIONS`.
+        target: a key of `onnxq.checks.versions.VERSIONS`, or ort-cuda, whose rules are C1 to C7.
         base_dir: folder of external data; that of the path, or the current one, when None.
 
     Raises:
         ModelError: the file cannot be read or is no ONNX model.
         RecipeError: there is no such target.
     """
-    version = get_version(target)
+    version = None if target == CUDA else get_version(target)
     if isinstance(model, str | os.PathLike):
         base_dir = str(Path(model).parent) if base_dir is None else base_dir
         model = build.read(model)
     folder = base_dir or ""
+    if version is None:
+        return Report(target, *ort_cuda.check(model, folder))
     # Without order there is no walking up and down the graph: only P34 speaks then.
     disorder = next(validity.unsorted(model.graph), None)
     graphs = [build.surroundings(model, folder, version)] if disorder else list(build.graphs(model, folder, version))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.checks import build, coverage, validity
 from onnxq.checks.finding import Breach, Finding, error, note, warning
-from onnxq.checks.index import CONVS, CONTRIB, DQ, WEIGHTED, integer, is_onnx, is_qdq
+from onnxq.checks.index import CONTRIB, CONVS, DQ, WEIGHTED, integer, is_onnx, is_qdq
 from onnxq.checks.ort_cuda_kernels import ABSENT, DOCUMENT, KERNELS, kernel_of
 from onnxq.checks.versions import TENSORRT_11
 
@@ -33,7 +33,9 @@ def absent(model: Model) -> Iterator[Breach]:
     """No quantized operator falls to the CPU provider for want of a CUDA kernel."""
     for node in model.nodes:
         if node.op_type in ABSENT:
-            yield error(node, f"{node.op_type} has no CUDA kernel and falls to the CPU provider: {ABSENT[node.op_type]}")
+            yield error(
+                node, f"{node.op_type} has no CUDA kernel and falls to the CPU provider: {ABSENT[node.op_type]}"
+            )
 
 
 def kernels(model: Model) -> Iterator[Breach]:
@@ -74,7 +76,7 @@ def aligned(model: Model) -> Iterator[Breach]:
 
 
 def zero_points(model: Model) -> Iterator[Breach]:
-    """Zero points of a MatMulInteger are absent or a constant 0: they are read in CPU memory, others cost a reduction."""
+    """Zero points of a MatMulInteger are absent or 0: they are read in CPU memory, others cost a reduction."""
     for node in model.op("MatMulInteger"):
         for name in filter(None, node.input[2:]):
             array = model.array(name)
@@ -131,11 +133,23 @@ def why_apart(model: Model, node: NodeProto, maker: NodeProto) -> str | None:
 RULES: Mapping[str, tuple[Callable[[Model], Iterator[Breach]], str, str]] = {
     "C1": (absent, "Quantize the float model again with --target ort-cuda.", DOCUMENT),
     "C2": (kernels, "Choose another opset or float type for the model, or accept the copies to the CPU.", DOCUMENT),
-    "C3": (fake, "Quantize with --target ort-cuda, which writes MatMulInteger; keep convolutions in fp16.", "QDQ selectors"),
-    "C4": (aligned, "Pad the weight's columns offline; keep the layer in fp16 when K is the odd one.", "integer_gemm.cc"),
+    "C3": (
+        fake,
+        "Quantize with --target ort-cuda, which writes MatMulInteger; keep convolutions in fp16.",
+        "QDQ selectors",
+    ),
+    "C4": (
+        aligned,
+        "Pad the weight's columns offline; keep the layer in fp16 when K is the odd one.",
+        "integer_gemm.cc",
+    ),
     "C5": (zero_points, "Quantize symmetrically, zero point 0.", "matmul_integer.cc"),
     "C6": (whole_tables, "Gather first, or use GatherBlockQuantized.", "QDQ selectors"),
-    "C7": (weights_fuse, "Store the weight as [K, N] with scales along N, or blocks of 16, 32 ... along K.", "QDQ selectors"),
+    "C7": (
+        weights_fuse,
+        "Store the weight as [K, N] with scales along N, or blocks of 16, 32 ... along K.",
+        "QDQ selectors",
+    ),
 }
 """Id -> (what finds breaches, what to do, source)."""
 

@@ -96,7 +96,7 @@ KERNELS: dict[tuple[str, str], tuple[Kernel, ...]] = {
     ("", "Clip"): tuple(_open(v, FLOATS | {"int8", "uint8", "int64", "uint64"}) for v in (12, 13)),
     ("", "Softmax"): (Kernel(11, 12, FLOATS), _open(13, FLOATS_BF)),
     ("", "LogSoftmax"): (Kernel(11, 12, FLOATS), _open(13, FLOATS)),
-    ("", "LayerNormalization"): (Kernel(1, 16, FLOATS_BF), _open(17, FLOATS_BF)),
+    ("", "LayerNormalization"): (_open(17, FLOATS_BF),),
     ("", "BatchNormalization"): (Kernel(9, 13, FLOATS), _open(14, FLOATS), _open(15, FLOATS)),
     ("", "RMSNormalization"): (_open(23, FLOATS_BF),),
     ("", "Conv"): (Kernel(1, 10, FLOATS), Kernel(11, 21, FLOATS), _open(22, FLOATS_BF)),
@@ -223,7 +223,10 @@ def kernel_of(domain: str, op: str, version: int, types: tuple[str, ...], output
         output: that of the first output.
     """
     for kernel in KERNELS.get((domain, op), ()):
-        asked = ((types[0] if types else "", kernel.types), (output, kernel.output or kernel.types))
+        asked: tuple[tuple[str, frozenset[str]], ...] = (
+            (types[0] if types else "", kernel.types),
+            (output, kernel.output or kernel.types),
+        )
         asked += tuple((types[i], allowed) for i, allowed in kernel.others if i < len(types))
         if kernel.first <= version <= kernel.last and all(not kind or kind in allowed for kind, allowed in asked):
             return kernel

@@ -20,6 +20,7 @@ from onnxq.data.polygraphy_json import open_json
 from onnxq.data.scripts import is_script, open_script
 from onnxq.data.shapes import apply_shapes, parse_shapes
 from onnxq.data.source import Source
+from onnxq.data.spool import rereadable
 from onnxq.data.zoo import find_sets, open_zoo
 from onnxq.errors import DataError, RecipeError
 
@@ -38,6 +39,7 @@ __all__ = [
     "find_beside",
     "open_source",
     "parse_shapes",
+    "rereadable",
     "split_batch",
 ]
 

@@ -45,7 +45,8 @@ def open_object(source: object, inputs: tuple[InputSpec, ...]) -> Source:
         for i, feed in enumerate(feeds):
             yield f"{name}, sample {i}", feed
 
-    return Source(name, inputs, read, None if callable(get_next) else _length(source))
+    once = isinstance(source, Iterator) or (callable(get_next) and not callable(rewind))
+    return Source(name, inputs, read, None if callable(get_next) else _length(source), once=once)
 
 
 def _once(

@@ -28,6 +28,7 @@ class Source:
         read: begins a pass.
         length: the number of feeds, None where only reading tells.
         limit: read at most this many feeds.
+        once: only one pass is possible.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Source:
     read: Callable[[], Iterable[Sample]]
     length: int | None = None
     limit: int | None = None
+    once: bool = False
 
     def __iter__(self) -> Iterator[Feed]:
         return (feed for _, feed in self.samples())

@@ -290,6 +290,10 @@ class Graph:
             node.resize_inputs(index + 1)
         node.replace_input_with(index, value)
 
+    def cut_inputs(self, node: Node, count: int) -> None:
+        """Leave out the (optional) inputs behind the first `count`."""
+        node.resize_inputs(count)
+
     def set_attribute(self, node: Node, name: str, value: Attribute | None) -> None:
         """Write an attribute, or drop it with None."""
         if value is None:

@@ -25,6 +25,9 @@ ORT_CPU = Target(
     min_channels=1,  # what pays is decided by islands, not by layers: onnxq.place_cpu
     group_multiple=1,
     placement="ort-cpu",
+    tables=True,  # in mode weight-only
+    block_size=32,  # what the provider itself cuts per-channel scales into
+    blocked_bits=frozenset({4, 8}),
     next_step={
         "ONNX Runtime": "onnxq check {model} --target ort-cpu",
         "Python": "onnxruntime.InferenceSession({model!r}, providers=['CPUExecutionProvider'])",

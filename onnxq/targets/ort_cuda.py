@@ -29,9 +29,7 @@ ORT_CUDA = Target(
         "dynamic": "DynamicQuantizeLinear has no CUDA kernel: every product would wait for the CPU",
     },
     next_step={
-        "onnxruntime": (
-            "python -c \"import onnxruntime as ort; ort.InferenceSession('{model}', "
-            "providers=['CUDAExecutionProvider'])\""
-        ),
+        "the rules, without a GPU": "onnxq check {model} --target ort-cuda",
+        "Python": "onnxruntime.InferenceSession({model!r}, providers=['CUDAExecutionProvider'])",
     },
 )

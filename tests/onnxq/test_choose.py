@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from placing import TENSORRT, Given, net, planned
 
-from onnxq.choose import merged, resolve, weights_only
+from onnxq.caches import Cache
+from onnxq.choose import merged, resolve, uncached, weights_only
 from onnxq.errors import DataError, StatisticsError
 from onnxq.histogram import Histogram
 from onnxq.plan import Plan, Point
@@ -100,6 +101,7 @@ def test_a_known_range_stands_and_widens_that_of_its_group() -> None:
         found = resolved(seen(), known, calibrator=calibrator)
         assert found.points["a"].chosen == "softmax"
         assert scale(found, "a") == np.float32(1 / 127)
+    assert [p.tensor for p in uncached(plan(known, point("b")), Cache("A", "1", {"c": np.float32(1)}))] == ["b"]
     pair = (replace(known, group="g"), point("b", "g"))
     assert scale(resolved(seen(a=[0.25], b=[0.5]), *pair), "b") == np.float32(1 / 127)
     assert scale(resolved(seen(a=[0.25], b=[2.54]), *pair), "a") == pytest.approx(0.02, rel=1e-6)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -8,7 +10,10 @@ import onnx
 import pytest
 from graphs import graph_of, lines, random_feeds, run
 from onnx import shape_inference
+from onnx.backend.test.loader import load_model_tests
 
+from onnxq.errors import OnnxqError
+from onnxq.graph import Graph
 from onnxq.passes.high_precision import FILL, HighPrecision
 from onnxq.passes.remove_unused import remove_unused
 from onnxq.runtime import Session
@@ -17,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy.typing as npt
-
-    from onnxq.graph import Graph
 
 RNG = np.random.default_rng(0)
 W = (RNG.normal(size=(8, 8)) / 3).astype(np.float32)
@@ -433,3 +436,40 @@ def test_random_graphs_are_worth_it() -> None:
     ops = {node.op_type for text in texts for node in graph(text, **CONSTANTS).nodes}
     assert ops >= {"If", "QuantizeLinear", "LayerNormalization", "Gelu", "Where", "Split", "MatMul", "Clip", "Slice"}
     assert min(FLOAT16(graph(text, **CONSTANTS)) for text in texts) >= 1
+
+
+# What the data of these have no float16 for, or what ONNX Runtime's float16 kernels write otherwise: the scores of an
+# attention with its -inf, the running statistics of training, and random numbers.
+OTHERWISE = re.compile("qk_matmul|training|bernoulli|random|dropout|scatternd_m|cast|dequantizelinear|quantizelinear")
+
+
+NUMBERS = {"float32", "int32", "int64", "bool"}
+
+
+def test_nodes_of_the_standard() -> None:
+    """onnx's own test models, every third: types fit, ONNX Runtime loads them, and the numbers are near."""
+    with warnings.catch_warnings(action="ignore"):  # the making of their data overflows on purpose
+        cases = [c for c in load_model_tests(kind="node") if c.data_sets and not OTHERWISE.search(c.name)][::3]
+    ran = 0
+    for case in cases:
+        if case.model is None or case.data_sets is None:
+            continue
+        before = Graph.from_proto(case.model)
+        if before.opset < 13 or {before.dtype(v) for v in before.inputs} - NUMBERS or not before.inputs:
+            continue
+        before.infer_shapes()
+        after = before.copy()
+        feeds = {str(v.name): x for v, x in zip(case.model.graph.input, case.data_sets[0][0], strict=False)}
+        try:
+            expected = Session(before.to_proto().SerializeToString(), optimize=False).run(feeds)
+        except OnnxqError:  # ONNX Runtime lacks the operator
+            continue
+        if FLOAT16(after) == 0 or any(isinstance(a, list) for a in expected):
+            continue
+        assert_typed(after)
+        for a, b in zip(expected, Session(after.to_proto().SerializeToString()).run(feeds), strict=True):
+            assert (a.dtype, a.shape) == (b.dtype, b.shape), case.name
+            limit = 4e-3 * max(1.0, float(np.abs(a[np.isfinite(a)]).max(initial=0))) if a.dtype.kind == "f" else 0
+            np.testing.assert_allclose(b, a, rtol=0, atol=limit, err_msg=case.name)
+        ran += 1
+    assert ran > 150

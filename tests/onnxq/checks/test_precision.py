@@ -106,3 +106,21 @@ def test_half_precision_network_is_legal() -> None:
 @pytest.mark.parametrize("target", ["tensorrt@8", "tensorrt@10"])
 def test_float32_is_no_matter_where_types_are_weak(target: str) -> None:
     assert [f for f in check(model("c = Conv(x, w) y = Tanh(c)"), target).findings if f.id == "P32"] == []
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "MaxPool<kernel_shape=[1,1]>({})",
+        "AveragePool<kernel_shape=[1,1]>({})",
+        "Transpose({})",
+        "Concat<axis=1>({}, {})",
+    ],
+)
+def test_the_type_of_what_runs_on_int8_is_no_matter(operator: str) -> None:
+    """Between a pair and a pair the kernel reads and writes int8, whatever type the model names."""
+    body = f"{pair('d', 'x')} o = {operator.format('d', 'd')} {pair('y', 'o')}"
+    out = io(outputs="float[1,16,4,4] y") if "Concat" in operator else io(outputs="float[a,b,c,e] y")
+    assert [f for f in check(model(body, out), "tensorrt@11").findings if f.id == "P32"] == []
+    alone = f"o = {operator.format('x', 'x')} y = Exp(o)"
+    assert [f.where for f in check(model(alone, out), "tensorrt@11").findings if f.id == "P32"] != []

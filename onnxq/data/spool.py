@@ -1,0 +1,52 @@
+"""A second pass over what can be read only once: its samples are kept in a temporary folder during the first."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from onnxq.data.source import Sample, Source
+
+Layout = tuple[str, list[tuple[str, "np.dtype[Any]", tuple[int, ...]]]]
+"""Of one sample: where it came from; name, type and shape of each array."""
+
+
+def rereadable(source: Source) -> Source:
+    """The source itself where it can be read again; else one whose first whole pass feeds the later ones."""
+    if not source.once:
+        return source
+    folder = tempfile.TemporaryDirectory(prefix="onnxq-")  # its finalizer removes it with the source
+    layouts: list[Layout] = []
+
+    def read() -> Iterator[Sample]:
+        if layouts:
+            yield from (_load(Path(folder.name) / str(i), layout) for i, layout in enumerate(layouts))
+            return
+        for where, feed in source.samples():
+            with (Path(folder.name) / str(len(layouts))).open("wb") as file:
+                for array in feed.values():
+                    file.write(np.ascontiguousarray(array).tobytes())
+            layouts.append((where, [(name, a.dtype, a.shape) for name, a in feed.items()]))
+            yield where, feed
+
+    return replace(source, read=read, once=False)
+
+
+def _load(path: Path, layout: Layout) -> Sample:
+    where, arrays = layout
+    feed: dict[str, npt.NDArray[Any]] = {}
+    raw, start = path.read_bytes(), 0
+    for name, dtype, shape in arrays:
+        count = int(np.prod(shape, dtype=np.int64))
+        feed[name] = np.frombuffer(raw, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
+        start += count * dtype.itemsize
+    return where, feed

@@ -1,0 +1,144 @@
+"""The proof: what is lost is found, counts and shares are right, and latency is a ratio."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph_of
+from placing import net
+from real_models import DIGITS
+
+import onnxq
+from onnxq import proof as words
+from onnxq.api import prove
+from onnxq.errors import DataError, ModelError, RecipeError
+from onnxq.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxq.graph import Graph
+
+F32 = np.float32
+
+
+def conv(tail: str, **more: np.ndarray) -> Graph:
+    """A convolution behind its pairs, then `tail` that makes y of c."""
+    text = f"""(float[1,4,6,6] x) => (float[Q] y) {{ q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z)
+               wd = DequantizeLinear<axis=0>(w, ws, wz) c = Conv(xd, wd) {tail} }}"""
+    codes = np.random.default_rng(0).integers(-127, 128, (8, 4, 3, 3)).astype(np.int8)
+    weights = {"w": codes, "ws": np.full(8, 0.01, F32), "wz": np.zeros(8, np.int8), "s": F32(0.03), "z": np.uint8(128)}
+    return graph_of(text, 17, **weights, **more)
+
+
+def test_a_float_model_has_nothing_to_lose() -> None:
+    found = prove(net("float[1,4,6,6] x", "c = Conv(x, w) y = Tanh(c)", w=(8, 4, 3, 3)))
+    assert found.legal
+    assert found.mac_share() == 0.0
+    assert {n.runs for n in found.nodes} == {"float"}
+
+
+def test_a_layer_that_fuses_is_an_integer_kernel() -> None:
+    found = prove(conv("o = QuantizeLinear(c, s, z) y = DequantizeLinear(o, s, z)"))
+    assert found.legal
+    (layer,) = [n for n in found.nodes if n.runs == "integer"]
+    assert layer.op_type == "QLinearConv"
+    assert layer.macs == 8 * 4 * 9 * 16  # weight values times output pixels
+    assert found.mac_share() == 1.0
+
+
+def test_a_layer_without_a_pair_behind_it_is_lost() -> None:
+    found = prove(conv("y = Tanh(c)"))
+    assert [n.op_type for n in found.lost] == ["Conv"]
+    assert not found.legal
+    assert found.lost[0].runs == "float behind DQ"
+    assert found.lost[0].macs == 8 * 4 * 9 * 16
+    assert "Conv" in words.lines(found)[0]
+
+
+def test_an_operator_without_a_kernel_between_pairs_is_not_called_lost_but_seen() -> None:
+    tail = "o = QuantizeLinear(c, s, z) d = DequantizeLinear(o, s, z) y = Tanh(d)"
+    found = prove(conv(tail))
+    assert found.legal  # nothing says that a Tanh should run in integers
+    assert ("float behind DQ", "Tanh") in [(n.runs, n.op_type) for n in found.nodes]
+
+
+def test_an_addition_between_pairs_of_no_fusing_kind_is_lost() -> None:
+    # A constant beside the pairs: the provider adds in float.
+    tail = """o = QuantizeLinear(c, s, z) d = DequantizeLinear(o, s, z) a = Add(d, k) r = QuantizeLinear(a, s, z)
+              y = DequantizeLinear(r, s, z)"""
+    found = prove(conv(tail, k=np.linspace(1, 2, 8, dtype=F32).reshape(8, 1, 1)))
+    assert [n.op_type for n in found.lost] == ["Add"]
+
+
+def test_shares_add_up_and_the_table_holds_every_node() -> None:
+    found = prove(conv("o = QuantizeLinear(c, s, z) y = DequantizeLinear(o, s, z)"))
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert {n.name for n in found.nodes} == set(found.shares)
+    assert sum(count for _, _, count, _, _ in found.groups()) == len(found.nodes) == len(words.rows(found, every=True))
+    assert next(iter(found.groups()))[:2] == ("integer", "QLinearConv")
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["summary"]["lost"] == []
+    assert len(plain["nodes"]) == len(found.nodes)
+
+
+def test_the_median_run_of_a_node_counts() -> None:
+    events = [{"name": "a", "dur": d} for d in (10, 10, 1000)] + [{"name": "b", "dur": 30}]
+    assert words._shares(events) == {"a": 0.25, "b": 0.75}
+
+
+def test_latency_is_a_ratio_with_quartiles_around_it() -> None:
+    small, large = (net(f"float[1,{n},{n}] x", "y = MatMul(x, w)", w=(n, n)) for n in (384, 384))
+    found = prove(small, reference=large)
+    assert found.latency is not None
+    assert found.latency.low <= found.latency.ratio <= found.latency.high
+    assert "latency" in words.lines(found)[-1]
+
+
+@pytest.mark.parametrize(("target", "error"), [("tensorrt", RecipeError), ("ort-gpu", RecipeError)])
+def test_other_targets_cannot_be_proved(target: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=target):
+        prove(DIGITS / "digits.onnx", target)
+
+
+def test_dynamic_inputs_want_shapes_and_missing_files_are_said() -> None:
+    graph = net("float[N, L, 16] x", "y = MatMul(x, w)", w=(16, 16))
+    with pytest.raises(DataError, match="dynamic axes"):
+        prove(graph)
+    assert prove(graph, shapes="x:2x8x16").nodes[0].macs == 2 * 8 * 16 * 16
+    with pytest.raises(ModelError):
+        prove("no such model.onnx")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from onnxq.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_says_what_is_lost_with_status_3(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    onnx.save_model(conv("y = Tanh(c)").to_proto(), bad)
+    done = command("check", str(bad), "--target", "ort-cpu")
+    assert done.returncode == 3, done.stderr
+    assert "lost:" in done.stdout
+    as_json = command("check", str(bad), "--target", "ort-cpu", "--json")
+    assert as_json.returncode == 3
+    assert len(json.loads(as_json.stdout)["summary"]["lost"]) == 1
+
+
+def test_the_command_line_proves_and_measures(tmp_path: Path) -> None:
+    good = tmp_path / "good.onnx"
+    model = DIGITS / "digits.onnx"
+    graph, _ = onnxq.quantize(model, DIGITS / "calib.npz", Recipe(target="ort-cpu"))
+    graph.save(good)
+    done = command("check", str(good), "--target", "ort-cpu", "--measure", "--float", str(model))
+    assert done.returncode == 0, done.stderr
+    assert "QLinearConv" in done.stdout
+    assert "latency" in done.stdout.splitlines()[-1]
+    assert command("check", str(good), "--target", "ort-cpu", "--measure").returncode == 2

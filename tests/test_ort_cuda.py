@@ -1,0 +1,166 @@
+"""Target ort-cuda, and the modes dynamic and weight-only, on real models: kernels by the table, numbers by the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from optimized import operators
+from real_models import DIGITS, cached
+
+import onnxq
+from onnxq import api
+from onnxq.blocks import stored_bytes
+from onnxq.errors import ModelError
+from onnxq.graph import Graph
+from onnxq.numerics import sqnr_db
+from onnxq.runtime import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+
+CUDA = onnxq.Recipe(target="ort-cuda")
+BERT = "input_ids:1x16,attention_mask:1x16,token_type_ids:1x16"
+
+
+def has_kernels(graph: Graph) -> float:
+    """Assert that the table has a CUDA kernel for every node; the share of MACs on integers or narrow weights."""
+    report = api.check(graph, "ort-cuda")
+    assert [f for f in report.findings if f.severity != "I"] == []
+    assert all(f.id == "C7" or "integers of shapes" in f.message for f in report.findings)
+    summary = report.summary
+    return sum(summary.share(kind) for kind in summary.macs if kind == "int8" or "narrow" in kind)
+
+
+def counts(graph: Graph) -> Counter[str]:
+    return Counter(n.op_type for n in graph.nodes)
+
+
+def test_digits() -> None:
+    graph, plan = onnxq.quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", CUDA)
+    has_kernels(graph)
+    assert counts(graph)["MatMulInteger"] == 1  # one Gemm; its convolutions are float there
+    assert sum(d.quantized for d in plan.decisions) == 1
+    with np.load(DIGITS / "test.npz") as test:
+        images, labels = test["image"], test["label"]
+    logits = Session(graph.to_proto().SerializeToString()).run({"image": images})[0]
+    assert (logits.argmax(1) == labels).mean() >= 0.98
+
+
+def test_pointwise_convolutions_by_rule() -> None:
+    rules = (onnxq.Rule(ops=("Conv",), quantize=True),)
+    recipe = onnxq.Recipe(target="ort-cuda", high_precision="fp32", rules=rules)
+    graph, _ = onnxq.quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", recipe)
+    assert counts(graph)["MatMulInteger"] > 3
+    (error,) = onnxq.compare(DIGITS / "digits.onnx", graph, DIGITS / "calib.npz").errors
+    assert error.sqnr_db > 35
+    assert {f.id for f in api.check(graph, "ort-cuda").findings} <= {"C4"}  # channels that are no multiple of 32
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "share", "products"), [("bert_small", BERT, 0.99, 12), ("vit_small", "", 0.85, 12)]
+)
+def test_small_transformers(name: str, shapes: str, share: float, products: int) -> None:
+    model = cached(f"{name}.onnx")
+    recipe = onnxq.Recipe(target="ort-cuda", shapes=shapes)
+    graph, _ = onnxq.quantize(model, "random:4", recipe)
+    assert has_kernels(graph) >= share
+    assert counts(graph)["MatMulInteger"] == products
+    assert counts(graph)["DequantizeLinear"] == 0
+    again = onnxq.Recipe(target="tensorrt@11", shapes=shapes)
+    other, _ = onnxq.quantize(model, "random:4", again)
+    ours, theirs = (onnxq.compare(model, g, "random:4", recipe).errors for g in (graph, other))
+    for one, two in zip(ours, theirs, strict=True):
+        assert one.sqnr_db > two.sqnr_db - 1.0  # the same grids but for attention and the Conv; table rows in int8
+
+
+def minilm_tokens(model: Path | Graph) -> npt.NDArray[np.float64]:
+    """Embeddings of the unmasked tokens of 64 queries."""
+    session = Session(model.to_proto().SerializeToString() if isinstance(model, Graph) else model)
+    with np.load(cached("minilm/eval/queries.npz")) as queries:
+        feed = {name: queries[name][:64] for name in queries.files}
+    hidden = session.run({name: feed[name] for name in session.inputs})[0]
+    tokens: npt.NDArray[np.float64] = hidden[feed["attention_mask"] > 0].astype(np.float64)
+    return tokens
+
+
+def test_minilm_is_as_good_as_for_tensorrt() -> None:
+    model = cached("minilm/minilm.onnx")
+    reference = minilm_tokens(model)
+    found = {}
+    for target in ("ort-cuda", "tensorrt@10"):
+        graph, _ = onnxq.quantize(model, cached("minilm/calib"), onnxq.Recipe(target=target))
+        found[target] = sqnr_db(reference, minilm_tokens(graph))
+        if target == "ort-cuda":
+            assert has_kernels(graph) == pytest.approx(1.0, abs=1e-3)
+            assert counts(graph)["MatMulInteger"] == 36
+            assert counts(graph)["GatherBlockQuantized"] == 2
+    assert found["ort-cuda"] >= found["tensorrt@10"] - 0.3
+
+
+@pytest.mark.parametrize(
+    ("choices", "floor"),
+    [
+        ({"target": "ort-cuda"}, 25),
+        ({"target": "ort-cuda", "block_size": 32}, 27),
+        ({"target": "ort-cuda", "weight_bits": 4}, 5),
+        ({"target": "ort-cpu", "block_size": 64}, 25),
+        ({"target": "tensorrt@10", "weight_bits": 4, "block_size": 32}, 5),
+    ],
+)
+def test_weight_only(choices: dict[str, object], floor: float, tmp_path: Path) -> None:
+    model = cached("bert_small.onnx")
+    recipe = onnxq.Recipe(mode="weight-only", shapes=BERT, **choices)  # type: ignore[arg-type]  # the fields by name
+    graph, plan = onnxq.quantize(model, None, recipe)
+    assert len([d for d in plan.decisions if d.quantized and d.op_type == "MatMul"]) == 12
+    if recipe.target.startswith("ort"):
+        assert operators(graph).count("MatMulNBits") == 12
+    if recipe.target == "ort-cuda":
+        assert has_kernels(graph) > 0.99
+    assert all(e.sqnr_db > floor for e in onnxq.compare(model, graph, "random:4", recipe).errors)
+    promised = sum(promise(graph, w.tensor, w.bits, w.block_size) for w in plan.weights if w.axis is not None)
+    stored = [v for n, v in graph.weights.items() if n.endswith(("_quantized", "_scale", "_zero_point", "_float16"))]
+    narrow = {id(v) for n in graph.nodes if n.op_type == "DequantizeLinear" for v in n.inputs}
+    assert sum(v.const_value.nbytes for v in stored if id(v) in narrow and v.const_value is not None) == promised
+    api.export(graph, tmp_path / "out.onnx")
+
+
+def promise(graph: Graph, tensor: str, bits: int, size: int | None) -> int:
+    """Bytes that a weight, its scales and its zero points take by the formula."""
+    k, n = graph.shape(graph.weights[f"{tensor}_quantized"]) or (0, 0)
+    assert isinstance(k, int)
+    assert isinstance(n, int)
+    node = next(
+        n
+        for n in graph.nodes
+        if n.op_type == "DequantizeLinear" and n.inputs[0] is graph.weights[f"{tensor}_quantized"]
+    )
+    half = graph.dtype(node.inputs[1]) == "float16"
+    return stored_bytes(k, n, bits, size, 2 if half else 4)
+
+
+def test_dynamic() -> None:
+    model = cached("bert_small.onnx")
+    recipe = onnxq.Recipe(target="ort-cpu", mode="dynamic", shapes=BERT)
+    graph, plan = onnxq.quantize(model, None, recipe)
+    assert sum(d.quantized for d in plan.decisions) == counts(graph)["MatMulInteger"] > 0
+    fused = Counter(operators(graph))
+    assert fused["DynamicQuantizeMatMul"] + fused["MatMulIntegerToFloat"] == counts(graph)["MatMulInteger"]
+    assert all(e.sqnr_db > 20 for e in onnxq.compare(model, graph, "random:4", recipe).errors)
+
+
+def test_without_data_the_products_read_narrow_weights() -> None:
+    graph, _ = onnxq.quantize(cached("bert_small.onnx"), None, CUDA)
+    assert has_kernels(graph) > 0.99
+    assert counts(graph)["MatMulInteger"] == 0
+
+
+def test_a_model_of_convolutions_says_why_there_is_nothing_to_do() -> None:
+    with pytest.raises(ModelError, match="nothing to quantize") as found:
+        onnxq.quantize(cached("resnet_small.onnx"), "random:1", CUDA)
+    assert "no integer convolution" in found.value.hint
