@@ -120,15 +120,16 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram]) -> Histog
 
 
 def _known_range(members: Sequence[Point], cache: Cache | None) -> tuple[Range | None, str]:
-    """(the range that needs no statistics, where it comes from); a softmax alone in its group has that of the plan."""
-    if all(p.chosen == SOFTMAX for p in members):
-        return members[0].range, SOFTMAX
+    """(the range that needs no statistics, where it comes from): the plan's, when it knows that of every member."""
+    known = [p.range for p in members if p.range is not None]
+    if len(known) == len(members):
+        return (min(lo for lo, _ in known), max(hi for _, hi in known)), members[0].chosen or SOFTMAX
     return _cached_range(members, cache), CACHED
 
 
 def _covering(found: Range, members: Sequence[Point]) -> Range:
     """The range, widened to what the plan knows of a member that shares its scale with others."""
-    known = [p.range for p in members if p.chosen == SOFTMAX and p.range is not None]
+    known = [p.range for p in members if p.range is not None]
     return min([found[0], *(lo for lo, _ in known)]), max([found[1], *(hi for _, hi in known)])
 
 
@@ -156,6 +157,7 @@ def _small_members(members: Sequence[Point], tensors: Mapping[str, Histogram], f
     A range n times as wide as needed costs 20 log10 n dB: the step grows by n, and with it the error.
     """
     widest = max(-found[0], found[1])
+    members = [p for p in members if p.range is None]
     least = min(members, key=lambda p: tensors[p.observe].amax or widest)
     amax = tensors[least.observe].amax
     if not 0.0 < amax * _FEW_STEPS < widest:

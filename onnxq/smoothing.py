@@ -153,7 +153,7 @@ def _noise(reading: Reading, exact: Floats, scale: Floats, shift: Floats) -> flo
     rounded = _rounded(rows, _step(rows))
     weight = reading.weight
     if weight is None:
-        found, exact = rounded * scale, exact - shift
+        found, exact = _outputs(rounded * scale, None), exact - shift
     else:
         groups = weight.shape[0]
         columns = np.tile(scale.reshape(groups, 1, -1), (1, rows.shape[1], 1)).reshape(groups, -1, 1)
@@ -165,9 +165,9 @@ def _noise(reading: Reading, exact: Floats, scale: Floats, shift: Floats) -> flo
 
 
 def _outputs(rows: Floats, weight: Floats | None) -> Floats:
-    """(G, R, N / G): the outputs of the sampled rows; the rows themselves without a weight."""
+    """(G, R, N / G): the outputs of the sampled rows; (1, R, C), the rows themselves, without a weight."""
     if weight is None:
-        return rows
+        return rows.reshape(1, -1, rows.shape[2])
     count, size, _ = rows.shape
     groups = weight.shape[0]
     grouped = rows.reshape(count, size, groups, -1).transpose(2, 0, 1, 3).reshape(groups, count, -1)

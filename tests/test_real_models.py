@@ -252,7 +252,7 @@ def test_nothing_in_onnx_backend_tests_crashes(kind: str) -> None:
     assert done == len(cases) > 0
 
 
-def _stored(folder: str) -> onnx.ModelProto:
+def _stored(folder: str | None) -> onnx.ModelProto:
     return onnx.load(f"{folder}/model.onnx")
 
 
