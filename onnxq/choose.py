@@ -57,7 +57,8 @@ def resolve(
                 notes.append(f"{members[0].tensor}: {text}")
             name = _calibrator_name(members, recipe)
             found = make_calibrator(name, recipe.percentile)(histogram, target.activation)
-            notes += _small_members(members, {} if statistics is None else statistics.tensors, found)
+            measured = [p for p in members if p.range is None]
+            notes += _small_members(measured, {} if statistics is None else statistics.tensors, found)
         found = _covering(found, members)
         params = params_from_range(*found, target.activation)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}

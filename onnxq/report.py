@@ -57,7 +57,7 @@ def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summar
     return Summary(
         weighted=len(weighted),
         int8=sum(d.quantized for d in weighted),
-        computed=bool(plan.points or plan.kept or not plan.weights),
+        computed=bool(plan.points or plan.kept or not plan.weights or plan.mode == "dynamic"),
         mac_share=plan.int8_share(),
         bytes_before=bytes_before,
         bytes_after=bytes_after,

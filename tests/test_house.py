@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("targets", "statistics", "patterns", "linear", "caches", "checks", "schemas", "executed", "rescaling"),
     ("recipe", "modes"),
     ("smoothing", "sampling", "plan", "weighted", "place", "pipeline", "data", "choose", "precision", "dla", "cpu_kernels", "points_cpu", "place_cpu", "placements", "place_cuda",
-     "place_dynamic", "place_weights"),
+     "place_dynamic", "place_weights", "embeddings"),
     ("passes", "collect", "comparison", "proof", "improve"),
     ("api", "report", "exchange"),
     ("cli", "progress", "tables", "onnxq"),  # onnxq: the public names, which are for users and the command line only

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +22,6 @@ from onnxq.numerics import sqnr_db
 from onnxq.runtime import Session
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
 
@@ -164,3 +165,12 @@ def test_a_model_of_convolutions_says_why_there_is_nothing_to_do() -> None:
     with pytest.raises(ModelError, match="nothing to quantize") as found:
         onnxq.quantize(cached("resnet_small.onnx"), "random:1", CUDA)
     assert "no integer convolution" in found.value.hint
+
+
+def test_the_measurement_says_that_there_is_no_gpu() -> None:
+    """Here there is none, or the script would take minutes: then it is asked for its options only."""
+    script = str(DIGITS.parents[1] / "scripts" / "bench_gpu.py")
+    options = ["--help"] if Path("/dev/nvidia0").exists() else []
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert options or done.stdout.startswith("nothing measured: ")

@@ -55,7 +55,7 @@ def test_a_layer_that_fuses_is_an_integer_kernel() -> None:
 
 def test_a_layer_without_a_pair_behind_it_is_lost() -> None:
     found = prove(conv("y = Tanh(c)"))
-    assert [n.op_type for n in found.lost] == ["Conv"]
+    assert [n.op_type for n in found.lost] == ["FusedConv"]  # with the Tanh
     assert not found.legal
     assert found.lost[0].runs == "float behind DQ"
     assert found.lost[0].macs == 8 * 4 * 9 * 16

@@ -9,6 +9,7 @@ from onnxq.passes.integer_products import integer_products
 RNG = np.random.default_rng(3)
 SX = np.array(0.02, np.float32)
 ZERO = np.array(0, np.int8)
+UNSIGNED = np.array(0, np.uint8)
 
 
 def weight(*shape: int) -> Array:

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import Array, graph_of, lines, random_feeds, same_function
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq.errors import PassError
+from onnxq.graph import Graph
+from onnxq.passes.infer_shapes import infer_shapes
+from onnxq.passes.smooth import Smooth
+from onnxq.rescaling import Site, find_sites
+from onnxq.statistics import Factor
+
+RNG = np.random.default_rng(5)
+
+
+def floats(*shape: int) -> Array:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def built(text: str, **weights: Array) -> Graph:
+    graph = graph_of(text, **weights)
+    infer_shapes(graph)
+    return graph
+
+
+def factors_of(sites: tuple[Site, ...], seed: int = 1, low: float = 0.1, high: float = 10.0) -> dict[str, Factor]:
+    rng = np.random.default_rng(seed)
+    found = {}
+    for site in sites:
+        scale = np.exp(rng.uniform(np.log(low), np.log(high), site.channels)).astype(np.float32)
+        shift = rng.normal(size=site.channels).astype(np.float32) * site.shifts
+        found[site.name] = Factor(scale, shift.astype(np.float32))
+    return found
+
+
+LN = "n = LayerNormalization(x, g, h) "
+CASES = {
+    "norm, three products": (
+        "(float[2,5,8] x) => (float[2,5,4] q, float[2,5,4] k, float[2,5,4] v) {"
+        + LN + "q = MatMul(n, a) k0 = MatMul(n, b) k = Add(k0, kb) v0 = MatMul(n, c) v = Add(vb, v0) }",
+        dict(g=floats(8), h=floats(8), a=floats(8, 4), b=floats(8, 4), c=floats(8, 4), kb=floats(4), vb=floats(4)),
+        {"explicit": False, "shifts": True},
+    ),
+    "norm without a bias": (
+        "(float[2,5,8] x) => (float[2,5,4] y) { n = LayerNormalization(x, g) y = MatMul(n, a) }",
+        dict(g=floats(8), a=floats(8, 4)),
+        {"explicit": False, "shifts": True},
+    ),
+    "residual stream": (
+        "(float[2,5,8] x) => (float[2,5,8] y) {" + LN + "p = MatMul(n, a) b = Add(p, c) y = Add(b, n) }",
+        dict(g=floats(8), h=floats(8), a=floats(8, 8), c=floats(8)),
+        {"explicit": True, "shifts": True},
+    ),
+    "model output": (
+        "(float[2,5,8] x) => (float[2,5,4] y, float[2,5,8] n) {" + LN + "y = MatMul(n, a) }",
+        dict(g=floats(8), h=floats(8), a=floats(8, 4)),
+        {"explicit": True, "shifts": True},
+    ),
+    "conv, relu, conv, padded": (
+        "(float[2,3,9,9] x) => (float[2,5,9,9] y) {"
+        "c = Conv<pads = [1,1,1,1]>(x, a, b) r = Relu(c) y = Conv<pads = [1,1,1,1]>(r, w, v) }",
+        dict(a=floats(6, 3, 3, 3), b=floats(6), w=floats(5, 6, 3, 3), v=floats(5)),
+        {"explicit": False, "shifts": False},
+    ),
+    "conv, conv of one pixel": (
+        "(float[2,3,9,9] x) => (float[2,5,7,7] y) { c = Conv(x, a) y = Conv(c, w) }",
+        dict(a=floats(6, 3, 3, 3), w=floats(5, 6, 1, 1)),
+        {"explicit": False, "shifts": True},
+    ),
+    "depthwise chain": (
+        "(float[2,3,9,9] x) => (float[2,5,4,4] y) {"
+        "c = Conv(x, a, b) r = Relu(c) d = Conv<group = 6, pads = [1,1,1,1]>(r, w) l = LeakyRelu(d) "
+        "m = MaxPool<kernel_shape = [2,2], strides = [2,2], ceil_mode = 1>(l) y = Conv(m, u) }",
+        dict(a=floats(6, 3, 3, 3), b=floats(6), w=floats(6, 1, 3, 3), u=floats(5, 6, 1, 1)),
+        {"explicit": False, "shifts": False},
+    ),
+    "grouped": (
+        "(float[2,3,9,9] x) => (float[2,8,5,5] y) { c = Conv(x, a) r = Relu(c) y = Conv<group = 2>(r, w) }",
+        dict(a=floats(6, 3, 3, 3), w=floats(8, 3, 3, 3)),
+        {"explicit": False, "shifts": False},
+    ),
+    "residual sum of convolutions": (
+        "(float[2,3,9,9] x) => (float[2,4,9,9] y) {"
+        "c = Conv(x, a) i = Relu(c) d = Conv<pads = [1,1,1,1]>(i, w) s = Add(d, i) r = Relu(s) y = Conv(r, u) }",
+        dict(a=floats(6, 3, 1, 1), w=floats(6, 6, 3, 3), u=floats(4, 6, 1, 1)),
+        {"explicit": False, "shifts": False},
+    ),
+    "pooled classifier": (
+        "(float[2,3,9,9] x) => (float[2,4] y) { c = Conv(x, a) r = Relu(c) p = GlobalAveragePool(r) "
+        "f = Flatten(p) y = Gemm<transB = 1, alpha = 0.5, beta = 2.0>(f, w, b) }",
+        dict(a=floats(6, 3, 3, 3), w=floats(4, 6), b=floats(4)),
+        {"explicit": False, "shifts": True},
+    ),
+    "gemm to gemm": (
+        "(float[3,7] x) => (float[3,4] y) { g = Gemm<beta = 0.5>(x, a, b) y = Gemm<alpha = 2.0>(g, w) }",
+        dict(a=floats(7, 6), b=floats(6), w=floats(6, 4)),
+        {"explicit": False, "shifts": True},
+    ),
+    "after a gelu-like": (
+        "(float[2,5,8] x) => (float[2,5,4] y) { t = Tanh(x) y = MatMul(t, a) }",
+        dict(a=floats(8, 4)),
+        {"explicit": True, "shifts": True},
+    ),
+    "batch norm": (
+        "(float[2,6,9,9] x) => (float[2,4,7,7] y) { t = Tanh(x) n = BatchNormalization(t, g, h, m, v) y = Conv(n, w) }",
+        dict(g=floats(6), h=floats(6), m=floats(6), v=np.abs(floats(6)) + 0.1, w=floats(4, 6, 3, 3)),
+        {"explicit": False, "shifts": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        pytest.param("(float[2,5,8] x) => (float y) { y = MatMul(w, x) }", dict(w=floats(2, 4, 5)), id="weight first"),
+        pytest.param("(float[8,5] x) => (float y) { t = Tanh(x) y = Gemm<transA = 1>(t, w) }",
+                     dict(w=floats(8, 4)), id="transposed input"),
+        pytest.param("(float[2,5,8] x, float[8,4] w) => (float y) { y = MatMul(x, w) }", {}, id="computed weight"),
+        pytest.param("(float[2,5,8] x) => (float y, float z) { t = Tanh(x) y = MatMul(t, w) z = MatMul(x, w) }",
+                     dict(w=floats(8, 4)), id="one weight for two nodes"),
+        pytest.param("(float[2,6,5,5] x) => (float y) { y = ConvTranspose(x, w) }",
+                     dict(w=floats(6, 4, 3, 3)), id="transposed convolution"),
+        pytest.param("(float[2,8] x) => (float y) { y = Softmax(x) }", {}, id="nothing linear"),
+    ],
+)  # fmt: skip
+def test_no_site(text: str, weights: dict[str, Array]) -> None:
+    assert find_sites(built(text, **weights)) == ()
+
+
+@pytest.mark.parametrize("padding", ["pads = [1,1,1,1]", 'auto_pad = "SAME_UPPER"'])
+def test_padding_takes_no_shift(padding: str) -> None:
+    text = f"(float[2,3,9,9] x) => (float y) {{ c = Conv(x, a) y = Conv<{padding}>(c, w) }}"
+    sites = find_sites(built(text, a=floats(6, 3, 1, 1), w=floats(5, 6, 3, 3)))
+    assert [site.shifts for site in sites if site.name == "c"] == [False]
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_keeps_the_function(name: str, seed: int) -> None:
+    text, weights, wanted = CASES[name]
+    before = built(text, **weights)
+    sites = find_sites(before)
+    assert [{key: getattr(s, key) for key in wanted} for s in sites if s.name != "x"][-1] == wanted
+    after = before.copy()
+    assert Smooth(factors_of(sites, seed))(after) == len(sites)
+    assert after.problem() is None
+    same_function(before, after, random_feeds(before, seed), rtol=3e-4)
+
+
+def test_each_tensor_is_what_the_formula_says() -> None:
+    text, weights, _ = CASES["norm, three products"]
+    before = built(text, **weights)
+    factor = Factor(np.linspace(0.5, 2, 8, dtype=np.float32), np.linspace(-1, 1, 8, dtype=np.float32))
+    after = before.copy()
+    assert Smooth({"n": factor})(after) == 1
+    assert lines(after)[0] == "n/smoothed = LayerNormalization(x, g/folded, h/folded)"
+    feeds = random_feeds(before)
+    x = feeds["x"].astype(np.float64)
+    normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    wanted = (normal * weights["g"] + weights["h"] - factor.shift) / factor.scale
+    after.set_outputs([v for v in after.values() if v.name == "n/smoothed"])
+    from graphs import run
+
+    np.testing.assert_allclose(run(after, feeds)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fold_adds_no_node() -> None:
+    for name, (text, weights, wanted) in CASES.items():
+        before = built(text, **weights)
+        sites = tuple(s for s in find_sites(before) if not s.explicit and not s.shifts)
+        after = before.copy()
+        Smooth(factors_of(sites))(after)
+        assert [n.op_type for n in after.nodes] == [n.op_type for n in before.nodes], (name, wanted)
+
+
+def test_weights_that_others_hold_are_not_written() -> None:
+    text, weights, _ = CASES["residual sum of convolutions"]
+    before = built(text, **weights)
+    feeds = random_feeds(before)
+    Smooth(factors_of(find_sites(before)))(before.copy())
+    same_function(built(text, **weights), before, feeds, rtol=0)
+
+
+CLIPPED = (
+    "(float[2,3,9,9] x) => (float[2,5,9,9] y) {"
+    "c = Conv(x, a) l = Clip(c, zero, six) d = Conv<group = 6, pads = [1,1,1,1]>(l, w) y = Conv(d, u) }"
+)
+SIX = {"zero": np.float32(0), "six": np.float32(6)}
+
+
+def test_clip_saturates_at_one_number_beyond_what_was_seen() -> None:
+    weights = dict(a=3 * floats(6, 3, 1, 1), w=floats(6, 1, 3, 3), u=floats(5, 6, 1, 1))
+    before = built(CLIPPED, **weights, **SIX)
+    (site,) = (s for s in find_sites(before) if s.clips)
+    feeds = random_feeds(before)
+    from graphs import run
+
+    seen = before.copy()
+    seen.set_outputs([v for v in seen.values() if v.name == "l"])
+    reach = run(seen, feeds)[0].max(axis=(0, 2, 3))
+    assert reach.min() < 5.9 < reach.max()  # some channels meet the limit, some do not
+    for exponent in (0.5, 1.0):
+        factor = Factor((reach**exponent).astype(np.float32), np.zeros(6, np.float32))
+        after = before.copy()
+        Smooth({site.name: factor})(after)
+        same_function(before, after, feeds)
+        assert [n.op_type for n in after.nodes] == [n.op_type for n in before.nodes]
+
+
+def test_factors_of_another_model() -> None:
+    graph = built(CASES["gemm to gemm"][0], **CASES["gemm to gemm"][1])
+    with pytest.raises(PassError, match="'g' cannot take its 3 factors"):
+        Smooth({"g": Factor(np.ones(3, np.float32), np.zeros(3, np.float32))})(graph)
+    with pytest.raises(PassError, match="'elsewhere'"):
+        Smooth({"elsewhere": Factor(np.ones(3, np.float32), np.zeros(3, np.float32))})(graph)
