@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq import checks, files, pipeline, proof
+from onnxq import checks, files, pipeline
 from onnxq.caches import Cache
 from onnxq.choose import resolve, uncached, weights_only
 from onnxq.collect import collect, learn_types
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from onnxq.data import Feed
     from onnxq.plan import Plan
     from onnxq.statistics import Factor
-    from onnxq.proof import Proof
 
 Model = Any
 """A path, a Graph, an onnx.ModelProto, or an onnx-graphsurgeon graph."""
@@ -171,50 +169,6 @@ def check(model: Model, target: str = "tensorrt") -> checks.Report:
     if isinstance(model, str | os.PathLike) or hasattr(model, "SerializeToString"):
         return checks.check(model, target)
     return checks.check(load(model).to_proto(), target)
-
-
-def prove(
-    model: Model,
-    target: str = "ort-cpu",
-    data: object = "random:1",
-    *,
-    shapes: str = "",
-    reference: Model | None = None,
-) -> Proof:
-    """What ONNX Runtime really runs of a quantized model, optimized for the target's provider; see `onnxq.proof`.
-
-    Args:
-        model: quantized, by whatever tool.
-        target: ort-cpu or ort-cuda.
-        data: the first sample is what it is run on; nothing is calibrated.
-        shapes: sizes of dynamic inputs, as a recipe has them.
-        reference: the float model, to measure latency against.
-
-    Raises:
-        RecipeError: the target is none of ONNX Runtime's, or its provider is not there.
-        ModelError: ONNX Runtime cannot load a model.
-        DataError: the data does not fit.
-    """
-    if target not in PROVIDER_OF:
-        raise RecipeError(f"{target} cannot be proved", f"Targets of ONNX Runtime: {', '.join(PROVIDER_OF)}.")
-    graph = load(model)
-    feed = next(iter(_open(data, graph, Recipe(shapes=shapes))))
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        compared = None if reference is None else _on_disk(reference, Path(folder) / "float.onnx")
-        quantized = _on_disk(model, Path(folder) / "quantized.onnx")
-        return proof.prove(quantized, feed, provider=PROVIDER_OF[target], reference=compared)
-
-
-PROVIDER_OF = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
-"""Target -> the provider of ONNX Runtime that runs it."""
-
-
-def _on_disk(model: Model, path: Path) -> Path:
-    """The file of a model, as it is where it comes from one."""
-    if isinstance(model, str | os.PathLike):
-        return Path(model)
-    load(model).save(path, check=False)
-    return path
 
 
 # -- the steps -----------------------------------------------------------------------------------------------

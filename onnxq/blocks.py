@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LARGEST = {8: 127, 4: 7}
 """Bits -> the largest code that is used; codes are symmetric, so that a scale is positive and the zero point 0."""
 
+_PART = 1 << 20
+"""Values that are worked on at once."""
+
 _FACTORS = tuple(step / 20 for step in range(19, 9, -1))
 """Clipping values tried by "mse", as parts of max|w| of the block."""
 
@@ -60,15 +63,9 @@ def quantize_blocks(
     size = length if size is None else min(size, length)
     if not np.isfinite(w).all():
         raise ValueError("the weight holds NaN or infinity")
-    amax = _per_block(np.abs(w.astype(np.float64)), axis, size, np.maximum)
-    scale = _stored(amax, bits, w.dtype)
-    if method == "mse":
-        best = _error(w, scale, axis, size, bits)
-        for factor in _FACTORS:
-            tried = _stored(amax * factor, bits, w.dtype)
-            error = _error(w, tried, axis, size, bits)
-            scale, best = np.where(error < best, tried, scale), np.minimum(error, best)
-    return Blocks(_codes(w, scale, axis, size, bits), scale, axis, size, bits)
+    found = [_quantized(part, axis, size, bits, method) for part in _parts(w, axis)]
+    codes, scale = (np.concatenate(arrays, axis=_across(w, axis)) for arrays in zip(*found, strict=True))
+    return Blocks(codes, scale, axis, size, bits)
 
 
 def spread(scale: npt.NDArray[Any], axis: int, size: int, length: int) -> npt.NDArray[Any]:
@@ -80,6 +77,31 @@ def stored_bytes(k: int, n: int, bits: int, size: int | None, scale_bytes: int) 
     """Bytes of a [K, N] weight with its scales and zero points: K N bits / 8, and one of each per block."""
     blocks = n if size is None else n * math.ceil(k / size)
     return math.ceil(k * n * bits / 8) + blocks * scale_bytes + math.ceil(blocks * bits / 8)
+
+
+def _quantized(
+    w: npt.NDArray[Any], axis: int, size: int, bits: int, method: str
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
+    amax = _per_block(np.abs(w.astype(np.float64)), axis, size, np.maximum)
+    scale = _stored(amax, bits, w.dtype)
+    if method == "mse":
+        best = _error(w, scale, axis, size, bits)
+        for factor in _FACTORS:
+            tried = _stored(amax * factor, bits, w.dtype)
+            error = _error(w, tried, axis, size, bits)
+            scale, best = np.where(error < best, tried, scale), np.minimum(error, best)
+    return _codes(w, scale, axis, size, bits), scale
+
+
+def _parts(w: npt.NDArray[Any], axis: int) -> list[npt.NDArray[Any]]:
+    """The weight cut across the blocks, so that an embedding table is not copied to float64 as a whole."""
+    count = 1 if w.ndim == 1 else min(max(1, w.size // _PART), w.shape[_across(w, axis)] or 1)
+    return [w] if count == 1 else np.array_split(w, count, axis=_across(w, axis))
+
+
+def _across(w: npt.NDArray[Any], axis: int) -> int:
+    """An axis other than that of the blocks, where there is one."""
+    return 0 if w.ndim == 1 or axis != 0 else 1
 
 
 def _stored(amax: npt.NDArray[np.float64], bits: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -59,7 +59,7 @@ def resolve(
             found = make_calibrator(name, recipe.percentile)(histogram, target.activation)
             measured = [p for p in members if p.range is None]
             notes += _small_members(measured, {} if statistics is None else statistics.tensors, found)
-        found = _covering(found, members)
+        found = _inside(_covering(found, members), members)
         params = params_from_range(*found, target.activation)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
@@ -132,6 +132,12 @@ def _covering(found: Range, members: Sequence[Point]) -> Range:
     """The range, widened to what the plan knows of a member that shares its scale with others."""
     known = [p.range for p in members if p.range is not None]
     return min([found[0], *(lo for lo, _ in known)]), max([found[1], *(hi for _, hi in known)])
+
+
+def _inside(found: Range, members: Sequence[Point]) -> Range:
+    """The range without what no member can hold: a cache says -amax to amax of the output of a Relu too."""
+    low, high = min(p.bounds[0] for p in members), max(p.bounds[1] for p in members)
+    return max(found[0], min(low, 0.0)), min(found[1], max(high, 0.0))
 
 
 def _calibrator_name(members: Sequence[Point], recipe: Recipe) -> str:

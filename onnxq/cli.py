@@ -304,36 +304,17 @@ def compare(
 @click.option("--measure", is_flag=True, help="ort-cpu: measure latency against --float too.")
 @click.option("--float", "reference", type=click.Path(path_type=Path), help="The float model, for --measure.")
 @_talk_options
-def check(
-    model: Path,
-    target: str,
-    as_json: bool,
-    data: str,
-    shapes: str,
-    measure: bool,
-    reference: Path | None,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Will the target take MODEL, and run it in int8? Exit status 3 when it will not take it.
 
     MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules. For ort-cpu it is
     optimized and run by ONNX Runtime; status 3 says that something quantized runs in float all the same.
     """
-    from onnxq import api, proof, tables
+    from onnxq import api, tables
     from onnxq.checks import text
 
-    if measure and reference is None:
-        raise click.UsageError("--measure wants the float model: --float FILE")
     if target == "ort-cpu":
-        proved = api.prove(model, target, data, shapes=shapes, reference=reference if measure else None)
-        if as_json:
-            click.echo(json.dumps(proved.to_dict(), indent=1))
-        elif not quiet or not proved.legal:
-            click.echo(tables.table(proof.HEADER, proof.rows(proved, every=verbose)))
-            for line in proof.lines(proved):
-                click.echo(line)
-        sys.exit(0 if proved.legal else EXIT_REFUSED)
+        sys.exit(_prove(model, target, as_json, quiet=quiet, verbose=verbose, **options))
     report = api.check(model, target)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
@@ -346,6 +327,24 @@ def check(
             click.echo(line)
     if not report.legal:
         sys.exit(EXIT_REFUSED)
+
+
+def _prove(model: Path, target: str, as_json: bool, **options: Any) -> int:
+    """Print what ONNX Runtime runs; the exit status."""
+    from onnxq import proof, tables
+    from onnxq.proving import prove
+
+    if options["measure"] and options["reference"] is None:
+        raise click.UsageError("--measure wants the float model: --float FILE")
+    reference = options["reference"] if options["measure"] else None
+    found = prove(model, target, options["data"], shapes=options["shapes"], reference=reference)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    elif not options["quiet"] or not found.legal:
+        click.echo(tables.table(proof.HEADER, proof.rows(found, every=options["verbose"])))
+        for line in proof.lines(found):
+            click.echo(line)
+    return 0 if found.legal else EXIT_REFUSED
 
 
 def _data_beside(model: Path, warn: Callable[[str], None]) -> str | None:

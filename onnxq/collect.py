@@ -145,7 +145,9 @@ def learn_types(graph: Graph, custom_ops: Sequence[str], providers: Sequence[str
     return len(learned)
 
 
-def session_for(graph: Graph, tensors: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str] = ()) -> Session:
+def session_for(
+    graph: Graph, tensors: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str] = ()
+) -> Session:
     """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed)."""
     copy = graph.copy()
     wanted = set(tensors) - {str(v.name) for v in copy.inputs}
@@ -263,6 +265,7 @@ def _check_inputs(feed: Feed, label: str) -> None:
 
 
 def sample_hash(feed: Feed) -> int:
+    """64 bits that tell a sample from others by its content."""
     h = hashlib.sha256()
     for name in sorted(feed):
         array = np.ascontiguousarray(feed[name])

@@ -18,7 +18,6 @@ from onnxq.collect import sample_hash, samples, session_for
 from onnxq.linear import linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.rescaling import find_sites
-from onnxq.runtime import Session
 from onnxq.sampling import patches, readable, rows, weight_as_rows
 from onnxq.smoothing import EXPLICIT_CONV_DB, EXPLICIT_DB, MARGIN_DB, Allowed, Reading, choose
 
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.data import Feed, Source
-    from onnxq.graph import Graph, Node
+    from onnxq.graph import Graph
     from onnxq.linear import Linear
     from onnxq.plan import Plan
     from onnxq.rescaling import Site
+    from onnxq.runtime import Session
     from onnxq.statistics import Factor
 
     Array = npt.NDArray[Any]
@@ -275,10 +275,12 @@ def gains(before: Floats, after: Floats) -> bool:
 
     By chance: twice the standard error of the mean of the samples' gains in dB.
     """
+    if not (np.isfinite(before) & np.isfinite(after)).all():
+        return False
     floor = np.finfo(np.float64).tiny
-    gained = 10 * np.log10(np.maximum(before, floor) / np.maximum(after, floor))
+    gained = 10 * (np.log10(np.maximum(before, floor)) - np.log10(np.maximum(after, floor)))
     error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
-    return bool(np.isfinite(gained).all()) and float(gained.mean()) > max(GAIN_DB, 2 * error)
+    return float(gained.mean()) > max(GAIN_DB, 2 * error)
 
 
 def output_noise(session: Session, feeds: Sequence[Feed], names: Sequence[str], exact: Sequence[list[Any]]) -> Floats:

@@ -5,6 +5,7 @@ A value: `onnxq.place` makes it, `onnxq.choose` resolves it, passes carry it out
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class Point:
         chosen: name of the calibrator that gave the range.
         params: quantization parameters; None until resolved.
         output: whether the model output of that name is behind the pair too.
+        bounds: what the Relu or Clip that makes it leaves; its range reaches no further.
     """
 
     tensor: str
@@ -44,6 +46,7 @@ class Point:
     chosen: str | None = None
     params: QuantParams | None = None
     output: bool = False
+    bounds: Range = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)

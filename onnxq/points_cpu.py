@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from onnxq.patterns.pairs import origin
@@ -171,7 +172,21 @@ def _point(
         range=None if maker is None else BOUNDED[maker.op_type],
         chosen=None if maker is None else maker.op_type.lower(),
         output=value.is_graph_output() and island.is_int8(value),
+        bounds=_bounds(island, value),
     )
+
+
+def _bounds(island: Island, value: Value) -> tuple[float, float]:
+    """What a Relu or Clip leaves of the tensor, before it was moved about; infinite where nothing cuts it off."""
+    node = island.graph.producer(value)
+    while node is not None and node.op_type in island.target.movers and node.inputs[0] is not None:
+        node = island.graph.producer(node.inputs[0])
+    if node is None or node.op_type not in ("Relu", "Clip"):
+        return -inf, inf
+    if node.op_type == "Relu":
+        return 0.0, inf
+    low, high = (island.graph.scalar(node.inputs[i]) if i < len(node.inputs) else None for i in (1, 2))
+    return -inf if low is None else low, inf if high is None else high
 
 
 def _groups(island: Island, values: dict[str, Value]) -> dict[str, str]:

@@ -36,6 +36,7 @@ class Summary:
         reasons: (reason, op type, how many) of the weighted nodes left in float.
         others: the same for the other nodes.
         fallback: (op type, how many) of the nodes that a DLA leaves to the GPU, most frequent first.
+        stored: type of the stored weights of products, "int8" or "int4".
     """
 
     weighted: int
@@ -47,6 +48,7 @@ class Summary:
     reasons: tuple[tuple[str, str, int], ...]
     others: tuple[tuple[str, str, int], ...]
     fallback: tuple[tuple[str, int], ...] = ()
+    stored: str = "int8"
 
 
 def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summary:
@@ -63,6 +65,7 @@ def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summar
         bytes_after=bytes_after,
         reasons=tuple(r for r in reasons if r[1] in weighted_ops),
         others=tuple(r for r in reasons if r[1] not in weighted_ops),
+        stored=f"int{min((w.bits for w in plan.weights), default=8)}",
         fallback=tuple(Counter(d.op_type for d in plan.decisions if FALLS_BACK in d.reason).most_common()),
     )
 

@@ -98,8 +98,9 @@ def shift_problem(graph: Graph, linear: Linear) -> bool:
 
 
 def maker_of(graph: Graph, value: Value) -> Node | Linear | None:
-    """What can make value / s in place of value by its constants alone: a linear node (an Add of its bias included),
-    a normalization, a Mul by a constant per channel, or such a Mul and an Add.
+    """The node that can make value / s in place of value by its constants alone, None where it is no such node.
+
+    That is a linear node, perhaps with the Add of its bias, or a normalization.
     """
     node = graph.producer(value)
     if node is None or graph.in_body(node):

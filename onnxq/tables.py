@@ -29,7 +29,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
         nodes = ", ".join(f"{count} {op}" for op, count in summary.fallback)
         yield f"not for DLA, falls back to the GPU: {nodes}"
     share = f"{summary.int8} of {summary.weighted} weighted operators, {summary.mac_share:.1%} of their MACs"
-    yield f"int8: {share}" if summary.computed else f"int8 weights only, all computed in float: {share}"
+    yield f"int8: {share}" if summary.computed else f"{summary.stored} weights only, all computed in float: {share}"
 
 
 def decisions(plan: Plan, *, every: bool) -> str:

@@ -4,6 +4,7 @@
     python scripts/bench.py search [--model NAME ...]
     python scripts/bench.py start
     python scripts/bench.py accuracy [--model NAME ...]
+    python scripts/bench.py latency [--model NAME ...]
 
 Models are those that fetch_models.py --all puts into .cache/models. What is compared runs in turns within one call.
 Seconds are those of this machine and this run; only ratios may be compared with other runs. On a machine that others
@@ -206,7 +207,7 @@ def _shapes(name: str) -> str:
 def main() -> None:
     """Parse the command line and run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("calibrate", "memory", "search", "start", "accuracy"))
+    parser.add_argument("what", choices=("calibrate", "memory", "search", "start", "accuracy", "latency"))
     parser.add_argument("--model", action="append", default=[], help="resnet50, bert_base, ...; may be repeated")
     parser.add_argument("--samples", type=int, action="append", default=[])
     parser.add_argument("--repeat", type=int, default=3)
@@ -222,7 +223,7 @@ def main() -> None:
     elif args.what == "start":
         start(args.repeat)
     else:
-        subprocess.run((sys.executable, str(SCRIPTS / "bench_accuracy.py"), *args.model), check=True)
+        subprocess.run((sys.executable, str(SCRIPTS / f"bench_{args.what}.py"), *args.model), check=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("smoothing", "sampling", "plan", "weighted", "place", "pipeline", "data", "choose", "precision", "dla", "cpu_kernels", "points_cpu", "place_cpu", "placements", "place_cuda",
      "place_dynamic", "place_weights", "embeddings"),
     ("passes", "collect", "comparison", "proof", "improve"),
-    ("api", "report", "exchange"),
+    ("api", "report", "exchange", "proving"),
     ("cli", "progress", "tables", "onnxq"),  # onnxq: the public names, which are for users and the command line only
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,20 +26,21 @@ def rereadable(source: Source) -> Source:
     """The source itself where it can be read again; else one whose first whole pass feeds the later ones."""
     if not source.once:
         return source
-    folder = tempfile.TemporaryDirectory(prefix="onnxq-")  # its finalizer removes it with the source
+    folder = Path(tempfile.mkdtemp(prefix="onnxq-"))
     layouts: list[Layout] = []
 
     def read() -> Iterator[Sample]:
         if layouts:
-            yield from (_load(Path(folder.name) / str(i), layout) for i, layout in enumerate(layouts))
+            yield from (_load(folder / str(i), layout) for i, layout in enumerate(layouts))
             return
         for where, feed in source.samples():
-            with (Path(folder.name) / str(len(layouts))).open("wb") as file:
+            with (folder / str(len(layouts))).open("wb") as file:
                 for array in feed.values():
                     file.write(np.ascontiguousarray(array).tobytes())
             layouts.append((where, [(name, a.dtype, a.shape) for name, a in feed.items()]))
             yield where, feed
 
+    weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)  # the folder goes when nothing can read it
     return replace(source, read=read, once=False)
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
+from onnxq import blocks
 from onnxq.blocks import quantize_blocks, spread, stored_bytes
 
 
@@ -23,6 +26,17 @@ def test_every_block_by_the_definition(bits: int, largest: int, axis: int, size:
             assert scale[block, column] == s
             expected = [max(-largest, min(largest, round(x / float(s)))) for x in part[:, column]]  # half to even
             assert codes[block * step : (block + 1) * step, column].tolist() == expected
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("method", ["absmax", "mse"])
+def test_a_large_weight_in_parts(axis: int, method: Literal["absmax", "mse"], monkeypatch: pytest.MonkeyPatch) -> None:
+    w = np.random.default_rng(4).normal(size=(40, 37)).astype(np.float32)
+    whole = quantize_blocks(w, axis, 16, 4, method)
+    monkeypatch.setattr(blocks, "_PART", 100)
+    parts = quantize_blocks(w, axis, 16, 4, method)
+    np.testing.assert_array_equal(whole.codes, parts.codes)
+    np.testing.assert_array_equal(whole.scale, parts.scale)
 
 
 def test_error_is_half_a_step() -> None:

@@ -13,9 +13,10 @@ from placing import Array, int8, net
 from real_models import DIGITS, cached
 
 import onnxq
-from onnxq.api import prove, quantize
+from onnxq.api import quantize
 from onnxq.errors import RecipeError
 from onnxq.numerics import sqnr_db
+from onnxq.proving import prove
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 
@@ -45,7 +46,11 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "LeakyRelu": ("m = LeakyRelu<alpha=0.1>(c)", "QLinearLeakyRelu", "LeakyRelu"),
     "Sigmoid": ("m = Sigmoid(c)", "QLinearSigmoid", "Sigmoid"),
     "SiLU": ("s = Sigmoid(c) m = Mul(c, s)", "QLinearMul", "Sigmoid"),
-    "Sigmoid, moved": ("s = Sigmoid(c) m = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(s)", "QLinearSigmoid", "Sigmoid"),
+    "Sigmoid, moved": (
+        "s = Sigmoid(c) m = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(s)",
+        "QLinearSigmoid",
+        "Sigmoid",
+    ),
     "Softmax": ("m = Softmax<axis=3>(c)", "QLinearSoftmax", "Softmax"),
     "MaxPool": ("m = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(c)", "NhwcMaxPool", "DequantizeLinear before MaxPool"),
     "Transpose": ("m = Transpose<perm=[0,1,3,2]>(c)", "Transpose", ""),

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from placing import groups, int8, net, reason, uses
 
+from onnxq.caches import Cache
+from onnxq.choose import resolve
 from onnxq.place_cpu import place_cpu
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import TARGETS
@@ -206,3 +208,15 @@ def test_a_chain_of_products_stays_in_integers() -> None:
     plan = planned(net("float[64, 64] x", body, w=(64, 64), w2=(64, 64), b=(64,)))
     assert uses(plan) == {"x": {"Gemm:h@0"}, "r": {"Gemm:y@0"}}
     assert not any(point.output for point in plan.points.values())  # the last product writes float
+
+
+def test_a_range_reaches_no_further_than_the_clip_before_it() -> None:
+    body = f"c = Conv{PADS}(x, w0) r = Clip(c, lo, hi) m = MaxPool<kernel_shape=[2,2]>(r) y = Conv{PADS}(m, w1)"
+    graph = net(IMAGE, body, w0=W, w1=W, lo=np.array(0, np.float32), hi=np.array(6, np.float32))
+    plan = planned(graph)
+    assert plan.points["r"].bounds == plan.points["m"].bounds == (0.0, 6.0)
+    cache = Cache("A", "1", {name: np.float32(0.1) for name in plan.points})
+    resolved = resolve(plan, None, Recipe(target="ort-cpu"), CPU, cache)
+    assert resolved.points["r"].range == (0.0, 6.0)  # the cache says -12.7 to 12.7
+    assert resolved.points["y"].range == pytest.approx((-12.7, 12.7))
+    assert int(resolved.points["r"].params.zero_point) == 0  # type: ignore[union-attr]  # resolved

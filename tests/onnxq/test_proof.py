@@ -16,24 +16,32 @@ from real_models import DIGITS
 
 import onnxq
 from onnxq import proof as words
-from onnxq.api import prove
 from onnxq.errors import DataError, ModelError, RecipeError
+from onnxq.proving import prove
 from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from onnxq.graph import Graph
 
 F32 = np.float32
 
 
-def conv(tail: str, **more: np.ndarray) -> Graph:
+def conv(tail: str, **more: npt.ArrayLike) -> Graph:
     """A convolution behind its pairs, then `tail` that makes y of c."""
     text = f"""(float[1,4,6,6] x) => (float[Q] y) {{ q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z)
                wd = DequantizeLinear<axis=0>(w, ws, wz) c = Conv(xd, wd) {tail} }}"""
     codes = np.random.default_rng(0).integers(-127, 128, (8, 4, 3, 3)).astype(np.int8)
-    weights = {"w": codes, "ws": np.full(8, 0.01, F32), "wz": np.zeros(8, np.int8), "s": F32(0.03), "z": np.uint8(128)}
+    weights: dict[str, npt.ArrayLike] = {
+        "w": codes,
+        "ws": np.full(8, 0.01, F32),
+        "wz": np.zeros(8, np.int8),
+        "s": F32(0.03),
+        "z": np.uint8(128),
+    }
     return graph_of(text, 17, **weights, **more)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-from graphs import graph_of, lines, random_feeds, same_function
-from onnx import parser  # noqa: F401  its text form is what graph_of reads
+from typing import TYPE_CHECKING
 
-from onnxq.graph import Graph
+import numpy as np
+from graphs import graph_of, lines, random_feeds, same_function
+
 from onnxq.passes.cpu_bias import LARGEST, fit_weight_scales, keep_biases_apart, round_biases
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph
 
 RNG = np.random.default_rng(3)
 F32 = np.float32
@@ -17,7 +21,7 @@ PAIR = "q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z) wd = Dequanti
 
 def quantized(inputs: str, body: str, **more: npt.ArrayLike) -> Graph:
     """A layer behind its pairs: xd with the scale 0.02, wd with 8 columns of their own scales."""
-    weights = {
+    weights: dict[str, npt.ArrayLike] = {
         "s": F32(0.02),
         "z": np.uint8(128),
         "w": RNG.integers(-127, 128, (4, 8)).astype(np.int8),
@@ -30,7 +34,9 @@ def quantized(inputs: str, body: str, **more: npt.ArrayLike) -> Graph:
 
 
 def test_biases_of_float_products_are_left_alone() -> None:
-    graph = graph_of("(float[2,3,4] x, float[4,8] w) => (float[2,3,8] y) { h = MatMul(x, w) y = Add(h, b) }", b=np.ones(8, F32))
+    graph = graph_of(
+        "(float[2,3,4] x, float[4,8] w) => (float[2,3,8] y) { h = MatMul(x, w) y = Add(h, b) }", b=np.ones(8, F32)
+    )
     assert keep_biases_apart(graph) == round_biases(graph) == fit_weight_scales(graph) == 0
 
 
@@ -93,7 +99,13 @@ def test_convolutions_are_fitted_along_their_own_axis() -> None:
               wd = DequantizeLinear<axis=0>(w, ws, wz) y = Conv(xd, wd, b) }"""
     codes = RNG.integers(-127, 128, (3, 2, 1, 1)).astype(np.int8)
     scales = np.array([0.1, 1e-12, 0.1], F32)
-    weights = {"s": F32(0.02), "z": np.uint8(128), "w": codes, "ws": scales, "wz": np.zeros(3, np.int8)}
+    weights: dict[str, npt.ArrayLike] = {
+        "s": F32(0.02),
+        "z": np.uint8(128),
+        "w": codes,
+        "ws": scales,
+        "wz": np.zeros(3, np.int8),
+    }
     graph = graph_of(text, 17, **weights, b=np.array([1, 2, 3], F32))
     before = graph.copy()
     assert fit_weight_scales(graph) == 1

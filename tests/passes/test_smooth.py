@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
-from graphs import Array, graph_of, lines, random_feeds, same_function
+from graphs import Array, graph_of, lines, random_feeds, run, same_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import PassError
-from onnxq.graph import Graph
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.smooth import Smooth
 from onnxq.rescaling import Site, find_sites
 from onnxq.statistics import Factor
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph
 
 RNG = np.random.default_rng(5)
 
@@ -41,72 +45,72 @@ CASES = {
     "norm, three products": (
         "(float[2,5,8] x) => (float[2,5,4] q, float[2,5,4] k, float[2,5,4] v) {"
         + LN + "q = MatMul(n, a) k0 = MatMul(n, b) k = Add(k0, kb) v0 = MatMul(n, c) v = Add(vb, v0) }",
-        dict(g=floats(8), h=floats(8), a=floats(8, 4), b=floats(8, 4), c=floats(8, 4), kb=floats(4), vb=floats(4)),
+        {"g": floats(8), "h": floats(8), "a": floats(8, 4), "b": floats(8, 4), "c": floats(8, 4), "kb": floats(4), "vb": floats(4)},
         {"explicit": False, "shifts": True},
     ),
     "norm without a bias": (
         "(float[2,5,8] x) => (float[2,5,4] y) { n = LayerNormalization(x, g) y = MatMul(n, a) }",
-        dict(g=floats(8), a=floats(8, 4)),
+        {"g": floats(8), "a": floats(8, 4)},
         {"explicit": False, "shifts": True},
     ),
     "residual stream": (
         "(float[2,5,8] x) => (float[2,5,8] y) {" + LN + "p = MatMul(n, a) b = Add(p, c) y = Add(b, n) }",
-        dict(g=floats(8), h=floats(8), a=floats(8, 8), c=floats(8)),
+        {"g": floats(8), "h": floats(8), "a": floats(8, 8), "c": floats(8)},
         {"explicit": True, "shifts": True},
     ),
     "model output": (
         "(float[2,5,8] x) => (float[2,5,4] y, float[2,5,8] n) {" + LN + "y = MatMul(n, a) }",
-        dict(g=floats(8), h=floats(8), a=floats(8, 4)),
+        {"g": floats(8), "h": floats(8), "a": floats(8, 4)},
         {"explicit": True, "shifts": True},
     ),
     "conv, relu, conv, padded": (
-        "(float[2,3,9,9] x) => (float[2,5,9,9] y) {"
-        "c = Conv<pads = [1,1,1,1]>(x, a, b) r = Relu(c) y = Conv<pads = [1,1,1,1]>(r, w, v) }",
-        dict(a=floats(6, 3, 3, 3), b=floats(6), w=floats(5, 6, 3, 3), v=floats(5)),
+        ("(float[2,3,9,9] x) => (float[2,5,9,9] y) {"
+        "c = Conv<pads = [1,1,1,1]>(x, a, b) r = Relu(c) y = Conv<pads = [1,1,1,1]>(r, w, v) }"),
+        {"a": floats(6, 3, 3, 3), "b": floats(6), "w": floats(5, 6, 3, 3), "v": floats(5)},
         {"explicit": False, "shifts": False},
     ),
     "conv, conv of one pixel": (
         "(float[2,3,9,9] x) => (float[2,5,7,7] y) { c = Conv(x, a) y = Conv(c, w) }",
-        dict(a=floats(6, 3, 3, 3), w=floats(5, 6, 1, 1)),
+        {"a": floats(6, 3, 3, 3), "w": floats(5, 6, 1, 1)},
         {"explicit": False, "shifts": True},
     ),
     "depthwise chain": (
-        "(float[2,3,9,9] x) => (float[2,5,4,4] y) {"
+        ("(float[2,3,9,9] x) => (float[2,5,4,4] y) {"
         "c = Conv(x, a, b) r = Relu(c) d = Conv<group = 6, pads = [1,1,1,1]>(r, w) l = LeakyRelu(d) "
-        "m = MaxPool<kernel_shape = [2,2], strides = [2,2], ceil_mode = 1>(l) y = Conv(m, u) }",
-        dict(a=floats(6, 3, 3, 3), b=floats(6), w=floats(6, 1, 3, 3), u=floats(5, 6, 1, 1)),
+        "m = MaxPool<kernel_shape = [2,2], strides = [2,2], ceil_mode = 1>(l) y = Conv(m, u) }"),
+        {"a": floats(6, 3, 3, 3), "b": floats(6), "w": floats(6, 1, 3, 3), "u": floats(5, 6, 1, 1)},
         {"explicit": False, "shifts": False},
     ),
     "grouped": (
         "(float[2,3,9,9] x) => (float[2,8,5,5] y) { c = Conv(x, a) r = Relu(c) y = Conv<group = 2>(r, w) }",
-        dict(a=floats(6, 3, 3, 3), w=floats(8, 3, 3, 3)),
+        {"a": floats(6, 3, 3, 3), "w": floats(8, 3, 3, 3)},
         {"explicit": False, "shifts": False},
     ),
     "residual sum of convolutions": (
-        "(float[2,3,9,9] x) => (float[2,4,9,9] y) {"
-        "c = Conv(x, a) i = Relu(c) d = Conv<pads = [1,1,1,1]>(i, w) s = Add(d, i) r = Relu(s) y = Conv(r, u) }",
-        dict(a=floats(6, 3, 1, 1), w=floats(6, 6, 3, 3), u=floats(4, 6, 1, 1)),
+        ("(float[2,3,9,9] x) => (float[2,4,9,9] y) {"
+        "c = Conv(x, a) i = Relu(c) d = Conv<pads = [1,1,1,1]>(i, w) s = Add(d, i) r = Relu(s) y = Conv(r, u) }"),
+        {"a": floats(6, 3, 1, 1), "w": floats(6, 6, 3, 3), "u": floats(4, 6, 1, 1)},
         {"explicit": False, "shifts": False},
     ),
     "pooled classifier": (
-        "(float[2,3,9,9] x) => (float[2,4] y) { c = Conv(x, a) r = Relu(c) p = GlobalAveragePool(r) "
-        "f = Flatten(p) y = Gemm<transB = 1, alpha = 0.5, beta = 2.0>(f, w, b) }",
-        dict(a=floats(6, 3, 3, 3), w=floats(4, 6), b=floats(4)),
-        {"explicit": False, "shifts": True},
+        ("(float[2,3,9,9] x) => (float[2,4] y) { c = Conv(x, a) r = Relu(c) p = GlobalAveragePool(r) "
+        "f = Flatten(p) y = Gemm<transB = 1, alpha = 0.5, beta = 2.0>(f, w, b) }"),
+        {"a": floats(6, 3, 3, 3), "w": floats(4, 6), "b": floats(4)},
+        {"explicit": False, "shifts": False},
     ),
     "gemm to gemm": (
         "(float[3,7] x) => (float[3,4] y) { g = Gemm<beta = 0.5>(x, a, b) y = Gemm<alpha = 2.0>(g, w) }",
-        dict(a=floats(7, 6), b=floats(6), w=floats(6, 4)),
+        {"a": floats(7, 6), "b": floats(6), "w": floats(6, 4)},
         {"explicit": False, "shifts": True},
     ),
     "after a gelu-like": (
         "(float[2,5,8] x) => (float[2,5,4] y) { t = Tanh(x) y = MatMul(t, a) }",
-        dict(a=floats(8, 4)),
+        {"a": floats(8, 4)},
         {"explicit": True, "shifts": True},
     ),
     "batch norm": (
         "(float[2,6,9,9] x) => (float[2,4,7,7] y) { t = Tanh(x) n = BatchNormalization(t, g, h, m, v) y = Conv(n, w) }",
-        dict(g=floats(6), h=floats(6), m=floats(6), v=np.abs(floats(6)) + 0.1, w=floats(4, 6, 3, 3)),
+        {"g": floats(6), "h": floats(6), "m": floats(6), "v": np.abs(floats(6)) + 0.1, "w": floats(4, 6, 3, 3)},
         {"explicit": False, "shifts": True},
     ),
 }  # fmt: skip
@@ -115,14 +119,14 @@ CASES = {
 @pytest.mark.parametrize(
     ("text", "weights"),
     [
-        pytest.param("(float[2,5,8] x) => (float y) { y = MatMul(w, x) }", dict(w=floats(2, 4, 5)), id="weight first"),
+        pytest.param("(float[2,5,8] x) => (float y) { y = MatMul(w, x) }", {"w": floats(2, 4, 5)}, id="weight first"),
         pytest.param("(float[8,5] x) => (float y) { t = Tanh(x) y = Gemm<transA = 1>(t, w) }",
-                     dict(w=floats(8, 4)), id="transposed input"),
+                     {"w": floats(8, 4)}, id="transposed input"),
         pytest.param("(float[2,5,8] x, float[8,4] w) => (float y) { y = MatMul(x, w) }", {}, id="computed weight"),
         pytest.param("(float[2,5,8] x) => (float y, float z) { t = Tanh(x) y = MatMul(t, w) z = MatMul(x, w) }",
-                     dict(w=floats(8, 4)), id="one weight for two nodes"),
+                     {"w": floats(8, 4)}, id="one weight for two nodes"),
         pytest.param("(float[2,6,5,5] x) => (float y) { y = ConvTranspose(x, w) }",
-                     dict(w=floats(6, 4, 3, 3)), id="transposed convolution"),
+                     {"w": floats(6, 4, 3, 3)}, id="transposed convolution"),
         pytest.param("(float[2,8] x) => (float y) { y = Softmax(x) }", {}, id="nothing linear"),
     ],
 )  # fmt: skip
@@ -163,8 +167,6 @@ def test_each_tensor_is_what_the_formula_says() -> None:
     normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     wanted = (normal * weights["g"] + weights["h"] - factor.shift) / factor.scale
     after.set_outputs([v for v in after.values() if v.name == "n/smoothed"])
-    from graphs import run
-
     np.testing.assert_allclose(run(after, feeds)[0], wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -193,12 +195,10 @@ SIX = {"zero": np.float32(0), "six": np.float32(6)}
 
 
 def test_clip_saturates_at_one_number_beyond_what_was_seen() -> None:
-    weights = dict(a=3 * floats(6, 3, 1, 1), w=floats(6, 1, 3, 3), u=floats(5, 6, 1, 1))
+    weights = {"a": 3 * floats(6, 3, 1, 1), "w": floats(6, 1, 3, 3), "u": floats(5, 6, 1, 1)}
     before = built(CLIPPED, **weights, **SIX)
     (site,) = (s for s in find_sites(before) if s.clips)
     feeds = random_feeds(before)
-    from graphs import run
-
     seen = before.copy()
     seen.set_outputs([v for v in seen.values() if v.name == "l"])
     reach = run(seen, feeds)[0].max(axis=(0, 2, 3))

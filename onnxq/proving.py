@@ -1,0 +1,61 @@
+"""The proof for whatever the caller has: a file or a model in memory, and data in any of its forms."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxq import proof
+from onnxq.api import input_specs, load
+from onnxq.data import open_source, parse_shapes
+from onnxq.errors import RecipeError
+
+if TYPE_CHECKING:
+    from onnxq.proof import Proof
+
+    Model = Any
+
+PROVIDER_OF = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
+"""Target -> the provider of ONNX Runtime that runs it."""
+
+
+def prove(
+    model: Model,
+    target: str = "ort-cpu",
+    data: object = "random:1",
+    *,
+    shapes: str = "",
+    reference: Model | None = None,
+) -> Proof:
+    """What ONNX Runtime really runs of a quantized model, optimized for the target's provider; see `onnxq.proof`.
+
+    Args:
+        model: quantized, by whatever tool: a path, a Graph or a ModelProto.
+        target: ort-cpu or ort-cuda.
+        data: the first sample is what it is run on; nothing is calibrated.
+        shapes: sizes of dynamic inputs, as a recipe has them.
+        reference: the float model, to measure latency against.
+
+    Raises:
+        RecipeError: the target is none of ONNX Runtime's, or its provider is not there.
+        ModelError: ONNX Runtime cannot load a model.
+        DataError: the data does not fit.
+    """
+    if target not in PROVIDER_OF:
+        raise RecipeError(f"{target} cannot be proved", f"Targets of ONNX Runtime: {', '.join(PROVIDER_OF)}.")
+    sizes = parse_shapes(shapes) if shapes else None
+    feed = next(iter(open_source(data, input_specs(load(model)), shapes=sizes)))
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        compared = None if reference is None else _on_disk(reference, Path(folder) / "float.onnx")
+        quantized = _on_disk(model, Path(folder) / "quantized.onnx")
+        return proof.prove(quantized, feed, provider=PROVIDER_OF[target], reference=compared)
+
+
+def _on_disk(model: Model, path: Path) -> Path:
+    """The file of a model, as it is where it comes from one."""
+    if isinstance(model, str | os.PathLike):
+        return Path(model)
+    load(model).save(path, check=False)
+    return path

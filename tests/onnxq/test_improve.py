@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from graphs import Array, graph_of, run
+from legality import assert_legal
+
+from onnxq import Recipe, api
+from onnxq.errors import StatisticsError
+from onnxq.improve import gains
+from onnxq.monitor import Monitor
+from onnxq.numerics import sqnr_db
+from onnxq.statistics import Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from onnxq.graph import Graph
+
+BALANCED = Recipe(effort="balanced", high_precision="fp32")
+FAST = replace(BALANCED, effort="fast")
+WIDTH = 64
+OUTLIERS = (3, 40)
+
+
+def block(outlier: float = 100.0) -> Graph:
+    """Two LayerNorms, each before its products, with two channels that are far larger than the others."""
+    rng = np.random.default_rng(0)
+    weights: dict[str, Array] = {}
+    for i, width in ((0, WIDTH), (1, WIDTH)):
+        gain = np.ones(WIDTH)
+        gain[list(OUTLIERS)] = outlier
+        w = rng.normal(size=(WIDTH, width)) / 8
+        w[list(OUTLIERS)] /= outlier  # as training leaves them: what is large is read with small weights
+        weights |= {f"g{i}": gain, f"b{i}": 0.1 * rng.normal(size=WIDTH), f"w{i}": w}
+    text = (
+        "(float[N,16,64] x) => (float[N,16,64] y) {"
+        "n0 = LayerNormalization(x, g0, b0) m0 = MatMul(n0, w0) t = Tanh(m0) r = Add(t, x) "
+        "n1 = LayerNormalization(r, g1, b1) y = MatMul(n1, w1) }"
+    )
+    return graph_of(text, 17, **{k: v.astype(np.float32) for k, v in weights.items()})
+
+
+def samples(count: int, seed: int = 1) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=(1, 16, WIDTH)).astype(np.float32)} for _ in range(count)]
+
+
+def quality(graph: Graph, quantized: Graph) -> float:
+    pairs = [(run(graph, f)[0], run(quantized, f)[0]) for f in samples(8, seed=2)]
+    return sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True)))
+
+
+def test_severe_outlier_channels() -> None:
+    graph, data = block(), samples(24)
+    plain, _ = api.quantize(graph, data, FAST)
+    better, plan = api.quantize(graph, data, BALANCED)
+    assert quality(graph, plain) < 5
+    assert quality(graph, better) >= 15
+    assert plan.int8_share() == 1
+    ops, before = ([n.op_type for n in g.nodes] for g in (better, plain))
+    assert [op for op in ops if op != "Add"] == [op for op in before if op != "Add"]  # biases alone are new
+    assert_legal(better.to_proto())
+
+
+def test_the_part_in_float16() -> None:
+    graph = block()
+    better, _ = api.quantize(graph, samples(24), replace(BALANCED, high_precision="fp16"))
+    assert quality(graph, better) >= 15
+    assert_legal(better.to_proto())
+
+
+def test_order_and_batches_do_not_matter() -> None:
+    graph, data = block(), samples(40)
+    wanted = api.calibrate(graph, data, BALANCED)
+    assert wanted.smoothing
+    shuffled = [data[i] for i in np.random.default_rng(3).permutation(len(data))]
+    batches = [{"x": np.concatenate([f["x"] for f in shuffled[i : i + 5]])} for i in range(0, len(data), 5)]
+
+    def once() -> Iterator[dict[str, Array]]:
+        yield from shuffled
+
+    for given in (shuffled, batches, once()):
+        assert api.calibrate(graph, given, BALANCED) == wanted
+
+
+def test_statistics_carry_the_factors(tmp_path: Path) -> None:
+    graph, data = block(), samples(24)
+    found = api.calibrate(graph, data, BALANCED)
+    found.save(tmp_path / "s.npz")
+    again = Statistics.load(tmp_path / "s.npz")
+    assert again == found
+    direct, from_file = api.quantize(graph, data, BALANCED)[0], api.quantize(graph, tmp_path / "s.npz", FAST)[0]
+    assert direct.digest() == from_file.digest()
+    assert (again + again).smoothing == found.smoothing
+
+
+def test_statistics_of_unlike_factors_do_not_merge() -> None:
+    graph = block()
+    one, other = (api.calibrate(graph, samples(24, seed), BALANCED) for seed in (4, 5))
+    with pytest.raises(StatisticsError, match="smoothed in different ways") as error:
+        api.merge([one, other])
+    assert "--effort fast" in error.value.hint
+
+
+def test_statistics_of_another_model() -> None:
+    found = api.calibrate(block(), samples(24), BALANCED)
+    with pytest.raises(StatisticsError):
+        api.quantize(block(90.0), found, BALANCED)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_too_few_samples(count: int) -> None:
+    said: list[str] = []
+    found = api.calibrate(block(), samples(count), BALANCED, Monitor(warn=said.append))
+    assert not found.smoothing
+    assert any("too few" in text for text in said)
+
+
+def test_what_does_not_help_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq import improve
+
+    monkeypatch.setattr(improve, "gains", lambda *_: False)
+    assert not api.calibrate(block(), samples(24), BALANCED).smoothing
+
+
+def test_gains_beyond_chance() -> None:
+    before = np.full(8, 1e-2)
+    assert gains(before, before / 2)
+    assert not gains(before, before)
+    assert not gains(before, before * 2)
+    assert not gains(before, before * 10 ** -np.array([3, -2.9] * 4))  # 0.5 dB on average, by chance
+    assert not gains(before, np.full(8, np.inf))
