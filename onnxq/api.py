@@ -17,7 +17,7 @@ from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
 from onnxq.data import InputSpec, Source, open_source, parse_shapes, rereadable
 from onnxq.dla import cover
-from onnxq.errors import DataError, ModelError, PassError, RecipeError, StatisticsError
+from onnxq.errors import DataError, ModelError, PassError, StatisticsError
 from onnxq.graph import Graph
 from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset

@@ -175,61 +175,73 @@ def clip_limit(graph: Graph, node: Node) -> float | None:
 
 
 def _folded(graph: Graph, members: list[Value]) -> Site | None:
-    inside = {id(v) for v in members}
-    readers: list[tuple[str, Linear]] = []
-    nodes: dict[str, Node] = {}
-    axes, sizes, makers = set(), set(), []
-    for value in members:
-        if value.is_graph_output() or value.is_graph_input():
-            return None
-        made = graph.producer(value)
-        if made is not None and any(id(v) in inside for v in ties(graph, made)):
-            nodes[str(made.name)] = made
-        else:
-            maker = maker_of(graph, value)
-            if maker is None:
-                return None
-            makers.append(maker)
-            axes.add(_made_axis(graph, maker, value))
-        for user, index in graph.users(value):
-            if user.op_type == "Shape" or any(v is value for v in ties(graph, user)):
-                continue
-            linear = reader_at(graph, user) if index == 0 else None
-            if linear is None or len([i for n, i in graph.users(value) if n is user]) > 1:
-                return None
-            readers.append((str(value.name), linear))
-            axes.add(_read_axis(graph, linear, value))
-            sizes.add(channels_read(graph, linear))
-    if len(axes) != 1 or len(sizes) != 1 or None in axes or not readers:
+    """The site whose makers and readers absorb everything, None where one of them cannot."""
+    if any(v.is_graph_output() or v.is_graph_input() for v in members):
         return None
-    clips = tuple(n for n, node in nodes.items() if node.op_type == "Clip")
-    if clips and any(node.op_type == "Add" for node in nodes.values()):
-        return None  # a sum passes the limit of the Clip beside it
-    axis = axes.pop()
-    if axis != 1 and any(node.op_type not in _ELEMENTWISE for node in nodes.values()):
+    tied = {str(v.name): node for v in members if (node := tie_making(graph, v)) is not None}
+    makers = [(v, maker_of(graph, v)) for v in members if str(v.name) not in tied]
+    read = [(v, _absorbing(graph, v)) for v in members]
+    if any(maker is None for _, maker in makers) or any(linears is None for _, linears in read):
+        return None
+    readers = [(v, linear) for v, linears in read for linear in linears or ()]
+    axes = {_made_axis(graph, maker, v) for v, maker in makers if maker is not None}
+    axes |= {_read_axis(graph, linear, v) for v, linear in readers}
+    if axes != {1} and any(node.op_type not in _ELEMENTWISE for node in tied.values()):
         return None  # a pool's channel axis is 1
-    site = _site(graph, members, readers, int(axis or 0), sizes.pop())
-    alone = len(members) == 1 and not (isinstance(makers[0], Linear) and _no_bias(makers[0]))
+    clips = tuple(str(node.name) for node in tied.values() if node.op_type == "Clip")
+    if clips and any(node.op_type == "Add" for node in tied.values()):
+        return None  # a sum passes the limit of the Clip beside it
+    site = _site(graph, members, readers, axes)
+    if site is None:
+        return None
+    maker = makers[0][1]
+    alone = len(members) == 1 and not (isinstance(maker, Linear) and _no_bias(maker))
     return replace(site, explicit=False, shifts=site.shifts and alone, clips=clips)
 
 
+def tie_making(graph: Graph, value: Value) -> Node | None:
+    """The node that makes the value and ties it to what it reads."""
+    made = graph.producer(value)
+    return made if made is not None and any(v is value for v in ties(graph, made)) else None
+
+
+def _absorbing(graph: Graph, value: Value) -> list[Linear] | None:
+    """The linear nodes that read the value; None when something else reads its numbers too."""
+    found = []
+    for user, index in graph.users(value):
+        if user.op_type == "Shape" or any(v is value for v in ties(graph, user)):
+            continue
+        linear = reader_at(graph, user) if index == 0 and _reads_once(graph, user, value) else None
+        if linear is None:
+            return None
+        found.append(linear)
+    return found
+
+
+def _reads_once(graph: Graph, node: Node, value: Value) -> bool:
+    return [user for user, _ in graph.users(value)].count(node) == 1
+
+
 def _explicit(graph: Graph, value: Value) -> Site | None:
-    found = [(user, reader_at(graph, user)) for user, index in graph.users(value) if index == 0]
-    readers = [(str(value.name), linear) for user, linear in found if linear is not None]
-    readers = [(name, r) for name, r in readers if [n for n, _ in graph.users(value)].count(r.node) == 1]
-    axes = {_read_axis(graph, linear, value) for _, linear in readers}
+    """The site of one tensor, whose linear readers alone get another."""
+    users = [user for user, index in graph.users(value) if index == 0 and _reads_once(graph, user, value)]
+    readers = [(value, linear) for user in users if (linear := reader_at(graph, user)) is not None]
+    return _site(graph, [value], readers, {_read_axis(graph, linear, value) for _, linear in readers})
+
+
+def _site(
+    graph: Graph, members: list[Value], readers: list[tuple[Value, Linear]], axes: set[int | None]
+) -> Site | None:
+    """The site, taken as explicit; None where its tensors have not one channel axis of one length."""
     sizes = {channels_read(graph, linear) for _, linear in readers}
-    if len(axes) != 1 or len(sizes) != 1 or None in axes:
+    axis = next(iter(axes), None)
+    if len(axes) != 1 or len(sizes) != 1 or axis is None:
         return None
-    return _site(graph, [value], readers, int(axes.pop() or 0), sizes.pop())
-
-
-def _site(graph: Graph, members: list[Value], readers: list[tuple[str, Linear]], axis: int, channels: int) -> Site:
     names = tuple(str(v.name) for v in members)
-    read = tuple((tensor, str(linear.node.name)) for tensor, linear in readers)
+    read = tuple((str(v.name), str(linear.node.name)) for v, linear in readers)
     shifts = not any(shift_problem(graph, linear) for _, linear in readers)
     convolves = any(linear.node.op_type == "Conv" for _, linear in readers)
-    return Site(names[0], axis, channels, names, read, explicit=True, shifts=shifts, convolves=convolves)
+    return Site(names[0], axis, sizes.pop(), names, read, explicit=True, shifts=shifts, convolves=convolves)
 
 
 def _read_axis(graph: Graph, linear: Linear, value: Value) -> int | None:

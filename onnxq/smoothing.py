@@ -199,7 +199,7 @@ def _step(rows: Floats) -> float:
 
 
 def _rounded(rows: Floats, step: float) -> Floats:
-    codes = np.rint(rows * np.float32(1 / step))
+    codes: Floats = np.rint(rows * np.float32(1 / step))
     np.clip(codes, INT8.qmin, INT8.qmax, out=codes)
     codes *= np.float32(step)
     return codes

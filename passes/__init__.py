@@ -29,6 +29,7 @@ from onnxq.passes.integer_products import integer_products
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.narrow_weights import NarrowWeights
 from onnxq.passes.quantize_tables import QuantizeTables
+from onnxq.passes.pad_channels import pad_channels
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.raise_opset import RaiseOpset
 from onnxq.passes.remove_identities import remove_identities
@@ -114,6 +115,7 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         InsertQDQ(plan),
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(plan, weight, recipe.weight_range, "dq"),
+        pad_channels,
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,
         keep_biases_apart,

@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxq.errors import PassError
 from onnxq.linear import Linear, per_output_channel, renewed, scale_outputs
-from onnxq.rescaling import clip_limit, constant_operand, find_sites, maker_of, reader_at, ties
+from onnxq.rescaling import clip_limit, constant_operand, find_sites, maker_of, reader_at, tie_making
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,10 +67,8 @@ def _apply(graph: Graph, site: Site, factor: Factor, values: dict[str, Value], n
         _compute(graph, site, values[site.name], (scale, shift), readers)
     else:
         members = [values[name] for name in site.tensors]
-        inside = {id(v) for v in members}
         for value in members:
-            made = graph.producer(value)
-            if made is None or not any(id(v) in inside for v in ties(graph, made)):
+            if tie_making(graph, value) is None:
                 _make(graph, value, 1 / scale, -shift / scale)
         for name in site.clips:
             limit = clip_limit(graph, nodes[name]) or 0.0
@@ -165,15 +163,15 @@ def _add_behind(graph: Graph, linear: Linear, added: Array) -> None:
     output = linear.node.outputs[0]
     user = graph.only_user(output)
     index = constant_operand(graph, user) if user is not None and user.op_type == "Add" else None
-    old = None if user is None or index is None else per_output_channel(graph, linear, user.inputs[index])
-    if user is not None and index is not None and old is not None:
-        name = renewed(user.inputs[index])  # type: ignore[arg-type]  the constant operand is there
-        graph.set_input(user, index, graph.constant(name, (old + added).astype(np.float32)))
+    bias = None if user is None or index is None else user.inputs[index]
+    old = per_output_channel(graph, linear, bias)
+    if user is not None and index is not None and bias is not None and old is not None:
+        graph.set_input(user, index, graph.constant(renewed(bias), (old + added).astype(np.float32)))
         graph.rename(output, f"{output.name}/smoothed")
         return
     users = graph.users(output)
-    bias = graph.constant(f"{linear.node.name}/bias", added.astype(np.float32))
-    whole = graph.add("Add", [output, bias], name=f"{output.name}/shifted", like=output)
+    constant = graph.constant(f"{linear.node.name}/bias", added.astype(np.float32))
+    whole = graph.add("Add", [output, constant], name=f"{output.name}/shifted", like=output)
     if output.is_graph_output():
         graph.replace_output(output, whole)
     else:

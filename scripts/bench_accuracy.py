@@ -1,10 +1,10 @@
-"""Accuracy by calibrator: one row a measure, one column a calibrator, and the float model against itself.
+"""Accuracy by calibrator or by effort: one row a measure, one column a choice, and the float model against itself.
 
-Statistics are collected once a model.
+Statistics are collected once a model and effort.
 
-    python scripts/bench_accuracy.py [NAME ...]
+    python scripts/bench_accuracy.py [--efforts] [NAME ...]
 
-Names: digits, minilm, silero and the models with random weights: resnet50, mobilenet_v2, vit_b16, bert_base. Of
+Names: digits, minilm (and its other exports, minilm_op14 and minilm_dynamo), silero and the models with random weights: resnet50, mobilenet_v2, vit_b16, bert_base. Of
 those only the SQNR of the outputs means anything, and random data with random weights has none of the outliers
 that set calibrators apart in trained transformers.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from rich.console import Console  # noqa: TID251  a script, outside the engine
 from rich.table import Table  # noqa: TID251  likewise
 
 from onnxq import Recipe, api
+from onnxq.recipe import EFFORTS
 from onnxq.runtime import Session
 
 if TYPE_CHECKING:
@@ -136,8 +138,8 @@ def case(name: str) -> tuple[Path, object, Recipe, Judge]:
     """The model of that name, its calibration data, what its recipe needs, and how it is judged."""
     if name == "digits":
         return DIGITS / "digits.onnx", DIGITS / "calib.npz", FLOAT32, judge_digits
-    if name == "minilm":
-        return MODELS / "minilm" / "minilm.onnx", MODELS / "minilm" / "calib", FLOAT32, judge_minilm
+    if name.startswith("minilm"):
+        return MODELS / "minilm" / f"{name}.onnx", MODELS / "minilm" / "calib", FLOAT32, judge_minilm
     if name == "silero":
         path = MODELS / "silero" / "silero_vad_16k_sequence.onnx"
         return path, _audio(0, 16), replace(FLOAT32, shapes="input:4x576"), judge_outputs(_audio(UNSEEN, 16))
@@ -145,6 +147,23 @@ def case(name: str) -> tuple[Path, object, Recipe, Judge]:
         shapes = "input_ids:1x128,attention_mask:1x128,token_type_ids:1x128"
         return MODELS / "bert_base.onnx", "random:16", replace(FLOAT32, shapes=shapes), judge_outputs(_tokens(8))
     return MODELS / f"{name}.onnx", "random:16", FLOAT32, judge_outputs(_images(8))
+
+
+def effort_rows(name: str) -> dict[str, list[float]]:
+    """Measure -> one number for the float model and one for each effort, and the seconds each took."""
+    model, data, recipe, judge = case(name)
+    found = {measure: [number] for measure, number in judge(model, model).items()}
+    seconds = [0.0]
+    with tempfile.TemporaryDirectory() as folder:
+        for effort in EFFORTS:
+            begun = time.perf_counter()
+            quantized, _ = api.quantize(model, data, replace(recipe, effort=effort))
+            seconds.append(time.perf_counter() - begun)
+            output = Path(folder) / f"{effort}.onnx"
+            api.export(quantized, output)
+            for measure, number in judge(model, output).items():
+                found[measure].append(number)
+    return found | {"seconds": seconds}
 
 
 def rows(name: str) -> dict[str, list[float]]:
@@ -165,10 +184,19 @@ def rows(name: str) -> dict[str, list[float]]:
 
 def main() -> None:
     """Print the table of the models named, or of all."""
-    names = sys.argv[1:] or ["digits", "minilm", "silero", "resnet50", "mobilenet_v2", "vit_b16", "bert_base"]
-    table = Table("model", "measure", "float", *CALIBRATORS)
+    efforts = "--efforts" in sys.argv
+    names = [a for a in sys.argv[1:] if a != "--efforts"] or [
+        "digits",
+        "minilm",
+        "silero",
+        "resnet50",
+        "mobilenet_v2",
+        "vit_b16",
+        "bert_base",
+    ]
+    table = Table("model", "measure", "float", *(EFFORTS if efforts else CALIBRATORS))
     for name in names:
-        for measure, numbers in rows(name).items():
+        for measure, numbers in (effort_rows if efforts else rows)(name).items():
             digits = 5 if "cosine" in measure else 2
             table.add_row(name, measure, *(f"{number:.{digits}f}" for number in numbers))
     Console(width=120).print(table)

@@ -45,7 +45,7 @@ CASES = {
     "norm, three products": (
         "(float[2,5,8] x) => (float[2,5,4] q, float[2,5,4] k, float[2,5,4] v) {"
         + LN + "q = MatMul(n, a) k0 = MatMul(n, b) k = Add(k0, kb) v0 = MatMul(n, c) v = Add(vb, v0) }",
-        {"g": floats(8), "h": floats(8), "a": floats(8, 4), "b": floats(8, 4), "c": floats(8, 4), "kb": floats(4), "vb": floats(4)},
+        {**{n: floats(8) for n in "gh"}, **{n: floats(8, 4) for n in "abc"}, "kb": floats(4), "vb": floats(4)},
         {"explicit": False, "shifts": True},
     ),
     "norm without a bias": (
