@@ -54,8 +54,8 @@ GAIN_DB = 0.1
 _ROWS = 384
 """Rows of a layer's input that are sampled, over all samples."""
 
-_ELEMENTS = 2**20
-"""Values of a layer's sampled input at most: wide patches are sampled less often."""
+_WORK = 2**28
+"""Multiply-accumulates of a layer on its sampled rows at most: large layers are sampled less often."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def _taken(graph: Graph, wanted: _Wanted, x: Array, seed: int, feeds: int) -> Ar
     """Sampled rows of one sample."""
     linear = wanted.linears[0] if wanted.linears else None
     conv = linear is not None and linear.node.op_type == "Conv"
-    size = (graph.size(linear.weight) or 0) // linear.channels if linear is not None else x.shape[wanted.axis]
-    count = -(-max(min(_ROWS, _ELEMENTS // max(size, 1)), feeds) // feeds)
+    size = sum(graph.size(linear.weight) or 0 for linear in wanted.linears)
+    count = -(-max(min(_ROWS, _WORK // max(size, 1)), feeds) // feeds)
     if conv and linear is not None:
         return patches(graph, linear, x, count, seed)
     return rows(x, wanted.axis, count, seed)

@@ -37,22 +37,10 @@ EXPLICIT_CONV_DB = 6.0
 """Likewise in front of a convolution. The node keeps the layer before from writing int8 by itself, which costs a
 pass over the tensor in memory: one bit of precision is the least to ask."""
 
-_EXPONENTS = tuple(
-    (a, b)
-    for a, b in (
-        (0.25, 0.75),
-        (0.4, 0.6),
-        (0.5, 0.5),
-        (0.6, 0.4),
-        (0.75, 0.25),
-        (1.0, 0.0),
-        (0.25, 0.0),
-        (0.5, 0.0),
-        (0.75, 0.0),
-        (0.85, 0.15),
-        (0.5, 0.25),
-    )
-)
+_PROBES = ((0.0, 0.0), (0.5, 0.5), (1.0, 0.0))
+_EXPONENTS = (*_PROBES, (0.25, 0.75), (0.75, 0.25), (0.85, 0.15), (0.5, 0.0), (0.75, 0.0))
+"""(a, b) that are tried; the first few with every shift, the others with the best of the shifts."""
+
 _SHARES = np.geomspace(1.0, 2.0**-4, 21)
 _VALUES = 16384
 """Values of a tensor that are looked at to find its range."""
@@ -109,19 +97,21 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
         return total
 
     still = np.zeros(low.size, np.float32)
-    best, least = None, noise(np.ones_like(still), still) * 10 ** (-allowed.margin / 10)
     middle = ((low + high) / 2).astype(np.float32)
-    shifts = [still, middle, _means(readings)] if allowed.shift else [still]
     columns = _columns(readings, low.size)
-    for shift, (a, b) in product(shifts, ((0.0, 0.0), *_EXPONENTS)):
-        if b and not allowed.weights:
-            continue
-        reach = np.maximum(high - shift, shift - low)
-        scale = _scale(reach, columns, a, b)
-        error = noise(scale, shift)
-        if error < least:
-            best, least = Factor(scale, shift), error
-    return best
+
+    def best(shifts: Sequence[Floats], exponents: Sequence[tuple[float, float]]) -> tuple[float, Factor]:
+        tried = []
+        for shift, (a, b) in product(shifts, exponents):
+            if not b or allowed.weights:
+                scale = _scale(np.maximum(high - shift, shift - low), columns, a, b)
+                tried.append((noise(scale, shift), Factor(scale, shift)))
+        return min(tried, key=lambda pair: pair[0])  # the first of equals
+
+    _, shifted = best([still, middle, _means(readings)] if allowed.shift else [still], _PROBES)
+    least, found = best([shifted.shift], _EXPONENTS)
+    before = noise(np.ones_like(still), still)
+    return found if least < before * 10 ** (-allowed.margin / 10) else None
 
 
 def _scale(reach: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], a: float, b: float) -> Floats:

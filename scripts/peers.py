@@ -10,6 +10,7 @@ of 64, and are called as their documentation's first example calls them; options
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL, DATA = ROOT / "models" / "digits" / "digits.onnx", ROOT / "models" / "digits" / "calib.npz"
+DATA = ROOT / "models" / "digits" / "calib.npz"
 OUT = ROOT / ".cache" / "peers"
+MODEL = OUT / "digits.onnx"  # a copy: ModelOpt writes into the file that it is given
 PACKAGES = {
     "onnxruntime": ("onnxruntime==1.31.1", "onnx==1.23.2", "sympy==1.14.0"),
     "modelopt": ("nvidia-modelopt[onnx]==0.47.0", "torch==2.13.0"),
@@ -117,6 +119,8 @@ def main() -> None:
     """Make the models named on the command line, each in its tool's environment."""
     wanted = sys.argv[1:]
     if wanted[:1] == ["--inside"]:
+        OUT.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / "models" / "digits" / "digits.onnx", MODEL)
         package = PACKAGES[wanted[1]][0].split("==")[0].split("[")[0]
         for path in MAKERS[wanted[1]]():
             print(f"{path.relative_to(ROOT)}: {package} {version(package)}")
