@@ -17,11 +17,11 @@ from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
 from onnxq.data import InputSpec, Source, open_source, parse_shapes, rereadable
 from onnxq.dla import cover
-from onnxq.errors import DataError, ModelError, PassError, StatisticsError
+from onnxq.errors import DataError, ModelError, StatisticsError
 from onnxq.graph import Graph
 from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset
-from onnxq.monitor import QUIET, Monitor
+from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.passes import Smooth, lower, prepare
 from onnxq.placements import placed
 from onnxq.precision import probes, with_float_types
@@ -210,7 +210,7 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
     plan = planned(graph, recipe)
     if not plan.weights and not plan.points and not plan.kept:
         where = str(model) if isinstance(model, str | os.PathLike) else "the model"
-        raise ModelError(f"there is nothing to quantize in {where}", _why_nothing(plan))
+        raise ModelError(f"there is nothing to quantize in {where}", plan.why_empty())
     return Prepared(graph, plan, recipe)
 
 
@@ -240,31 +240,8 @@ def smoothed(ready: Prepared, factors: Mapping[str, Factor]) -> Prepared:
     if not factors:
         return ready
     graph = ready.graph.copy()
-    try:
-        pipeline.run(graph, (Smooth(factors),))
-    except PassError as error:
-        raise StatisticsError(error.message, "Are the statistics of another model, or of another target?") from error
+    pipeline.run(graph, (Smooth(factors),))
     return Prepared(graph, planned(graph, ready.recipe), ready.recipe)
-
-
-def factors_for(ready: Prepared, source: Source, monitor: Monitor = QUIET) -> dict[str, Factor]:
-    """The factors that improve the model on this data; none with effort fast. See `onnxq.improve`.
-
-    Raises:
-        DataError: the data cannot be read or does not fit.
-    """
-    recipe, grid = ready.recipe, get_target(ready.recipe.target).activation
-    if recipe.effort == "fast" or not (grid.symmetric and grid.signed) or ready.plan.mode != "static":
-        return {}
-    recipe = replace(recipe, high_precision="fp32", io_types="float32")  # judged on the CPU, where float16 is slow
-    plain = Prepared(ready.graph, planned(ready.graph, recipe), recipe)
-
-    def quantizer(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
-        trial = smoothed(plain, factors)
-        return lowered(trial, observe(trial, list(feeds)))[0]
-
-    model = Inspected(plain.graph, plain.plan, quantizer, recipe.provider_list, recipe.custom_op_list)
-    return smoothing_factors(model, source, monitor)
 
 
 def improved(ready: Prepared, data: object, monitor: Monitor = QUIET, *, all_tensors: bool = False) -> Statistics:
@@ -273,18 +250,27 @@ def improved(ready: Prepared, data: object, monitor: Monitor = QUIET, *, all_ten
     Raises:
         DataError: the data cannot be read or does not fit.
     """
-    source = _open(data, ready.graph, ready.recipe)
-    factors: Mapping[str, Factor] = {}
-    if ready.recipe.effort != "fast":
+    recipe, grid = ready.recipe, get_target(ready.recipe.target).activation
+    source, factors = _open(data, ready.graph, recipe), {}
+    if recipe.effort != "fast" and grid.symmetric and grid.signed and ready.plan.mode == "static":
         source = rereadable(source)
-        factors = factors_for(ready, source, monitor)
+        factors = smoothing_factors(_inspected(ready), source, monitor)
     better = smoothed(ready, factors)
-    tensors = None
-    if all_tensors:
-        unseen = set() if ready.recipe.custom_ops else behind_customs(better.graph)
-        others = [name for name in activations(better.graph) if name not in unseen]
-        tensors = tuple(dict.fromkeys([*better.plan.observe, *others]))
-    return replace(observe(better, source, monitor, tensors), smoothing=factors)
+    unseen = set() if recipe.custom_ops else behind_customs(better.graph)
+    others = [name for name in activations(better.graph) if name not in unseen] if all_tensors else []
+    names = tuple(dict.fromkeys([*better.plan.observe, *others]))
+    return replace(observe(better, source, monitor, names), smoothing=factors)
+
+
+def _inspected(ready: Prepared) -> Inspected:
+    recipe = replace(ready.recipe, high_precision="fp32", io_types="float32")  # a CPU is slow in float16
+    plain = Prepared(ready.graph, planned(ready.graph, recipe), recipe)
+
+    def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
+        trial = smoothed(plain, factors)
+        return lowered(trial, observe(trial, list(feeds), SILENT), SILENT)[0]
+
+    return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list)
 
 
 def observe(
@@ -408,13 +394,3 @@ def _open(data: object, graph: Graph, recipe: Recipe) -> Source:
 def default_output(model: Path) -> Path:
     """`<name>.int8.onnx` in the current folder: the model's own folder is left as it is."""
     return Path(f"{model.stem}.int8.onnx")
-
-
-def _why_nothing(plan: Plan) -> str:
-    reasons = [f"{count} {op}: {reason}" for reason, op, count in plan.reasons() if "body" in reason or op in _WEIGHTED]
-    if not reasons:
-        return "It holds no Conv, ConvTranspose, Gemm or MatMul."
-    return "Its weighted operators stay in float: " + "; ".join(reasons[:5]) + "."
-
-
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "If", "Loop", "Scan", "LSTM", "GRU", "RNN")

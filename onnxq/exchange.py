@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from onnxq import api, pipeline
 from onnxq.caches import ALGORITHMS, Cache, version_code
 from onnxq.choose import resolve, symmetric_scales
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, StatisticsError
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import INT8
 from onnxq.passes import infer_shapes
@@ -47,6 +47,11 @@ def make_cache(
         raise RecipeError(f"unknown algorithm {algorithm!r}", f"Known: {', '.join(ALGORITHMS)}.")
     code = version_code(version)
     ready = api.prepared(model, recipe, monitor)
+    if statistics.smoothing:
+        raise StatisticsError(
+            "the statistics are of a smoothed model; a cache holds scales for the model as it is",
+            "Collect them with --effort fast.",
+        )
     statistics.check_model(ready.graph.digest())
     monitor.stage("Choosing ranges", None)
     plan = resolve(ready.plan, statistics, recipe, replace(get_target(recipe.target), activation=INT8))

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Floats = npt.NDArray[np.float64]
     Factors = dict[str, Factor]
-    Reach = dict[str, tuple[Array, Array]]
-    """Tensor -> the smallest and the largest value of each channel."""
+    Reach = dict[str, tuple[Array, Array, int]]
+    """Tensor -> the smallest and the largest value of each channel, and how many values each had."""
     Quantizer = Callable[[Factors, Sequence[Feed]], Graph]
     """(factors, feeds to calibrate on) -> the smoothed, quantized model."""
 
@@ -53,6 +53,10 @@ GAIN_DB = 0.1
 
 _ROWS = 384
 """Rows of a layer's input that are sampled, over all samples."""
+
+LEAST_ROWS = 64
+"""A layer input of which fewer rows were seen, over all samples, stays as it is: what its channels reach is not known.
+With 16 rows a new one passes the largest value of every seventeenth channel."""
 
 _WORK = 2**28
 """Multiply-accumulates of a layer on its sampled rows at most: large layers are sampled less often."""
@@ -121,8 +125,9 @@ def _surveyed(
         for name, axis in axes.items():
             others = tuple(i for i in range(arrays[name].ndim) if i != axis)
             low, high = arrays[name].min(axis=others, initial=np.inf), arrays[name].max(axis=others, initial=-np.inf)
-            before = reach.get(name, (low, high))
-            reach[name] = np.minimum(before[0], low), np.maximum(before[1], high)
+            before = reach.get(name, (low, high, 0))
+            count = before[2] + arrays[name].size // max(low.size, 1)
+            reach[name] = np.minimum(before[0], low), np.maximum(before[1], high), count
         key = sample_hash(feed)
         if key in kept or (len(heap) == PICKED and key > -heap[0]):
             continue
@@ -199,8 +204,9 @@ def _chosen(
     monitor.stage(f"Choosing factors for {len(wanted)} sites", len(wanted))
     found: dict[Site, Factor] = {}
     for site, want in wanted.items():
-        readings = [_reading(model.graph, w, taken[w], reach[w.tensor]) for w in want]
-        factor = choose(readings, _allowed(site)) if all(r.rows.size for r in readings) else None
+        readings = [_reading(model.graph, w, taken[w], reach[w.tensor][:2]) for w in want]
+        known = all(reach[w.tensor][2] >= LEAST_ROWS and taken[w][0].size for w in want)
+        factor = choose(readings, _allowed(site)) if known else None
         if factor is not None:
             found[site] = factor
         monitor.advance()
@@ -273,14 +279,14 @@ _TRIALS = 7
 def gains(before: Floats, after: Floats) -> bool:
     """Whether noise over signal, one number a sample, fell by GAIN_DB on average, and by more than by chance.
 
-    By chance: twice the standard error of the mean of the samples' gains in dB.
+    By chance: the standard error of the mean of the samples' gains in dB.
     """
     if not (np.isfinite(before) & np.isfinite(after)).all():
         return False
     floor = np.finfo(np.float64).tiny
     gained = 10 * (np.log10(np.maximum(before, floor)) - np.log10(np.maximum(after, floor)))
     error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
-    return float(gained.mean()) > max(GAIN_DB, 2 * error)
+    return float(gained.mean()) > max(GAIN_DB, error)
 
 
 def output_noise(session: Session, feeds: Sequence[Feed], names: Sequence[str], exact: Sequence[list[Any]]) -> Floats:

@@ -33,3 +33,6 @@ class Monitor:
 
 QUIET = Monitor()
 """Says nothing but warnings, through the logger "onnxq"."""
+
+SILENT = Monitor(warn=_nothing)
+"""Says nothing: for trials, whose warnings the real run repeats."""

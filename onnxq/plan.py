@@ -147,6 +147,14 @@ class Plan:
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return [(reason, op, count) for (reason, op), count in ordered]
 
+    def why_empty(self) -> str:
+        """Why nothing is quantized, for a person."""
+        of_weights = [r for r in self.reasons() if "body" in r[0] or r[1] in _WEIGHTED]
+        if not of_weights:
+            return "It holds no Conv, ConvTranspose, Gemm or MatMul."
+        reasons = "; ".join(f"{count} {op}: {reason}" for reason, op, count in of_weights[:5])
+        return f"Its weighted operators stay in float: {reasons}."
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, for `<name>.int8.plan.json`."""
         return {
@@ -163,6 +171,9 @@ class Plan:
             "already_quantized": list(self.kept),
             "notes": list(self.notes),
         }
+
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "If", "Loop", "Scan", "LSTM", "GRU", "RNN")
 
 
 def _weight_dict(weight: WeightPoint) -> dict[str, Any]:

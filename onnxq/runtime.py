@@ -11,6 +11,7 @@ from onnxq.errors import DataError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     import numpy.typing as npt
 
 Array = "npt.NDArray[Any]"

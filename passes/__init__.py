@@ -28,8 +28,8 @@ from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.integer_products import integer_products
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.narrow_weights import NarrowWeights
-from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.passes.pad_channels import pad_channels
+from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.raise_opset import RaiseOpset
 from onnxq.passes.remove_identities import remove_identities
@@ -115,11 +115,11 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         InsertQDQ(plan),
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(plan, weight, recipe.weight_range, "dq"),
-        pad_channels,
+        pad_channels,  # an image has three channels, and the fast kernels want four
         fit_weight_scales,  # before biases are rounded in steps of them
-        round_biases,
-        keep_biases_apart,
-        sum_before_norm,
+        round_biases,  # a Gemm that writes float is replaced only with an int32 bias
+        keep_biases_apart,  # or the provider makes a float Gemm of product and bias
+        sum_before_norm,  # after it: takes the bias along, and keeps the slow SkipLayerNormalization away
         *((ToOperators(target.movers),) if recipe.format == "qoperator" else ()),
         remove_unused,  # float weights that nothing reads any more
     )

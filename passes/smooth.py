@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.errors import PassError
+from onnxq.errors import PassError, StatisticsError
 from onnxq.linear import Linear, per_output_channel, renewed, scale_outputs
 from onnxq.rescaling import clip_limit, constant_operand, find_sites, maker_of, reader_at, tie_making
 
@@ -46,7 +46,7 @@ class Smooth:
         """Return how many sites were rescaled.
 
         Raises:
-            PassError: the factors do not belong to this graph.
+            StatisticsError: the factors do not belong to this graph.
         """
         sites = {site.name: site for site in find_sites(graph)} if self.factors else {}
         values = {str(v.name): v for v in graph.values()}
@@ -54,7 +54,10 @@ class Smooth:
         for name, factor in self.factors.items():
             site = sites.get(name)
             if site is None or factor.scale.shape != (site.channels,):
-                raise PassError(f"tensor {name!r} cannot take its {factor.scale.size} factors", "Is it another model?")
+                raise StatisticsError(
+                    f"tensor {name!r} cannot be smoothed with {factor.scale.size} factors",
+                    "The statistics belong to another model, or to another target. Run `onnxq calibrate` again.",
+                )
         for name in (n for n in sites if n in self.factors):  # the graph's order, whatever that of the factors
             _apply(graph, sites[name], self.factors[name], values, nodes)
         return len(self.factors)

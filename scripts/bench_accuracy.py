@@ -4,9 +4,9 @@ Statistics are collected once a model and effort.
 
     python scripts/bench_accuracy.py [--efforts] [NAME ...]
 
-Names: digits, minilm (and its other exports, minilm_op14 and minilm_dynamo), silero and the models with random weights: resnet50, mobilenet_v2, vit_b16, bert_base. Of
-those only the SQNR of the outputs means anything, and random data with random weights has none of the outliers
-that set calibrators apart in trained transformers.
+Names: digits, minilm (its other exports: minilm_op14, minilm_dynamo), silero and the models with random weights:
+resnet50, mobilenet_v2, vit_b16, bert_base. Of those only the SQNR of the outputs means anything, and random data
+with random weights has none of the outliers that set calibrators apart in trained transformers.
 """
 
 from __future__ import annotations

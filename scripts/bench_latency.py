@@ -231,11 +231,11 @@ def sqnr(reference: Any, other: Any, feeds: list[Feed]) -> float:  # noqa: ANN40
 
 
 def rounds(sessions: dict[str, Any], feed: Feed, count: int) -> dict[str, list[float]]:
-    """Seconds of each session, in turns; what comes first changes from round to round."""
+    """Seconds of each session, in turns, shuffled in every round: the one before leaves the caches full of its own."""
     times: dict[str, list[float]] = {what: [] for what in sessions}
-    names = list(sessions)
-    for index in range(count + 3):
-        for what in names[index % len(names) :] + names[: index % len(names)]:
+    rng = np.random.default_rng(0)
+    for _ in range(count + 3):
+        for what in rng.permutation(list(sessions)).tolist():
             begun = time.perf_counter()
             sessions[what].run(None, feed)
             times[what].append(time.perf_counter() - begun)

@@ -8,8 +8,9 @@ import pytest
 from graphs import Array, graph_of, run
 from legality import assert_legal
 
-from onnxq import Recipe, api
+from onnxq import Recipe, Rule, api
 from onnxq.errors import StatisticsError
+from onnxq.exchange import make_cache
 from onnxq.improve import gains
 from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
@@ -135,3 +136,26 @@ def test_gains_beyond_chance() -> None:
     assert not gains(before, before * 2)
     assert not gains(before, before * 10 ** -np.array([3, -2.9] * 4))  # 0.5 dB on average, by chance
     assert not gains(before, np.full(8, np.inf))
+
+
+def test_no_calibration_cache_of_a_smoothed_model() -> None:
+    found = api.calibrate(block(), samples(24), BALANCED)
+    with pytest.raises(StatisticsError, match="smoothed model"):
+        make_cache(block(), found, BALANCED)
+
+
+def test_a_channel_seen_too_rarely_is_left_alone() -> None:
+    rng = np.random.default_rng(6)
+    graph = graph_of(
+        "(float[N,64] x) => (float[N,64] y) { n = LayerNormalization(x, g, b) y = Gemm(n, w) }",
+        17,
+        g=np.where(np.arange(64) == 3, 100, 1).astype(np.float32),
+        b=np.zeros(64, np.float32),
+        w=rng.normal(size=(64, 64)).astype(np.float32),
+    )
+    few, many = ([{"x": rng.normal(size=(1, 64)).astype(np.float32)} for _ in range(n)] for n in (40, 80))
+    assert not api.calibrate(graph, few, replace(BALANCED, rules=GEMMS)).smoothing
+    assert api.calibrate(graph, many, replace(BALANCED, rules=GEMMS)).smoothing
+
+
+GEMMS = (Rule(ops=("Gemm",), quantize=True),)

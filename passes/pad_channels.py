@@ -1,0 +1,55 @@
+"""Pad the channels that a model's first convolution reads to a multiple of 4, with zeros, and its weight likewise.
+
+ONNX Runtime's CPU provider has integer kernels that read the image where it lies, for multiples of 4 channels; others
+are first unrolled into a matrix. Three channels are what images have. Measured with 1.31 on a CPU with VNNI at
+224 x 224 with the padding counted: 0.64 of the time for 3x3 and 32 channels out, 0.78 for 7x7 and 64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph, Node
+
+MULTIPLE, OUTPUTS = 4, 16
+"""Channels in and out come in multiples of these in the kernels (onnxruntime/core/mlas, convsym.cpp)."""
+
+
+def pad_channels(graph: Graph) -> int:
+    """Pad what is quantized for one such convolution alone; return how many were padded."""
+    return sum(_pad(graph, node) for node in graph.nodes if node.op_type == "Conv" and not node.domain)
+
+
+def _pad(graph: Graph, conv: Node) -> bool:
+    source, weight = (graph.producer(v, "DequantizeLinear") for v in conv.inputs[:2])
+    quantize = None if source is None else graph.producer(source.inputs[0], "QuantizeLinear")
+    codes = None if weight is None else graph.const(weight.inputs[0])
+    if source is None or weight is None or quantize is None or codes is None:
+        return False
+    lack = -codes.shape[1] % MULTIPLE
+    if not lack or codes.ndim != 4 or codes.shape[0] % OUTPUTS or int(graph.attribute(conv, "group", 1)) != 1:
+        return False
+    image = quantize.inputs[0]
+    made = None if image is None else image.producer()
+    if image is None or (made is not None and made.op_type == "DequantizeLinear"):
+        return False  # between integers a Pad would run in float
+    if graph.only_user(source.outputs[0]) is not conv or graph.only_user(quantize.outputs[0]) is not source:
+        return False
+    pads = np.zeros(2 * codes.ndim, np.int64)
+    pads[codes.ndim + 1] = lack
+    wide = graph.add("Pad", [image, graph.constant(f"{image.name}_pads", pads)], name=f"{image.name}_padded")
+    steps = list(quantize.inputs[1:])
+    narrow = graph.add("QuantizeLinear", [wide, *steps], name=f"{image.name}_padded_quantized")
+    read = graph.add("DequantizeLinear", [narrow, *steps], name=f"{image.name}_padded_dequantized")
+    graph.set_input(conv, 0, read)
+    room = [(0, lack) if axis == 1 else (0, 0) for axis in range(codes.ndim)]
+    name = "" if weight.inputs[0] is None else str(weight.inputs[0].name)
+    stored = graph.constant(f"{name}_padded", np.pad(codes, room))
+    attributes = {"axis": graph.attribute(weight, "axis", 1)} if graph.rank(weight.inputs[1]) else None
+    inputs = [stored, *weight.inputs[1:]]
+    real = graph.add("DequantizeLinear", inputs, name=f"{name}_padded_dequantized", before=conv, attributes=attributes)
+    graph.set_input(conv, 1, real)
+    return True

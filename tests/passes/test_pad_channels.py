@@ -1,0 +1,64 @@
+"""The first convolution's channels are padded: what is left alone first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from graphs import graph_of, lines, random_feeds, same_function
+
+from onnxq.passes.pad_channels import pad_channels
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph
+
+F32 = np.float32
+
+
+def conv(
+    channels: int = 3, out: int = 16, group: int = 1, tail: str = "y = Relu(c)", *, per_channel: bool = True
+) -> Graph:
+    rng = np.random.default_rng(0)
+    axis = "<axis=0>" if per_channel else ""
+    text = f"""(float[N,{channels},6,6] x) => (float[Q] y) {{
+               q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z) wd = DequantizeLinear{axis}(w, ws, wz)
+               c = Conv<group={group}>(xd, wd) {tail} }}"""
+    weights: dict[str, npt.ArrayLike] = {"s": F32(0.03), "z": np.uint8(128)}
+    weights["w"] = rng.integers(-127, 128, (out, channels // group, 3, 3)).astype(np.int8)
+    weights["ws"] = rng.uniform(0.01, 0.02, out).astype(F32) if per_channel else F32(0.01)
+    weights["wz"] = np.zeros(out, np.int8) if per_channel else np.int8(0)
+    return graph_of(text, 17, **weights)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        conv(channels=4),
+        conv(out=8),
+        conv(channels=6, out=16, group=2),
+        conv(tail="r = Sigmoid(xd) e = ReduceMean<keepdims=0>(r) y = Add(c, e)"),
+    ],
+    ids=["whole", "few outputs", "groups", "read by others"],
+)
+def test_others_are_left_alone(graph: Graph) -> None:
+    assert pad_channels(graph) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_zeros_are_added_to_image_and_weight(channels: int, per_channel: bool) -> None:
+    graph = conv(channels, per_channel=per_channel)
+    before = graph.copy()
+    assert pad_channels(graph) == 1
+    graph.remove_unused()
+    graph.infer_shapes()
+    assert lines(graph)[0] == "x_padded = Pad(x, x_pads)"
+    padded = graph.const(graph.weights["w_padded"])
+    assert padded is not None
+    assert padded.shape == (16, -(-channels // 4) * 4, 3, 3)
+    assert not padded[:, channels:].any()
+    same_function(before, graph, random_feeds(graph, N=2), 1e-6)
+    assert pad_channels(graph) == 0
