@@ -250,9 +250,10 @@ def improved(ready: Prepared, data: object, monitor: Monitor = QUIET, *, all_ten
     Raises:
         DataError: the data cannot be read or does not fit.
     """
-    recipe, grid = ready.recipe, get_target(ready.recipe.target).activation
+    recipe, target = ready.recipe, get_target(ready.recipe.target)
     source, factors = _open(data, ready.graph, recipe), {}
-    if recipe.effort != "fast" and grid.symmetric and grid.signed and ready.plan.mode == "static":
+    fits = target.activation.symmetric and target.activation.signed and not target.every_tensor
+    if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
         source = rereadable(source)
         factors = smoothing_factors(_inspected(ready), source, monitor)
     better = smoothed(ready, factors)

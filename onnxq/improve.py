@@ -19,7 +19,7 @@ from onnxq.linear import linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.rescaling import find_sites
 from onnxq.sampling import patches, readable, rows, weight_as_rows
-from onnxq.smoothing import EXPLICIT_CONV_DB, EXPLICIT_DB, MARGIN_DB, Allowed, Reading, choose
+from onnxq.smoothing import EXPLICIT_DB, MARGIN_DB, Allowed, Reading, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,14 +45,18 @@ if TYPE_CHECKING:
 PICKED = 32
 """Samples that are looked at: half choose, half judge."""
 
-LEAST = 4
-"""With fewer nothing is chosen: one sample says little of another."""
+LEAST = 16
+"""With fewer nothing is chosen: what few samples gain by is as often chance."""
 
 GAIN_DB = 0.1
 """The least gain at the model's outputs that is kept."""
 
 _ROWS = 384
 """Rows of a layer's input that are sampled, over all samples."""
+
+POINTWISE = ("Sqrt", "Exp", "Log", "Pow", "Tanh", "LayerNormalization")
+"""Makers behind which x' costs a convolution little: they run in float by themselves, and the factors join their
+kernel. Behind a convolution, an addition or a Concat they would keep that from writing int8, a pass over memory."""
 
 LEAST_ROWS = 64
 """A layer input of which fewer rows were seen, over all samples, stays as it is: what its channels reach is not known.
@@ -176,6 +180,8 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
                 read.setdefault((tensor, name if conv else ""), []).append(linear)
         if not read or not all(readable(graph, nodes[name]) for _, name in site.readers):
             continue
+        if site.explicit and site.convolves and not _costs_little(graph, plan, site):
+            continue
         found[site] = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
         if not site.explicit:
             found[site] += [
@@ -184,6 +190,14 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
                 if tensor in site.tensors and nodes[name].op_type == "Add"
             ]
     return found
+
+
+def _costs_little(graph: Graph, plan: Plan, site: Site) -> bool:
+    """Whether x' may be computed in front of a convolution: nothing else is bound to its scale, see `POINTWISE`."""
+    point = plan.points.get(site.name)
+    value = graph.find(site.name)
+    alone = point is not None and [p.group for p in plan.points.values()].count(point.group) == 1
+    return alone and value is not None and graph.producer(value, *POINTWISE) is not None
 
 
 def _chosen(
@@ -232,7 +246,7 @@ def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: tuple
 def _allowed(site: Site) -> Allowed:
     if not site.explicit:
         return Allowed(site.shifts, weights=not site.clips, margin=MARGIN_DB)
-    return Allowed(site.shifts, weights=True, margin=EXPLICIT_CONV_DB if site.convolves else EXPLICIT_DB)
+    return Allowed(site.shifts, weights=True, margin=EXPLICIT_DB)
 
 
 # -- confirming ----------------------------------------------------------------------------------------------

@@ -31,11 +31,7 @@ MARGIN_DB = 0.3
 
 EXPLICIT_DB = 1.5
 """Likewise where x' needs a node of its own. In a transformer that node joins the pointwise kernel that ends in Q; it
-must be worth the constants it reads."""
-
-EXPLICIT_CONV_DB = 6.0
-"""Likewise in front of a convolution. The node keeps the layer before from writing int8 by itself, which costs a
-pass over the tensor in memory: one bit of precision is the least to ask."""
+must be worth the constants it reads. In front of a convolution see `onnxq.improve.POINTWISE`."""
 
 _PROBES = ((0.0, 0.0), (0.5, 0.5), (1.0, 0.0))
 _EXPONENTS = (*_PROBES, (0.25, 0.75), (0.75, 0.25), (0.85, 0.15), (0.5, 0.0), (0.75, 0.0))

@@ -114,7 +114,7 @@ def test_statistics_of_another_model() -> None:
         api.quantize(block(90.0), found, BALANCED)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 15])
 def test_too_few_samples(count: int) -> None:
     said: list[str] = []
     found = api.calibrate(block(), samples(count), BALANCED, Monitor(warn=said.append))
