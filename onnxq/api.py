@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxq import checks, files, pipeline
 from onnxq.caches import Cache
 from onnxq.choose import resolve, uncached, weights_only
 from onnxq.collect import collect, learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
-from onnxq.data import InputSpec, Source, open_source, parse_shapes, rereadable
+from onnxq.data import Source, input_specs, open_source, parse_shapes, rereadable
 from onnxq.dla import cover
 from onnxq.errors import DataError, ModelError, StatisticsError
 from onnxq.graph import Graph
@@ -124,7 +122,7 @@ def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) 
     Raises:
         OnnxqError: the model cannot be read or prepared, or a rule matches nothing.
     """
-    return prepared(model, recipe, monitor).plan
+    return _drafted(model, recipe, monitor).plan
 
 
 def compare(
@@ -198,6 +196,14 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
         ModelError: the model cannot be read, or nothing in it can be quantized.
         RecipeError: a rule matches nothing.
     """
+    made = _drafted(model, recipe, monitor)
+    if not made.plan.weights and not made.plan.points and not made.plan.kept:
+        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
+        raise ModelError(f"there is nothing to quantize in {where}", made.plan.why_empty())
+    return made
+
+
+def _drafted(model: Model, recipe: Recipe, monitor: Monitor) -> Prepared:
     monitor.stage("Preparing", None)
     target = get_target(recipe.target)
     graph = load(model)
@@ -207,11 +213,7 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
         pipeline.run(graph, passes)  # types that were unknown are inferred now
     if files.weight_bytes(graph) > files.SPILL_BYTES:
         graph = files.spill(graph)
-    plan = planned(graph, recipe)
-    if not plan.weights and not plan.points and not plan.kept:
-        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
-        raise ModelError(f"there is nothing to quantize in {where}", plan.why_empty())
-    return Prepared(graph, plan, recipe)
+    return Prepared(graph, planned(graph, recipe), recipe)
 
 
 def planned(graph: Graph, recipe: Recipe) -> Plan:
@@ -368,21 +370,6 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         OutputError: it cannot be written.
     """
     files.write_aside(path, statistics.save)
-
-
-def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
-    """The model's inputs as the data readers want them.
-
-    Raises:
-        DataError: an input is not a plain tensor of numbers.
-    """
-    specs = []
-    for value in graph.inputs:
-        dtype = graph.dtype(value)
-        if dtype is None:
-            raise DataError(f"input {value.name!r} is not a tensor of numbers", "onnxq cannot feed such an input.")
-        specs.append(InputSpec(str(value.name), np.dtype(dtype), graph.shape(value)))
-    return tuple(specs)
 
 
 def _open(data: object, graph: Graph, recipe: Recipe) -> Source:

@@ -49,7 +49,7 @@ def collect(
 ) -> Statistics:
     """Run the prepared graph over the data and return what was seen of the named tensors.
 
-    Of `tensors` histograms are made; of `bounds` only the smallest and largest value is kept, at a fraction of the cost.
+    Of `tensors` histograms are made; of `bounds` only the smallest and largest value is kept, at less cost.
 
     Samples of a batch are run one at a time where the model allows it, so that the result does not depend on how
     they were batched. Memory does not grow with the number of samples.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq import proof
-from onnxq.api import input_specs, load
-from onnxq.data import open_source, parse_shapes
+from onnxq.api import load
+from onnxq.data import input_specs, open_source, parse_shapes
 from onnxq.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq import api
+from onnxq.data import input_specs
 from onnxq.errors import OnnxqError, RecipeError
 from onnxq.monitor import Monitor
 from onnxq.recipe import Recipe
@@ -56,7 +57,7 @@ def quantized(model: Path, data: str | None, target: str, out: Path) -> tuple[Pa
     path = out / api.default_output(model)
     api.export(graph, path)
     print(f"wrote {path}: {plan.int8_share():.1%} of the multiply-accumulates in int8, for {target}")
-    return path, api.input_specs(graph), {} if statistics is None else statistics.shapes
+    return path, input_specs(graph), {} if statistics is None else statistics.shapes
 
 
 def build(model: Path, inputs: tuple[InputSpec, ...], shapes: Shapes, target: str) -> Any:  # noqa: ANN401  no types

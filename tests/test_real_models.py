@@ -14,6 +14,7 @@ from real_models import DIGITS, LIGHT, cached
 import onnxq
 from onnxq import api
 from onnxq.checks import check
+from onnxq.data import input_specs
 from onnxq.report import summarize
 from onnxq.runtime import Session
 
@@ -114,8 +115,10 @@ def test_silero(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])
 def test_silero_inside_an_if_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(onnxq.ModelError, match="nothing to quantize") as caught:
-        onnxq.make_plan(cached(f"silero/{name}.onnx"))
+        onnxq.quantize(cached(f"silero/{name}.onnx"))
     assert "inside the body of a If" in caught.value.hint
+    plan = onnxq.make_plan(cached(f"silero/{name}.onnx"))
+    assert sum(d.reason == "inside the body of a If" for d in plan.decisions) >= 12
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def _comparison(name: str) -> tuple[Path, Any, list[dict[str, npt.NDArray[Any]]]
             [w | {"input_ids": i, "token_type_ids": 0 * i} for w, i in zip(words, ids, strict=True)],
             TOKENS,
         )
-    spec = api.input_specs(api.load(model))[0]
+    spec = input_specs(api.load(model))[0]
     sizes = [d if isinstance(d, int) else 1 for d in spec.shape or ()]
     return model, "random:2", [{spec.name: rng.normal(size=sizes).astype(np.float32)} for _ in range(count)], ""
 

@@ -16,6 +16,8 @@ from onnxq.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onnxq.graph import Graph
+
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 """One run of the model: input name -> array, batch axis included."""
@@ -133,3 +135,18 @@ def _fit(value: object, spec: InputSpec, where: str) -> Array:
         hint = f"If the loss is meant, store it as array.astype({spec.dtype.name!r})."
         raise DataError(f"{says}, and the cast would lose values", hint)
     return np.asarray(fitted, order="C")  # not ascontiguousarray: that adds an axis to scalars
+
+
+def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
+    """The model's inputs as the data readers want them.
+
+    Raises:
+        DataError: an input is not a plain tensor of numbers.
+    """
+    specs = []
+    for value in graph.inputs:
+        dtype = graph.dtype(value)
+        if dtype is None:
+            raise DataError(f"input {value.name!r} is not a tensor of numbers", "onnxq cannot feed such an input.")
+        specs.append(InputSpec(str(value.name), np.dtype(dtype), graph.shape(value)))
+    return tuple(specs)

@@ -15,9 +15,8 @@ import pytest
 from graphs import graph_of
 
 from onnxq import files
-from onnxq.api import input_specs
 from onnxq.collect import collect
-from onnxq.data import open_source
+from onnxq.data import input_specs, open_source
 from onnxq.errors import DataError, ModelError
 from onnxq.histogram import BINS, Histogram
 from onnxq.monitor import Monitor

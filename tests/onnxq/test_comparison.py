@@ -11,9 +11,9 @@ import onnx
 import pytest
 from graphs import graph_of
 
-from onnxq.api import compare, input_specs
+from onnxq.api import compare
 from onnxq.comparison import Comparison, TensorError, compare_graphs
-from onnxq.data import open_source
+from onnxq.data import input_specs, open_source
 from onnxq.errors import DataError, ModelError
 from onnxq.report import comparison_json
 

@@ -14,7 +14,7 @@ from onnxq import api, files
 from onnxq.checks import check
 from onnxq.collect import collect, learn_types
 from onnxq.customs import behind_customs, custom_nodes, is_custom, listed, needs_stand_in, stand_in
-from onnxq.data import open_source
+from onnxq.data import input_specs, open_source
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph import Graph
 from onnxq.monitor import Monitor
@@ -231,7 +231,7 @@ def test_inputs_alone_are_observed_before_a_plugin() -> None:
     assert set(seen.tensors) == {"x"}
     graph = Graph.from_proto(model("d, e = EfficientNMS_TRT(x, x)", "int32[n] d"))
     with pytest.raises(ModelError, match="EfficientNMS_TRT"):
-        collect(graph, ("x",), open_source(FEEDS, api.input_specs(graph)))
+        collect(graph, ("x",), open_source(FEEDS, input_specs(graph)))
 
 
 def test_all_tensors_are_those_before_a_plugin() -> None:

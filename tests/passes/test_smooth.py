@@ -191,7 +191,7 @@ CLIPPED = (
     "(float[2,3,9,9] x) => (float[2,5,9,9] y) {"
     "c = Conv(x, a) l = Clip(c, zero, six) d = Conv<group = 6, pads = [1,1,1,1]>(l, w) y = Conv(d, u) }"
 )
-SIX = {"zero": np.float32(0), "six": np.float32(6)}
+SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 
 
 def test_clip_saturates_at_one_number_beyond_what_was_seen() -> None:
