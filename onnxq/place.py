@@ -21,6 +21,7 @@ from onnxq.weighted import (
     FLOAT_TYPES,
     input_site,
     is_quantized_already,
+    keeps_weight,
     macs,
     weight_of,
     why_float,
@@ -155,12 +156,11 @@ def _place_weighted(sites: _Sites) -> tuple[WeightPoint, ...]:
         if reason is not None:
             sites.floats[name] = reason
             continue
-        weight = weight_of(graph, node, target)
-        if weight is None:
-            continue
-        axis = None if sites.said(node, "per_channel") is False else weight.axis
-        uses.setdefault((str(weight.value.name), axis), []).append((name, weight.index))
-        sites.int8[name] = "int8 input and weight, " + ("one scale" if axis is None else "a scale per output channel")
+        if (weight := weight_of(graph, node, target)) is not None:
+            axis = None if sites.said(node, "per_channel") is False else weight.axis
+            uses.setdefault((str(weight.value.name), axis), []).append((name, weight.index))
+            kind = "one scale" if axis is None else "a scale per output channel"
+        sites.int8[name] = f"int8 input and weight, {kind}" if weight else "int8 input, its weight was int8 already"
         source, index = input_site(graph, node)
         sites.quantize(source, index, node)
         if source is not node:
@@ -171,7 +171,8 @@ def _place_weighted(sites: _Sites) -> tuple[WeightPoint, ...]:
 def _why_not(sites: _Sites, node: Node) -> str | None:
     if sites.excluded(node):
         return "excluded by a rule"
-    reason = why_float(sites.graph, node, sites.target)
+    kept = keeps_weight(sites.graph, node, sites.target)
+    reason = None if kept else why_float(sites.graph, node, sites.target)
     insists = sites.said(node, "quantize") is True
     return reason if reason is not None or insists else why_small(sites.graph, node, sites.target)
 
@@ -271,8 +272,8 @@ def _place_concat(sites: _Sites, node: Node) -> None:
     """One scale into and out of a Concat: otherwise each branch is requantized."""
     graph = sites.graph
     inputs = [v for v in node.inputs if v is not None]
-    if any(graph.is_const(v) or graph.dtype(v) not in FLOAT_TYPES for v in inputs):
-        sites.floats[node.name or ""] = "joins constants or other types"
+    if any(graph.is_const(v) or graph.dtype(v) != "float32" for v in inputs):  # ONNX Runtime loads it in no other
+        sites.floats[node.name or ""] = "joins constants, or is not float32"
         return
     points = list(_copied_points(sites, node.outputs[0]))
     if any(arrives_quantized(graph, v) or existing_pair(graph, v) is not None for v in (*inputs, *points)):

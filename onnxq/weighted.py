@@ -58,6 +58,16 @@ def is_quantized_already(graph: Graph, node: Node, target: Target) -> bool:
     return all(i < len(node.inputs) and arrives_quantized(graph, node.inputs[i]) for i in (0, index))
 
 
+def keeps_weight(graph: Graph, node: Node, target: Target) -> bool:
+    """Whether the model stores the node's weight in int8 already, with scales that are constant and no blocks."""
+    index = target.weighted[node.op_type]
+    dequantize = graph.producer(node.inputs[index], "DequantizeLinear") if index < len(node.inputs) else None
+    if dequantize is None or graph.dtype(dequantize.inputs[0]) != "int8":
+        return False
+    constant = all(graph.is_const(v) for v in dequantize.inputs)
+    return constant and not graph.attribute(dequantize, "block_size", 0)
+
+
 def input_site(graph: Graph, node: Node) -> tuple[Node, int]:
     """(node, input index) where a weighted node's activation is quantized.
 

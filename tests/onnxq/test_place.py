@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES
+from graphs import graph_of
 from placing import Array, Given, groups, int8, net, planned, reason, uses
 
+import onnxq
 from onnxq.errors import RecipeError
 from onnxq.recipe import Recipe, Rule
 
@@ -521,16 +523,30 @@ def test_pairs_of_the_model_are_kept_and_the_rest_quantized() -> None:
     assert not plan.notes
 
 
-def test_a_layer_whose_weight_alone_is_quantized_stays_as_it_is() -> None:
+def test_a_layer_whose_weight_alone_is_quantized_gets_a_quantized_input() -> None:
     codes: dict[str, Given] = {
         "i": np.ones(ONE, np.int8),
         "t": np.full(16, 0.1, np.float32),
         "j": np.zeros(16, np.int8),
     }
     plan = planned(net(X, "e = DequantizeLinear<axis=0>(i, t, j) y = Conv(x, e)", **codes))
+    assert uses(plan) == {"x": {"Conv:y@0"}}
+    assert not plan.weights
+    assert int8(plan) == {"Conv:y"}
+    assert reason(plan, "Conv:y") == "int8 input, its weight was int8 already"
+
+
+@pytest.mark.parametrize("kind", ["blocks", "uint8"])
+def test_other_stored_weights_stay_as_they_are(kind: str) -> None:
+    codes: dict[str, Given] = {
+        "i": np.ones((16, 16), np.int8 if kind == "blocks" else np.uint8),
+        "t": np.full((1, 16) if kind == "blocks" else (16,), 0.1, np.float32),
+    }
+    attributes = "axis=0, block_size=16" if kind == "blocks" else "axis=1"
+    text = f"(float[2,4,16] x) => (float[2,4,16] y) {{ e = DequantizeLinear<{attributes}>(i, t) y = MatMul(x, e) }}"
+    plan = onnxq.make_plan(graph_of(text, 21, **codes))
     assert not plan.points
-    assert not int8(plan)
-    assert "its weight is quantized in the model already" in reason(plan, "Conv:y")
+    assert "its weight is quantized in the model already" in plan.skipped["MatMul:y"]
 
 
 def test_new_uses_join_the_pair_that_a_tensor_has() -> None:
@@ -617,3 +633,11 @@ def test_the_same_plan_every_time() -> None:
     for build in ARCHITECTURES.values():
         first, second = planned(build()), planned(build())
         assert replace(first, decisions=()).to_dict() == replace(second, decisions=()).to_dict()
+
+
+def test_a_float16_concat_stays_in_float() -> None:
+    """ONNX Runtime makes a QLinearConcat of it that it then refuses."""
+    text = "(float16[1,16,6,6] x) => (float16[1,16,6,6] y) { a = Relu(x) k = Concat<axis=1>(x, a) y = Conv(k, w) }"
+    plan = onnxq.make_plan(graph_of(text, 19, w=np.ones((16, 32, 1, 1), np.float16)))
+    assert uses(plan) == {"k": {"Conv:y@0"}}
+    assert "float32" in plan.skipped["Concat:k"]
