@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 1, 2, 3
 
-Command = "Callable[..., None]"
-
 
 def main() -> None:
     """Run the command line; every error meant for the user is printed here, without a traceback."""
