@@ -195,7 +195,8 @@ SIX = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
 
 
 def test_clip_saturates_at_one_number_beyond_what_was_seen() -> None:
-    weights = {"a": 3 * floats(6, 3, 1, 1), "w": floats(6, 1, 3, 3), "u": floats(5, 6, 1, 1)}
+    rising = np.geomspace(0.2, 6, 6).astype(np.float32).reshape(6, 1, 1, 1)
+    weights = {"a": rising * np.ones((6, 3, 1, 1), np.float32), "w": floats(6, 1, 3, 3), "u": floats(5, 6, 1, 1)}
     before = built(CLIPPED, **weights, **SIX)
     (site,) = (s for s in find_sites(before) if s.clips)
     feeds = random_feeds(before)
