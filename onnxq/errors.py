@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class OnnxqError(Exception):
     """Something the user can mend: `message` says what is wrong and where, `hint` what to do about it."""
@@ -37,3 +43,10 @@ class OutputError(OnnxqError):
 
 class PassError(OnnxqError):
     """A pass broke the graph: a fault in onnxq or in a user's own pass, never in the model."""
+
+
+def known_names(word: str, words: Iterable[str]) -> str:
+    """The hint for an unknown name: the nearest known one, if any is near, and all of them."""
+    words = list(words)
+    near = difflib.get_close_matches(word, words, 1)
+    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(words)}."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.calibrators import make_calibrator
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, known_names
 from onnxq.modes import MODES, check_mode
 from onnxq.runtime import provider_names
 from onnxq.targets import get_target
@@ -216,7 +216,7 @@ def _check_keys(keys: Mapping[str, Any], kind: type[Recipe | Rule]) -> None:
     annotations = {f.name: str(f.type) for f in fields(kind)}
     for key, value in keys.items():
         if key not in annotations:
-            raise RecipeError(f"unknown key {key!r}", _known(key, annotations))
+            raise RecipeError(f"unknown key {key!r}", known_names(key, annotations))
         words, types = _KINDS[annotations[key]]
         texts = not isinstance(value, list) or all(isinstance(item, str) for item in value)
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types) or not texts:
@@ -226,7 +226,7 @@ def _check_keys(keys: Mapping[str, Any], kind: type[Recipe | Rule]) -> None:
 def _check_choice(name: str, value: str) -> None:
     choices: tuple[str, ...] = next(f.metadata["choices"] for f in fields(Recipe) if f.name == name)
     if value not in choices and value is not None:
-        raise RecipeError(f"unknown {name} {value!r}", _known(value, choices))
+        raise RecipeError(f"unknown {name} {value!r}", known_names(value, choices))
 
 
 def _check_cpu(recipe: Recipe) -> None:
@@ -240,12 +240,6 @@ def _check_cpu(recipe: Recipe) -> None:
             f"{recipe.target} runs its float part in fp32, not {recipe.high_precision}",
             "Its integer kernels take float32 scales, and half precision is slow on CPUs. Leave high_precision out.",
         )
-
-
-def _known(word: str, words: Iterable[str]) -> str:
-    words = list(words)
-    near = difflib.get_close_matches(word, words, 1)
-    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(words)}."
 
 
 def _said(rule: Rule, name: str) -> bool:

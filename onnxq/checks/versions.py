@@ -6,12 +6,11 @@ error for the line; a type that a later release of the line brings is a warning 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from onnxq.checks.dtypes import FLOAT4E2M1, FLOAT8E4M3FN, INT4
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, known_names
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,4 @@ def get_version(name: str) -> Version:
     """
     if name in VERSIONS:
         return VERSIONS[name]
-    near = difflib.get_close_matches(name, VERSIONS, 1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise RecipeError(f"cannot check for target {name!r}", f"{hint}Known: {', '.join(VERSIONS)}.")
+    raise RecipeError(f"cannot check for target {name!r}", known_names(name, VERSIONS))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
-from onnxq.errors import RecipeError
+from onnxq.errors import RecipeError, known_names
 from onnxq.targets.ort_cpu import ORT_CPU
 from onnxq.targets.ort_cuda import ORT_CUDA
 from onnxq.targets.tensorrt import (
@@ -38,6 +37,4 @@ def get_target(name: str) -> Target:
     """
     if name in TARGETS:
         return TARGETS[name]
-    near = difflib.get_close_matches(name, TARGETS, 1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise RecipeError(f"unknown target {name!r}", f"{hint}Known: {', '.join(TARGETS)}.")
+    raise RecipeError(f"unknown target {name!r}", known_names(name, TARGETS))
