@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnxq.caches import Cache, read_cache, write_cache
     from onnxq.checks import Finding, Report
     from onnxq.errors import (
+        AccuracyError,
         DataError,
         ModelError,
         OnnxqError,
@@ -41,6 +42,7 @@ _HOMES = {
     "Cache": "caches",
     "read_cache": "caches",
     "write_cache": "caches",
+    "AccuracyError": "errors",
     "DataError": "errors",
     "ModelError": "errors",
     "OnnxqError": "errors",
@@ -59,6 +61,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AccuracyError",
     "Cache",
     "DataError",
     "Finding",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.errors import OnnxqError, RecipeError
+from onnxq.errors import AccuracyError, OnnxqError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -265,6 +265,7 @@ def plan(
 @click.argument("quantized", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Data to compare on, as for `quantize`; better not the calibration data.")
 @click.option("--layers", is_flag=True, help="Compare every tensor both models have, not only the outputs.")
+@click.option("--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_recipe_options
 @_talk_options
@@ -273,10 +274,11 @@ def compare(
     quantized: Path,
     data: str,
     layers: bool,
+    fail_below: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Errors of the QUANTIZED model against the FLOAT one, worst first."""
+    """Errors of the QUANTIZED model, from whatever tool, against the FLOAT one, worst first."""
     from onnxq import api, report, tables
     from onnxq.progress import shown
 
@@ -284,13 +286,15 @@ def compare(
         found = api.compare(reference, quantized, data, _recipe(options), layers=layers, monitor=monitor)
     if as_json:
         click.echo(report.comparison_json(found), nl=False)
-        return
-    worst = found.worst if options["verbose"] or not layers else found.worst[:20]
-    rows = [(f"{e.sqnr_db:.2f}", f"{e.cosine:.6f}", f"{e.max_abs:.4g}", f"{e.amax:.4g}", e.tensor) for e in worst]
-    click.echo(tables.table(("SQNR dB", "cosine", "max error", "max value", "tensor"), rows))
-    click.echo(
-        f"over {found.samples} samples" + (f"; {len(found.errors)} tensors, --verbose for all" if layers else "")
-    )
+    elif not options["quiet"]:
+        for line in tables.comparison(found, every=options["verbose"]):
+            click.echo(line)
+    if fail_below is not None and (low := found.below(fail_below)):
+        raise AccuracyError(
+            f"{len(low)} of {len(found.outputs)} outputs are below {fail_below:g} dB: "
+            + ", ".join(f"{e.tensor!r} {e.sqnr_db:.2f} dB" for e in low[:5]),
+            "`onnxq compare --layers` shows where the error arises; `--effort balanced` and rules lower it.",
+        )
 
 
 @cli.command()

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxq.customs import behind_customs, custom_nodes, listed
+from onnxq.data import rereadable
 from onnxq.errors import ModelError
 from onnxq.files import SPILL_BYTES, weight_bytes, write_for_runtime
+from onnxq.histogram import Tally
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from onnxq.data import Source
+    from onnxq.data import Feed, Source
     from onnxq.graph import Graph
+    from onnxq.histogram import Histogram
 
 
 _FLOATS = ("float16", "float32", "float64")
 _WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+_BLOCK = 2**20
+"""Values that are looked at at a time: their float64 copies stay small however large a tensor is."""
+
+_GROUP_BYTES = 256_000_000
+"""Tensors of one sample and model that are held at a time; more are compared in groups, one pass over the data each."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,10 @@ class TensorError:
         cosine: Σ float·quantized / (|float|·|quantized|); 1 when both are zero.
         max_abs: largest |float - quantized|.
         amax: largest |float|.
+        top1: of a model output, the share of its rows whose largest value is at the same place in both models. Rows
+            lie along the last axis, or along axis 1 (channels) from four dimensions on. Of whole numbers the share
+            that is equal. None for other tensors, and for rows of one value.
+        output: whether it is a model output.
     """
 
     tensor: str
@@ -46,65 +61,119 @@ class TensorError:
     cosine: float
     max_abs: float
     amax: float
+    top1: float | None = None
+    output: bool = False
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Errors of the compared tensors, in the model's order."""
+    """Errors of the compared tensors, in the model's order, and the histograms that were asked for."""
 
     errors: tuple[TensorError, ...]
     samples: int
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
     @property
     def worst(self) -> tuple[TensorError, ...]:
         """The same, lowest SQNR first."""
         return tuple(sorted(self.errors, key=lambda e: (e.sqnr_db, e.tensor)))
 
+    @property
+    def outputs(self) -> tuple[TensorError, ...]:
+        """The model outputs among them, lowest SQNR first."""
+        return tuple(e for e in self.worst if e.output)
+
+    def below(self, least_db: float) -> tuple[TensorError, ...]:
+        """The model outputs whose SQNR is lower than that, lowest first."""
+        return tuple(e for e in self.outputs if e.sqnr_db < least_db)
+
 
 @dataclass
 class _Sums:
-    signal: float = 0.0
-    noise: float = 0.0
-    dot: float = 0.0
-    other: float = 0.0
+    """Running sums over the samples. They are exact between samples, so that the order of these does not matter."""
+
+    signal: Fraction = Fraction(0)
+    noise: Fraction = Fraction(0)
+    dot: Fraction = Fraction(0)
+    other: Fraction = Fraction(0)
+    odd: bool = False
     max_abs: float = 0.0
     amax: float = 0.0
+    hits: int = 0
+    rows: int = 0
 
     def add(self, reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> None:
-        a, b = reference.astype(np.float64).reshape(-1), actual.astype(np.float64).reshape(-1)
+        left, right = reference.reshape(-1), actual.reshape(-1)
+        for start in range(0, left.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            self._add(left[block].astype(np.float64), right[block].astype(np.float64))
+
+    def _add(self, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> None:
         finite = np.isfinite(a) & np.isfinite(b)  # an -inf mask is equal on both sides or shows in max_abs
         if not finite.all():
-            if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-                self.noise = self.max_abs = math.inf
+            self.odd = self.odd or not np.array_equal(a[~finite], b[~finite], equal_nan=True)
             a, b = a[finite], b[finite]
-        self.signal += float(a @ a)
-        self.noise += float((a - b) @ (a - b))
-        self.dot += float(a @ b)
-        self.other += float(b @ b)
-        self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
+        difference = a - b
+        self.signal += _exact(a @ a)
+        self.noise += _exact(difference @ difference)
+        self.dot += _exact(a @ b)
+        self.other += _exact(b @ b)
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
         self.amax = max(self.amax, float(np.abs(a).max(initial=0.0)))
 
-    def error(self, name: str) -> TensorError:
-        ratio = math.inf if self.noise == 0 else self.signal / self.noise
-        sqnr = math.inf if ratio == math.inf else (10 * math.log10(ratio) if ratio > 0 else -math.inf)
-        norms = math.sqrt(self.signal * self.other)
-        cosine = self.dot / norms if norms else float(self.noise == 0)
-        return TensorError(name, sqnr, cosine, self.max_abs, self.amax)
+    def vote(self, reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> None:
+        """Count the rows that agree on their largest value."""
+        if reference.dtype.name in _WHOLE:
+            self.rows += reference.size
+            self.hits += int((reference == actual).sum())
+            return
+        axis = 1 if reference.ndim > 3 else -1
+        if reference.ndim and reference.size and reference.shape[axis] > 1:
+            same = reference.argmax(axis) == actual.argmax(axis)
+            self.rows += same.size
+            self.hits += int(same.sum())
+
+    def error(self, name: str, *, output: bool) -> TensorError:
+        norms = math.sqrt(self.signal) * math.sqrt(self.other)
+        cosine = float(self.dot) / norms if norms else float(self.noise == 0)
+        return TensorError(
+            name,
+            -math.inf if self.odd else _decibels(self.signal, self.noise),
+            cosine,
+            math.inf if self.odd else self.max_abs,
+            self.amax,
+            self.hits / self.rows if self.rows else None,
+            output,
+        )
 
 
-def compare_graphs(
+def _exact(number: npt.NDArray[np.float64]) -> Fraction:
+    return Fraction(min(max(float(number), -sys.float_info.max), sys.float_info.max))
+
+
+def _decibels(signal: Fraction, noise: Fraction) -> float:
+    if not noise:
+        return math.inf
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
+
+
+def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is run
     reference: Graph,
     quantized: Graph,
     source: Source,
     *,
     layers: bool = False,
+    histograms: Collection[str] = (),
     providers: Sequence[str] = ("cpu",),
     custom_ops: Sequence[str] = (),
     monitor: Monitor = QUIET,
 ) -> Comparison:
     """Run both models over the data. With `layers`, compare every float tensor that both have by name.
 
-    Without `custom_ops`, what depends on custom operators is left out.
+    Nothing is kept of a sample but sums, and no more than `_GROUP_BYTES` of its tensors are held at a time: where
+    they are more, the data is read once for each group of them. `histograms` names tensors, among those compared or
+    the inputs, of whose values in the float model a histogram is made. Without `custom_ops`, what depends on custom
+    operators is left out. A layer whose shape differs between the models is left out too.
 
     Raises:
         ModelError: the models have no output of the same name, or cannot be run.
@@ -113,27 +182,100 @@ def compare_graphs(
     names = _common(reference, quantized, layers=layers)
     if not custom_ops:
         names = _without_customs(names, reference, quantized, monitor)
-    sums = {name: _Sums() for name in names}
-    samples = 0
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        sessions = [
-            _session(g, names, (providers, custom_ops), Path(folder) / str(i))
-            for i, g in enumerate((reference, quantized))
-        ]
-        if extra := {*sessions[1].inputs} - {*sessions[0].inputs}:
-            raise ModelError(f"the quantized model has an input of its own, {min(extra)!r}", "Is it the same model?")
-        for _, feed in source.samples():
-            left, right = (s.run({k: feed[k] for k in s.inputs}, names) for s in sessions)
-            for name, a, b in zip(names, left, right, strict=True):
-                if a.shape != b.shape:
-                    raise ModelError(
-                        f"{name!r} is of shape {list(a.shape)} in the float model, {list(b.shape)} in the other",
-                        "Is it the same model? Outputs whose size depends on the data cannot be compared.",
-                    )
-                sums[name].add(a, b)
-            samples += 1
-            monitor.advance()
-    return Comparison(tuple(s.error(name) for name, s in sums.items()), samples)
+    seen = _Seen(reference, names, histograms, monitor)
+    source, samples = rereadable(source) if layers else source, 0
+    while names:
+        group: list[str] = []
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+            for _, feed in source.samples():
+                if not group:  # the first sample tells how many tensors fit
+                    group = _fitting(reference, names, feed, _GROUP_BYTES) if layers else names
+                    pair = _pair((reference, quantized), group, (providers, custom_ops), Path(folder))
+                left, right = (s.run({k: feed[k] for k in s.inputs}, group) for s in pair)
+                for name, a, b in zip(group, left, right, strict=True):
+                    seen.add(name, a, b)
+                if len(group) == len(names):  # the last pass
+                    samples += 1
+                    seen.add_inputs(feed)
+                monitor.advance()
+        names = names[len(group) :]
+        if names:
+            monitor.stage(f"Comparing {len(names)} tensors more", source.length)
+    return seen.comparison(samples)
+
+
+class _Seen:
+    """What is known so far of all tensors."""
+
+    def __init__(self, model: Graph, names: Sequence[str], histograms: Collection[str], monitor: Monitor) -> None:
+        inputs = [str(v.name) for v in model.inputs if model.dtype(v) in _FLOATS]
+        self._outputs = {str(v.name) for v in model.outputs}
+        self._sums = {name: _Sums() for name in names}
+        self._tallies = {name: Tally() for name in (*inputs, *names) if name in histograms}
+        self._inputs = tuple(name for name in inputs if name in self._tallies)
+        self._monitor = monitor
+
+    def add(self, name: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+        """One tensor of one sample, in the float and in the quantized model."""
+        if name in self._tallies:
+            self._tallies[name].add(a)
+        if name not in self._sums:
+            return
+        if a.shape != b.shape:
+            self._drop(name, f"{name!r} is of shape {list(a.shape)} in the float model, {list(b.shape)} in the other")
+            return
+        self._sums[name].add(a, b)
+        if name in self._outputs:
+            self._sums[name].vote(a, b)
+
+    def add_inputs(self, feed: Feed) -> None:
+        """The inputs of one sample."""
+        for name in self._inputs:
+            self._tallies[name].add(feed[name])
+
+    def comparison(self, samples: int) -> Comparison:
+        errors = (s.error(name, output=name in self._outputs) for name, s in self._sums.items())
+        return Comparison(tuple(errors), samples, {name: t.histogram() for name, t in self._tallies.items()})
+
+    def _drop(self, name: str, why: str) -> None:
+        if name in self._outputs:
+            hint = "Is it the same model? Outputs whose size depends on the data cannot be compared."
+            raise ModelError(why, hint)
+        self._monitor.warn(f"{why}; it is not compared")
+        del self._sums[name]
+
+
+def _fitting(model: Graph, names: Sequence[str], feed: Feed, most: int) -> list[str]:
+    """The first of the names, as many as fit into so many bytes, one at least.
+
+    Of dimensions that nothing tells the sample's largest is taken.
+    """
+    graph = model.copy()
+    graph.infer_shapes()
+    known: dict[str, int] = {}
+    for value in graph.inputs:
+        array = feed.get(str(value.name))
+        if array is not None:
+            pairs = zip(graph.shape(value) or (), array.shape, strict=False)
+            known |= {dim: size for dim, size in pairs if isinstance(dim, str)}
+    largest = max((size for array in feed.values() for size in array.shape), default=1)
+    shapes = {str(v.name): graph.shape(v) or () for v in graph.values()}
+    total = 0
+    for count, name in enumerate(names):
+        total += 4 * math.prod(d if isinstance(d, int) else known.get(d or "", largest) for d in shapes[name])
+        if count and total > most:
+            return list(names[:count])
+    return list(names)
+
+
+def _pair(
+    graphs: tuple[Graph, Graph], names: Sequence[str], runtime: tuple[Sequence[str], Sequence[str]], folder: Path
+) -> list[Session]:
+    """Both models with these tensors as outputs."""
+    sessions = [_session(g, names, runtime, folder / str(i)) for i, g in enumerate(graphs)]
+    if extra := {*sessions[1].inputs} - {*sessions[0].inputs}:
+        raise ModelError(f"the quantized model has an input of its own, {min(extra)!r}", "Is it the same model?")
+    return sessions
 
 
 def _common(reference: Graph, quantized: Graph, *, layers: bool) -> list[str]:

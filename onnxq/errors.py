@@ -37,6 +37,10 @@ class StatisticsError(OnnxqError):
     """A statistics file is unreadable, of another model, or lacks a tensor."""
 
 
+class AccuracyError(OnnxqError):
+    """The quantized model is further from the float one than was allowed."""
+
+
 class OutputError(OnnxqError):
     """An output cannot be written."""
 

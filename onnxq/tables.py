@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from onnxq.comparison import Comparison, TensorError
     from onnxq.plan import Plan
     from onnxq.report import Summary
 
@@ -37,6 +38,28 @@ def decisions(plan: Plan, *, every: bool) -> str:
     shown = [d for d in plan.decisions if every or d.macs or d.quantized]
     rows = [("int8" if d.quantized else "float", d.op_type, d.node, d.reason) for d in shown]
     return table(("precision", "operator", "node", "reason"), rows)
+
+
+_SHOWN = 20
+"""Rows of a long table that are printed unless all are asked for."""
+
+
+def comparison(found: Comparison, *, every: bool) -> Iterator[str]:
+    """The outputs, then the layers, if they were compared, worst first."""
+    rows = [(*_error(e), "" if e.top1 is None else f"{e.top1:.2%}", e.tensor) for e in found.outputs]
+    if rows:
+        yield table(("SQNR dB", "cosine", "max error", "max value", "top-1", "output"), rows)
+    layers = [e for e in found.worst if not e.output]
+    if layers:
+        shown = layers if every else layers[:_SHOWN]
+        yield table(("SQNR dB", "cosine", "max error", "max value", "layer"), [(*_error(e), e.tensor) for e in shown])
+        if len(shown) < len(layers):
+            yield f"the worst {len(shown)} of {len(layers)} layers; --verbose shows all"
+    yield f"over {found.samples} samples"
+
+
+def _error(error: TensorError) -> tuple[str, ...]:
+    return f"{error.sqnr_db:.2f}", f"{error.cosine:.6f}", f"{error.max_abs:.4g}", f"{error.amax:.4g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -190,6 +190,21 @@ def test_compare(here: Path, onnxq: Callable[..., Run]) -> None:
     failed(onnxq("compare", MODEL, "other.onnx", "--data", DATA), "'y'", "'z'")
 
 
+def test_compare_prints_outputs_before_layers_and_holds_a_bound(here: Path, onnxq: Callable[..., Run]) -> None:
+    assert here
+    onnxq("quantize", MODEL, "--data", DATA)
+    compare = ("compare", MODEL, "m.int8.onnx", "--data", DATA)
+    run = onnxq(*compare, "--layers", "--fail-below", 1)
+    assert run.status == 0
+    assert run.out.index("top-1") < run.out.index("layer")
+    low = onnxq(*compare, "--fail-below", 99)
+    assert low.status == 1
+    assert "SQNR" in low.out  # the figures come all the same
+    assert "error: 1 of 1 outputs are below 99 dB: 'y' " in low.err
+    assert json.loads(onnxq(*compare, "--fail-below", 99, "--json").out)["samples"] == 8
+    assert onnxq("compare", MODEL, MODEL, "--data", DATA, "--fail-below", 99, "-q") == Run(0, "", "")
+
+
 def test_recipe_files_and_flags(here: Path, onnxq: Callable[..., Run]) -> None:
     (here / "r.toml").write_text('calibrator = "minmax"\n[[rules]]\nnodes = "MatMul:y"\nquantize = false\n')
     assert onnxq("quantize", MODEL, "--data", DATA, "--recipe", "r.toml").status == 0

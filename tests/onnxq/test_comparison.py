@@ -15,6 +15,8 @@ from onnxq.api import compare
 from onnxq.comparison import Comparison, TensorError, compare_graphs
 from onnxq.data import input_specs, open_source
 from onnxq.errors import DataError, ModelError
+from onnxq.histogram import Histogram
+from onnxq.monitor import Monitor
 from onnxq.report import comparison_json
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def test_infinities_that_both_have_are_no_error_and_others_are_the_worst() -> No
 def test_all_zero_tensors() -> None:
     text = "(float[N,4] x) => (float[N,4] y) { y = Mul(x, k) }"
     zero, one = graph_of(text, k=np.float32(0)), graph_of(text, k=np.float32(1))
-    assert errors(zero, zero)["y"] == TensorError("y", math.inf, 1.0, 0.0, 0.0)
+    assert errors(zero, zero)["y"] == TensorError("y", math.inf, 1.0, 0.0, 0.0, 1.0, output=True)
     error = errors(zero, one)["y"]
     assert (error.sqnr_db, error.cosine) == (-math.inf, 0.0)
 
@@ -93,6 +95,79 @@ def test_outputs_that_are_no_numbers_are_left_out_and_whole_numbers_are_not() ->
     text = "(float[N,4] x) => (float[N,4] y, int64[N] best, string[N,4] words) "
     text += "{ y = Relu(x) best = ArgMax<axis=1, keepdims=0>(x) words = Cast<to=8>(x) }"
     assert list(errors(graph_of(text), graph_of(text))) == ["y", "best"]
+
+
+def test_top1_by_rows_along_the_classes() -> None:
+    text = "(float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }"
+    strong = (W + 200 * NOISE).astype(np.float32)
+    rows = np.concatenate([f["x"] for f in FEEDS])
+    expected = float(((rows @ W).argmax(1) == (rows @ strong).argmax(1)).mean())
+    assert 0 < expected < 1
+    assert errors(graph_of(text, w=W), graph_of(text, w=strong))["y"].top1 == pytest.approx(expected)
+    layers = errors(graph_of(TEXT, w=W), graph_of(TEXT, w=W), layers=True)
+    assert {name: e.top1 for name, e in layers.items()} == {"a": None, "y": 1.0, "z": 1.0}
+    assert {name for name, e in layers.items() if e.output} == {"y", "z"}
+
+
+def test_top1_of_images_goes_over_channels_and_of_whole_numbers_is_equality() -> None:
+    x = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    flip = np.array([1, 1, -1], np.float32).reshape(1, 3, 1, 1)
+    text = "(float[N,3,H,W] x) => (float[N,3,H,W] y, int64[N,H,W] best) "
+    text += "{ y = Mul(x, k) best = ArgMax<axis=1, keepdims=0>(y) }"
+    found = errors(graph_of(text, k=np.float32(1)), graph_of(text, k=flip), feeds=[{"x": x}])
+    same = float((x.argmax(1) == (x * flip).argmax(1)).mean())
+    assert found["y"].top1 == found["best"].top1 == pytest.approx(same)
+    flat = graph_of("(float[N,1] x) => (float[N,1] y) { y = Relu(x) }")
+    assert errors(flat, flat, feeds=[{"x": np.ones((2, 1), np.float32)}])["y"].top1 is None
+
+
+def test_the_order_of_the_samples_does_not_matter() -> None:
+    feeds = [{"x": (10.0**k * f["x"]).astype(np.float32)} for k, f in enumerate(FEEDS)]
+    graphs = graph_of(TEXT, w=W), graph_of(TEXT, w=W + NOISE)
+    assert errors(*graphs, layers=True, feeds=feeds) == errors(*graphs, layers=True, feeds=feeds[::-1])
+
+
+def test_tensors_that_do_not_fit_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = graph_of(TEXT, w=W), graph_of(TEXT, w=W + NOISE)
+    whole = errors(*graphs, layers=True)
+    stages: list[str] = []
+    monkeypatch.setattr("onnxq.comparison._GROUP_BYTES", 16)  # one row of one tensor
+    monitor = Monitor(stage=lambda text, _: stages.append(text))
+    once = open_source((feed for feed in FEEDS), input_specs(graphs[0]))
+    found = compare_graphs(*graphs, once, layers=True, histograms={"x", "a", "z"}, monitor=monitor)
+    assert stages == ["Comparing 2 tensors more", "Comparing 1 tensors more"]
+    assert {e.tensor: e for e in found.errors} == whole
+    assert found.samples == len(FEEDS)
+    rows = np.concatenate([f["x"] for f in FEEDS])
+    assert set(found.histograms) == {"x", "a", "z"}
+    assert found.histograms["x"] == Histogram.of(rows)
+    assert found.histograms["a"].amax == pytest.approx(np.abs(rows @ W).max(), rel=1e-5)
+
+
+def test_large_tensors_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = graph_of(TEXT, w=W), graph_of(TEXT, w=W + NOISE)
+    whole = errors(*graphs)["y"]
+    monkeypatch.setattr("onnxq.comparison._BLOCK", 3)
+    assert errors(*graphs)["y"].sqnr_db == pytest.approx(whole.sqnr_db, rel=1e-9)
+
+
+def test_a_layer_of_another_shape_is_left_out_and_said() -> None:
+    text = "(float[N,4] x) => (float[N,4] y) { a = Concat<axis=1>(x, x) b = Slice(a, from, to, one) y = Relu(b) }"
+    other = text.replace("a = Concat<axis=1>(x, x)", "a = Concat<axis=1>(x, x, x)")
+    ends = {"from": np.array([0]), "to": np.array([4]), "one": np.array([1])}
+    said: list[str] = []
+    reference = graph_of(text, **ends)
+    source = open_source(FEEDS, input_specs(reference))
+    monitor = Monitor(warn=said.append)
+    found = compare_graphs(reference, graph_of(other, **ends), source, layers=True, monitor=monitor)
+    assert [e.tensor for e in found.errors] == ["b", "y"]
+    assert said == ["'a' is of shape [1, 8] in the float model, [1, 12] in the other; it is not compared"]
+
+
+def test_below_speaks_of_outputs_only() -> None:
+    made = (TensorError("a", 3.0, 1, 0, 1), TensorError("y", 20.0, 1, 0, 1, None, output=True))
+    assert [e.tensor for e in Comparison(made, 1).below(25)] == ["y"]
+    assert Comparison(made, 1).below(20) == ()
 
 
 def test_models_that_do_not_go_together() -> None:
@@ -121,7 +196,9 @@ def test_the_json_is_json() -> None:
     text = comparison_json(Comparison((TensorError("t", -math.inf, 0.5, math.inf, 1.0),), 2))
     assert json.loads(text, parse_constant=pytest.fail) == {
         "samples": 2,
-        "tensors": [{"tensor": "t", "sqnr_db": None, "cosine": 0.5, "max_abs": None, "amax": 1.0}],
+        "tensors": [
+            {"tensor": "t", "sqnr_db": None, "cosine": 0.5, "max_abs": None, "amax": 1.0, "top1": None, "output": False}
+        ],
     }
 
 
