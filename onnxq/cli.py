@@ -299,6 +299,23 @@ def compare(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more: every node and every tensor.")
+def show(model: Path, as_json: bool, verbose: bool) -> None:
+    """Show how MODEL, from whatever tool, is quantized: precision of nodes, scales of tensors, bytes by type."""
+    from onnxq import files, tables
+    from onnxq.inventory import look_at
+
+    found = look_at(model)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    for line in tables.inventory(found, str(model), files.model_bytes(model), every=verbose):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11; ort-cpu.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
 @click.option("--data", default="random:1", show_default=True, help="ort-cpu: what MODEL is run on, its first sample.")

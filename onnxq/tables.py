@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxq.comparison import Comparison, TensorError
+    from onnxq.inventory import Holding, Inventory
     from onnxq.plan import Plan
     from onnxq.report import Summary
 
@@ -40,6 +42,9 @@ def decisions(plan: Plan, *, every: bool) -> str:
     return table(("precision", "operator", "node", "reason"), rows)
 
 
+_OPERATORS = 8
+"""Operators that a line names."""
+
 _SHOWN = 20
 """Rows of a long table that are printed unless all are asked for."""
 
@@ -60,6 +65,49 @@ def comparison(found: Comparison, *, every: bool) -> Iterator[str]:
 
 def _error(error: TensorError) -> tuple[str, ...]:
     return f"{error.sqnr_db:.2f}", f"{error.cosine:.6f}", f"{error.max_abs:.4g}", f"{error.amax:.4g}"
+
+
+def inventory(found: Inventory, file: str, total: int, *, every: bool) -> Iterator[str]:
+    """What a quantized model holds: bytes by type, nodes by precision, scales of tensors; `every` node too."""
+    made = f", made by {found.producer}" if found.producer else ""
+    yield f"{file}: {size(total)}, opset {found.opset}{made}"
+    rows = [(kind, str(count), size(held)) for kind, count, held in found.sizes]
+    yield table(("stored as", "constants", "size"), rows)
+    yield table(("precision", "nodes", "MACs", "share", "operators"), list(_precisions(found)))
+    if every:
+        nodes = [(x.precision, x.op_type, f"{x.macs:,}" if x.macs else "", x.name) for x in found.layers]
+        yield table(("precision", "operator", "MACs", "node"), nodes)
+    if found.tensors:
+        shown = found.tensors if every else found.tensors[:_SHOWN]
+        header = ("type", "granularity", "scale", "zero point", "size", "tensor", "read by")
+        yield table(header, [_holding(tensor, every=every) for tensor in shown])
+        if len(shown) < len(found.tensors):
+            yield f"{len(shown)} of {len(found.tensors)} quantized tensors; --verbose shows all, and every node"
+        yield f"quantized: {found.low_share():.1%} of the MACs compute on quantized operands"
+    else:
+        yield "nothing in it is quantized"
+
+
+def _precisions(found: Inventory) -> Iterator[tuple[str, ...]]:
+    work, total = found.macs(), sum(layer.macs for layer in found.layers)
+    kinds = Counter(layer.precision for layer in found.layers)
+    for kind, count in sorted(kinds.items(), key=lambda item: (-work.get(item[0], 0), -item[1], item[0])):
+        ops = Counter(layer.op_type for layer in found.layers if layer.precision == kind).most_common()
+        said = ", ".join(f"{n} {op}" for op, n in ops[:_OPERATORS]) + (", ..." if len(ops) > _OPERATORS else "")
+        macs = work.get(kind, 0)
+        yield kind, str(count), f"{macs:,}" if macs else "", f"{macs / total:.1%}" if macs else "", said
+
+
+def _holding(tensor: Holding, *, every: bool) -> tuple[str, ...]:
+    scale = "at run time"
+    if tensor.low is not None and tensor.high is not None:
+        scale = f"{tensor.low:.4g}" if tensor.scales == 1 else f"{tensor.low:.4g} to {tensor.high:.4g}"
+    form = tensor.granularity if tensor.scales <= 1 else f"{tensor.granularity}: {tensor.scales}"
+    held = size(tensor.size) if tensor.size else ""
+    zero = "varies" if tensor.zero_point is None else str(tensor.zero_point)
+    readers = tensor.readers if every else tensor.readers[:1]
+    more = f" and {len(tensor.readers) - len(readers)} more" if len(readers) < len(tensor.readers) else ""
+    return tensor.kind, form, scale, zero, held, tensor.tensor, ", ".join(readers) + more
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,8 +26,18 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "numerics", "blocks", "histogram", "monitor"),
     ("graph", "files", "runtime", "calibrators", "customs"),
-    ("targets", "statistics", "patterns", "linear", "caches", "checks", "schemas", "executed", "rescaling"),
-    ("recipe", "modes"),
+    (
+        "targets",
+        "statistics",
+        "patterns",
+        "linear",
+        "caches",
+        "checks",
+        "schemas",
+        "executed",
+        "rescaling",
+    ),
+    ("recipe", "modes", "inventory"),
     (
         "smoothing",
         "sampling",

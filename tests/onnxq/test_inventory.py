@@ -1,0 +1,199 @@
+"""What a quantized model holds, told from files of this and of other tools."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph_of
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxq import api, cli, files
+from onnxq.errors import ModelError
+from onnxq.inventory import NAMES, Holding, is_low, look_at, take_stock
+from onnxq.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxq.inventory import Inventory
+
+W = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+TEXT = "(float[4,32] x) => (float[4,32] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }"
+FEEDS = [{"x": np.random.default_rng(1).normal(size=(4, 32)).astype(np.float32)}]
+HEAD = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]> m '
+
+
+def parsed(text: str, *packed: TensorProto, **weights: object) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(HEAD + text)
+    model.graph.initializer.extend(packed)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items())
+    return model
+
+
+def precisions(found: Inventory) -> dict[str, str]:
+    return {layer.outputs[0]: layer.precision for layer in found.layers}
+
+
+@pytest.mark.parametrize(("number", "name"), NAMES.items())
+def test_element_types_are_those_of_onnx(number: int, name: str) -> None:
+    said = TensorProto.DataType.Name(number).lower()
+    plain = {"float32": "float", "float64": "double", "fp4 (e2m1)": "float4e2m1", "e8m0": "float8e8m0"}.get(name, name)
+    assert said == (f"float8{name[5:-1]}" + "fn" * (name == "fp8 (e4m3)") if name.startswith("fp8") else plain)
+
+
+def test_a_float_model_holds_nothing() -> None:
+    found = take_stock(graph_of(TEXT, w=W).to_proto())
+    assert not found.quantized
+    assert found.sizes == (("float32", 1, 4096),)
+    assert found.macs() == {"float32": 2 * 4 * 32 * 32}
+    assert found.low_share() == 0
+
+
+def test_what_onnxq_writes() -> None:
+    graph, plan = api.quantize(graph_of(TEXT, w=W), FEEDS, Recipe(target="tensorrt@10", calibrator="minmax"))
+    found = take_stock(graph.to_proto())
+    assert precisions(found) == {"a": "int8", "b": "float32", "y": "int8"}
+    assert found.low_share() == plan.int8_share() == 1
+    by_name = {t.tensor: t for t in found.tensors}
+    x = by_name["x"]
+    assert (x.kind, x.weight, x.granularity, x.scales, x.zero_point, x.size) == ("int8", False, "per tensor", 1, 0, 0)
+    assert x.low == x.high == pytest.approx(float(np.abs(FEEDS[0]["x"]).max()) / 127)
+    (weight,) = (t for t in found.tensors if t.weight)
+    assert (weight.granularity, weight.scales, weight.size) == ("per channel, axis 1", 32, 1024)
+    largest = np.abs(W).max(axis=0) / 127
+    assert weight.low == pytest.approx(largest.min())
+    assert weight.high == pytest.approx(largest.max())
+    assert len(weight.readers) == 2
+    assert {kind: size for kind, _, size in found.sizes}["int8"] >= 1024
+
+
+def test_weights_alone_compute_in_float() -> None:
+    graph, _ = api.quantize(graph_of(TEXT, w=W), None)
+    found = take_stock(graph.to_proto())
+    assert set(precisions(found).values()) <= {"int8 weight", "float16", "float32"}
+    assert precisions(found)["a"] == "int8 weight"
+    assert found.low_share() == 0
+    assert found.quantized
+
+
+def test_blocks_of_four_bits() -> None:
+    text = """(float[4,32] x) => (float[4,32] y) {
+        w = DequantizeLinear<axis=0, block_size=16>(codes, scale)
+        y = MatMul(x, w)
+    }"""
+    codes = helper.make_tensor("codes", TensorProto.INT4, (32, 32), np.ones(512, np.uint8).tobytes(), raw=True)
+    found = take_stock(parsed(text, codes, scale=np.full((2, 32), 0.5, np.float32)))
+    (weight,) = found.tensors
+    assert weight == Holding("codes", "int4", True, "blocks of 16, axis 0", 64, 0.5, 0.5, 0, 512, ("y",))
+    assert precisions(found) == {"y": "int4 weight"}
+    assert {kind: size for kind, _, size in found.sizes} == {"int4": 512, "float32": 256}
+
+
+def test_eight_bit_floats() -> None:
+    text = """(float[4,32] x) => (float[4,32] y) {
+        q = QuantizeLinear<output_dtype=17>(x, s)
+        d = DequantizeLinear(q, s)
+        w = DequantizeLinear(codes, s)
+        y = MatMul(d, w)
+    }"""
+    codes = helper.make_tensor("codes", TensorProto.FLOAT8E4M3FN, (32, 32), bytes(1024), raw=True)
+    found = take_stock(parsed(text, codes, s=np.float32(0.1)))
+    assert precisions(found) == {"y": "fp8 (e4m3)"}
+    assert [(t.tensor, t.kind) for t in found.tensors] == [("x", "fp8 (e4m3)"), ("codes", "fp8 (e4m3)")]
+    assert found.low_share() == 1
+
+
+def test_integer_operators() -> None:
+    text = """(float[4,32] x) => (float[4,32] y) {
+        q = QuantizeLinear(x, s, z)
+        p = QLinearMatMul(q, s, z, codes, t, u, s, z)
+        y = DequantizeLinear(p, s, z)
+    }"""
+    scales = {"s": np.float32(0.5), "t": np.linspace(0.1, 0.2, 32, dtype=np.float32)}
+    zeros = {"z": np.uint8(128), "u": np.zeros(32, np.int8)}
+    found = take_stock(parsed(text, codes=np.ones((32, 32), np.int8), **scales, **zeros))
+    assert precisions(found) == {"p": "int8"}
+    assert [(t.tensor, t.kind, t.scales, t.zero_point) for t in found.tensors] == [
+        ("x", "uint8", 1, 128),
+        ("codes", "int8", 32, 0),
+    ]
+    assert found.low_share() == 1
+
+
+def test_scales_at_run_time() -> None:
+    graph, _ = api.quantize(graph_of(TEXT, w=W), None, Recipe(target="ort-cpu", mode="dynamic"))
+    found = take_stock(graph.to_proto())
+    assert found.quantized
+    assert precisions(found)["b"] == "float32"
+    assert "int8" in precisions(found).values()
+
+
+def test_operators_between_pairs() -> None:
+    text = """(float[1,4,8,8] x) => (float[1,4,4,4] y, int64[4] s) {
+        q = QuantizeLinear(x, k, z)  d = DequantizeLinear(q, k, z)
+        a = MaxPool<kernel_shape=[2,2], strides=[2,2]>(d)
+        p = QuantizeLinear(a, k, z)  y = DequantizeLinear(p, k, z)
+        s = Shape(x)
+    }"""
+    found = take_stock(parsed(text, k=np.float32(0.1), z=np.int8(3)))
+    assert precisions(found) == {"a": "int8"}  # and no line for the Shape
+    assert {t.tensor for t in found.tensors} == {"x", "a"}
+    assert {t.zero_point for t in found.tensors} == {3}
+
+
+def test_bodies_are_looked_into() -> None:
+    text = """(float[4] x, bool c) => (float[4] y) {
+        y = If(c) <
+            then_branch = one () => (float[4] t) { q = QuantizeLinear(x, k, z)  t = DequantizeLinear(q, k, z) },
+            else_branch = two () => (float[4] e) { e = Relu(x) }
+        >
+    }"""
+    found = take_stock(parsed(text, k=np.float32(0.1), z=np.int8(0)))
+    assert [t.tensor for t in found.tensors] == ["x"]
+    assert precisions(found)["e"] == "float32"
+
+
+def test_disorder_is_an_error_and_not_a_traceback() -> None:
+    proto = parsed("(float[4] x) => (float[4] y) { a = Relu(x) y = Neg(a) }")
+    proto.graph.node.reverse()
+    proto.graph.node.append(proto.graph.node[0])
+    with pytest.raises(ModelError, match="not in order"):
+        take_stock(proto)
+
+
+def test_low_precisions() -> None:
+    assert [is_low(kind) for kind in ("int8", "fp8 (e4m3)", "int8 weight", "float16", "unknown")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def show(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["onnxq", "show", *map(str, arguments)])
+        cli.main()
+        return capsys.readouterr().out
+
+    file = tmp_path / "m [bold].onnx"
+    files.save(api.quantize(graph_of(TEXT, w=W), FEEDS)[0], file, check=False)
+    brief, verbose = show(file), show(file, "-v")
+    assert "[bold].onnx: " in brief
+    assert "per channel, axis 1: 32" in brief
+    assert "100.0% of the MACs compute on quantized operands" in brief
+    assert "MatMul:a" not in brief.split("read by")[0]
+    assert "MatMul:a" in verbose.split("read by")[0]
+    found = json.loads(show(file, "--json"), parse_constant=pytest.fail)
+    assert found == json.loads(json.dumps(look_at(file).to_dict()))
+    onnx.save(graph_of(TEXT, w=W).to_proto(), tmp_path / "f.onnx")
+    assert "nothing in it is quantized" in show(tmp_path / "f.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(SystemExit):
+        show(tmp_path / "bad.onnx")
