@@ -163,11 +163,11 @@ def session_for(
     if not custom_ops:
         _refuse_customs(copy, outputs)
     if weight_bytes(copy) <= SPILL_BYTES:
-        return Session(copy.to_proto().SerializeToString(), providers, custom_ops=custom_ops)
+        return Session(copy.to_proto().SerializeToString(), providers, as_written=True, custom_ops=custom_ops)
     if (folder := spill_folder(graph)) is not None:
-        return Session(write_for_runtime(copy, folder), providers, custom_ops=custom_ops)
+        return Session(write_for_runtime(copy, folder), providers, as_written=True, custom_ops=custom_ops)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as own:
-        return Session(write_for_runtime(copy, Path(own)), providers, custom_ops=custom_ops)
+        return Session(write_for_runtime(copy, Path(own)), providers, as_written=True, custom_ops=custom_ops)
 
 
 def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:

@@ -316,15 +316,22 @@ def _listed(graph: Graph) -> str:
     return ", ".join(repr(v.name) for v in graph.outputs)
 
 
+def _unsigned(graph: Graph) -> bool:
+    """Whether a tensor is quantized to uint8, as for ONNX Runtime's CPU provider."""
+    quantizers = [n for n in graph.nodes if n.op_type == "QuantizeLinear" and not n.domain]
+    return any(graph.dtype(n.outputs[0]) == "uint8" for n in quantizers)
+
+
 def _session(graph: Graph, names: Sequence[str], runtime: tuple[Sequence[str], Sequence[str]], folder: Path) -> Session:
     """`runtime`: the providers, and the custom-operator libraries."""
     providers, custom_ops = runtime
+    as_written = not _unsigned(graph)  # int8 pairs are for TensorRT: this CPU's kernels are not what it is asked about
     copy = graph.copy()
     values = {str(v.name): v for v in copy.values()}
     copy.set_outputs([values[name] for name in names])
     if not custom_ops:
         copy.remove_unused()  # custom nodes among them
     if weight_bytes(copy) <= SPILL_BYTES:
-        return Session(copy.to_proto().SerializeToString(), providers, custom_ops=custom_ops)
+        return Session(copy.to_proto().SerializeToString(), providers, as_written=as_written, custom_ops=custom_ops)
     folder.mkdir()
-    return Session(write_for_runtime(copy, folder), providers, custom_ops=custom_ops)
+    return Session(write_for_runtime(copy, folder), providers, as_written=as_written, custom_ops=custom_ops)

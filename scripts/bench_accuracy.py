@@ -53,7 +53,7 @@ def judge_digits(reference: Path, model: Path) -> dict[str, float]:
     """Top-1 accuracy on the test images, and SQNR of the logits."""
     with np.load(DIGITS / "test.npz") as data:
         images, labels = data["image"], data["label"]
-    exact, found = (Session(m).run({"image": images})[0] for m in (reference, model))
+    exact, found = (Session(m, as_written=True).run({"image": images})[0] for m in (reference, model))
     return {"top-1 %": 100 * float((found.argmax(axis=1) == labels).mean()), "SQNR dB": sqnr(exact, found)}
 
 
@@ -82,7 +82,7 @@ def judge_outputs(feeds: list[Feed]) -> Judge:
     """SQNR of every output, on these feeds."""
 
     def judge(reference: Path, model: Path) -> dict[str, float]:
-        exact, found = Session(reference), Session(model)
+        exact, found = (Session(m, as_written=True) for m in (reference, model))
         pairs = [(exact.run(feed, exact.outputs), found.run(feed, exact.outputs)) for feed in feeds]
         return {
             f"{name} SQNR dB": sqnr(*(np.stack([side[i] for side in sides]) for sides in zip(*pairs, strict=True)))
@@ -93,7 +93,7 @@ def judge_outputs(feeds: list[Feed]) -> Judge:
 
 
 def _in_batches(model: Path, feed: Feed) -> Floats:
-    session = Session(model)
+    session = Session(model, as_written=True)
     starts = range(0, len(feed["input_ids"]), BATCH)
     parts = [session.run({name: a[i : i + BATCH] for name, a in feed.items()})[0] for i in starts]
     return np.concatenate(parts)

@@ -207,3 +207,24 @@ def test_spilled_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxq.files.SPILL_BYTES", 0)
     graph = graph_of(TEXT, w=W)
     assert errors(graph, graph)["y"].max_abs == 0
+
+
+def test_int8_is_computed_exactly_whatever_the_cpu() -> None:
+    # Where a CPU has no VNNI, ONNX Runtime's kernel for int8 adds pairs of products in 16 bits, and they saturate.
+    rng = np.random.default_rng(5)
+    codes, w = rng.integers(100, 128, (4, 64)), rng.integers(100, 128, (64, 8))
+    text = (
+        "(float[4,64] x) => (float[4,8] y) { q = QuantizeLinear(x, one, zero) d = DequantizeLinear(q, one, zero)"
+        " v = DequantizeLinear(w, one, zero) p = MatMul(d, v) o = QuantizeLinear(p, big, zero)"
+        " y = DequantizeLinear(o, big, zero) }"
+    )
+    big = np.float32(2**14)
+    arrays = {"one": np.float32(1), "zero": np.int8(0), "big": big, "w": w.astype(np.int8)}
+    quantized = graph_of(text, 17, **{k: np.asarray(v) for k, v in arrays.items()})
+    plain = graph_of("(float[4,64] x) => (float[4,8] y) { y = MatMul(x, w) }", 17, w=w.astype(np.float32))
+    feed = {"x": codes.astype(np.float32)}
+    source = open_source([feed], input_specs(plain))
+    (error,) = compare_graphs(plain, quantized, source).errors
+    exact = (codes @ w).astype(np.float64)
+    rounded = np.rint(exact / big) * big
+    assert error.max_abs == pytest.approx(np.abs(exact - rounded).max())
