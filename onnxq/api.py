@@ -14,19 +14,19 @@ from onnxq.collect import collect, learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
 from onnxq.data import Source, input_specs, open_source, parse_shapes, rereadable
-from onnxq.dla import cover
 from onnxq.errors import DataError, ModelError, StatisticsError
 from onnxq.graph import Graph
 from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.passes import Smooth, lower, prepare
-from onnxq.placements import placed
+from onnxq.placement import placed
+from onnxq.placement.dla import cover
+from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
-from onnxq.weighted import FLOAT_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -12,7 +12,7 @@ from onnxq.errors import RecipeError, StatisticsError
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import INT8
 from onnxq.passes import infer_shapes
-from onnxq.place import BOUNDED
+from onnxq.placement.tensorrt import BOUNDED
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:

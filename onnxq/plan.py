@@ -1,6 +1,6 @@
 """Plan: what is quantized, how, and why the rest is not.
 
-A value: `onnxq.place` makes it, `onnxq.choose` resolves it, passes carry it out.
+A value: `onnxq.placement.tensorrt` makes it, `onnxq.choose` resolves it, passes carry it out.
 """
 
 from __future__ import annotations

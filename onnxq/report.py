@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.dla import FALLS_BACK
+from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:

@@ -58,6 +58,9 @@ class Session:
         options.log_severity_level = 3
         # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # x64 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits, which saturate: what a model computes
+        # must not depend on the machine it is judged on.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if as_written:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimize:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from onnx import numpy_helper, parser
 
 from onnxq.graph import Graph
-from onnxq.place import place
+from onnxq.placement.tensorrt import place
 from onnxq.recipe import Recipe
 from onnxq.targets import TARGETS
 

@@ -22,7 +22,7 @@ ORT_CPU = Target(
         {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "MaxPool", "Slice", "Split"}
         | {"Gather", "Expand", "Tile", "DepthToSpace", "Resize"}  # the pairs around them are dropped
     ),
-    min_channels=1,  # what pays is decided by islands, not by layers: onnxq.place_cpu
+    min_channels=1,  # what pays is decided by islands, not by layers: onnxq.placement.ort_cpu
     group_multiple=1,
     placement="ort-cpu",
     tables=True,  # in mode weight-only

@@ -30,7 +30,7 @@ class Target:
         high_precision: type of what is not quantized, "fp32", "fp16" or "bf16", unless the recipe says otherwise.
         every_tensor: whether every float tensor needs a pair (DLA).
         remark: what the plan's notes say of the target; empty for nothing.
-        placement: key of `onnxq.placements.PLACEMENTS` that places static int8.
+        placement: key of `onnxq.placement.PLACEMENTS` that places static int8.
         products: "qdq" for Q/DQ pairs around float products, "integer" for MatMulInteger.
         tables: whether embedding tables are stored as GatherBlockQuantized.
         block_size: values of a weight's reduction axis that share a scale in 4 bits, unless the recipe says otherwise.

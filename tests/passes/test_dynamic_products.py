@@ -12,7 +12,7 @@ from onnxq.graph import Graph
 from onnxq.numerics import INT8_WEIGHT, quantize, sqnr_db, weight_params
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
-from onnxq.placements import placed
+from onnxq.placement import placed
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from onnxq.targets import get_target

@@ -9,7 +9,7 @@ from placing import net
 from onnxq.blocks import stored_bytes
 from onnxq.passes.narrow_weights import NarrowWeights
 from onnxq.passes.quantize_tables import QuantizeTables
-from onnxq.placements import placed
+from onnxq.placement import placed
 from onnxq.plan import Plan, WeightPoint
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import get_target

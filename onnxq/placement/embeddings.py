@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.weighted import FLOAT_TYPES
+from onnxq.placement.weighted import FLOAT_TYPES
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node

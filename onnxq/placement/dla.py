@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnxq.patterns.pairs import arrives_quantized, existing_pair, origin
-from onnxq.place import BOUNDED
+from onnxq.placement.tensorrt import BOUNDED
+from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.plan import Point
-from onnxq.weighted import FLOAT_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
 from onnxq.plan import Decision, Plan, WeightPoint
-from onnxq.weighted import is_quantized_already, macs, weight_of, why_float
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node

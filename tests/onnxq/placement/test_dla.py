@@ -14,15 +14,15 @@ from placing import net
 
 from onnxq import api, report, tables
 from onnxq.checks import check
-from onnxq.dla import SUPPORTED, why_gpu
 from onnxq.monitor import Monitor
+from onnxq.placement.dla import SUPPORTED, why_gpu
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import TARGETS
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
 
-DIGITS = Path(__file__).parents[2] / "models" / "digits"
+DIGITS = Path(__file__).parents[3] / "models" / "digits"
 ALL = tuple(name for name in TARGETS if name.endswith("+dla"))
 EACH = pytest.mark.parametrize("target", ALL)
 

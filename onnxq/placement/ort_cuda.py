@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.embeddings import TABLE_BLOCK, table_reason
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.pairs import existing_pair, kept, origin
-from onnxq.place import BOUNDED
+from onnxq.placement.embeddings import TABLE_BLOCK, table_reason
+from onnxq.placement.tensorrt import BOUNDED
+from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float, why_small
 from onnxq.plan import Decision, Plan, Point, WeightPoint
-from onnxq.weighted import is_quantized_already, macs, weight_of, why_float, why_small
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value

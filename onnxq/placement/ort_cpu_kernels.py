@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.patterns.pairs import arrives_quantized
-from onnxq.weighted import weight_of, why_float
+from onnxq.placement.weighted import weight_of, why_float
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.embeddings import TABLE_BLOCK, table_reason
+from onnxq.placement.embeddings import TABLE_BLOCK, table_reason
+from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
 from onnxq.plan import Decision, Plan, WeightPoint
-from onnxq.weighted import is_quantized_already, macs, weight_of, why_float
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node

@@ -7,8 +7,8 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from onnxq.patterns.pairs import origin
+from onnxq.placement.weighted import weight_of
 from onnxq.plan import Point, WeightPoint
-from onnxq.weighted import weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ import pytest
 from architectures import transformer
 from placing import net, reason, uses
 
-from onnxq import place_cuda as module
-from onnxq.placements import placed
+from onnxq.placement import ort_cuda as module
+from onnxq.placement import placed
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import get_target
 

@@ -10,7 +10,7 @@ from placing import groups, int8, net, reason, uses
 
 from onnxq.caches import Cache
 from onnxq.choose import resolve
-from onnxq.place_cpu import place_cpu
+from onnxq.placement.ort_cpu import place_cpu
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import TARGETS
 

@@ -15,7 +15,7 @@ from placing import Given, int8, net, planned, reason, uses
 from onnxq import api
 from onnxq.recipe import Recipe, Rule
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EACH = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 INSIST = Recipe(high_precision="fp32", rules=(Rule(ops=("MatMul",), quantize=True),))
 GIVEN: dict[str, Given] = {"c": FOUR, "w": (32, 32)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from placing import TENSORRT, net
 
-from onnxq.weighted import input_site, macs, weight_of, why_float, why_small
+from onnxq.placement.weighted import input_site, macs, weight_of, why_float, why_small
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node

@@ -16,8 +16,7 @@ from onnxq.patterns.gates import gated
 from onnxq.patterns.pairs import COPIES, arrives_quantized, existing_pair, interpolates, kept, origin, shift_notes
 from onnxq.patterns.products import SOFTMAX, attentions, is_probability, why_float_products
 from onnxq.patterns.residuals import CONVOLUTIONS, broadcasts, convolution_behind, depths
-from onnxq.plan import Decision, Plan, Point, WeightPoint
-from onnxq.weighted import (
+from onnxq.placement.weighted import (
     FLOAT_TYPES,
     input_site,
     is_quantized_already,
@@ -27,6 +26,7 @@ from onnxq.weighted import (
     why_float,
     why_small,
 )
+from onnxq.plan import Decision, Plan, Point, WeightPoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from onnxq.cpu_kernels import is_product, why_no_kernel
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.pairs import kept
+from onnxq.placement.ort_cpu_kernels import is_product, why_no_kernel
+from onnxq.placement.ort_cpu_points import Island, points, weight_points
+from onnxq.placement.weighted import FLOAT_TYPES, macs
 from onnxq.plan import Decision, Plan
-from onnxq.points_cpu import Island, points, weight_points
-from onnxq.weighted import FLOAT_TYPES, macs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnxq.modes import mode_of
-from onnxq.place import place
-from onnxq.place_cpu import place_cpu
-from onnxq.place_cuda import place_cuda
-from onnxq.place_dynamic import place_dynamic
-from onnxq.place_weights import place_weights
+from onnxq.placement.dynamic import place_dynamic
+from onnxq.placement.ort_cpu import place_cpu
+from onnxq.placement.ort_cuda import place_cuda
+from onnxq.placement.tensorrt import place
+from onnxq.placement.weight_only import place_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
