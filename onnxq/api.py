@@ -29,7 +29,7 @@ from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from onnxq.data import Feed
     from onnxq.plan import Plan
@@ -132,9 +132,12 @@ def compare(
     recipe: Recipe = DEFAULT,
     *,
     layers: bool = False,
+    histograms: Collection[str] = (),
     monitor: Monitor = QUIET,
 ) -> Comparison:
     """Errors of the quantized model against the float one, per output or (`layers`) per tensor both have.
+
+    `histograms` names tensors, among those compared, of whose values in the float model histograms are made.
 
     Raises:
         OnnxqError: a model cannot be run, or the data does not fit.
@@ -147,6 +150,7 @@ def compare(
         other,
         source,
         layers=layers,
+        histograms=histograms,
         providers=recipe.provider_list,
         custom_ops=recipe.custom_op_list,
         monitor=monitor,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -12,14 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.errors import AccuracyError, OnnxqError, RecipeError
+from onnxq import cli_views
+from onnxq.cli_options import paths as _paths
+from onnxq.cli_options import recipe as _recipe
+from onnxq.cli_options import recipe_options as _recipe_options
+from onnxq.cli_options import talk_options as _talk_options
+from onnxq.errors import OnnxqError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onnxq.recipe import Recipe
 
-EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 1, 2, 3
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 def main() -> None:
@@ -51,55 +54,8 @@ def cli() -> None:
     """Quantize ONNX models to int8 for TensorRT and ONNX Runtime."""
 
 
-# -- shared options --------------------------------------------------------------------------------------------
-
-
-def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The recipe's flags, one for each of its plain fields, over --recipe."""
-    from onnxq.recipe import Recipe
-
-    for field in reversed([f for f in dataclasses.fields(Recipe) if "help" in f.metadata]):
-        text = field.metadata["help"]
-        if field.metadata["choices"]:
-            text += f" One of: {', '.join(field.metadata['choices'])}."
-        command = click.option(
-            f"--{field.name.replace('_', '-')}",
-            field.name,
-            type={"float": float, "int | None": int, "bool": bool}.get(str(field.type), str),
-            is_flag=str(field.type) == "bool",
-            default=None,
-            help=text if field.default in (None, "", False) else f"{text} [default: {field.default}]",
-        )(command)
-    command = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes of these names in float.")(
-        command
-    )
-    command = click.option("--exclude-op", multiple=True, metavar="OP", help="Leave operators of this type in float.")(
-        command
-    )
-    return click.option("--recipe", "recipe_file", metavar="TOML", help="Recipe file; flags win over it.")(command)
-
-
-def _talk_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("-v", "--verbose", is_flag=True, help="Say more: every node left in float.")(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(command)
-
-
-def _recipe(options: dict[str, Any]) -> Recipe:
-    """The recipe that --recipe and the flags make together."""
-    from onnxq.recipe import Recipe, Rule
-
-    base = Recipe.from_toml(options["recipe_file"]) if options["recipe_file"] else Recipe()
-    rules = tuple(Rule(nodes=glob, quantize=False) for glob in options["exclude"])
-    rules += tuple(Rule(ops=(op,), quantize=False) for op in options["exclude_op"])
-    names = {f.name for f in dataclasses.fields(Recipe)}
-    given = {name: value for name, value in options.items() if name in names and value is not None}
-    return dataclasses.replace(base, rules=base.rules + rules, **given)
-
-
-def _paths(*given: str | Path | None) -> list[Path]:
-    """What was given of files; a text that is none, as random:8, is a path that does not exist."""
-    return [Path(item) for item in given if item]
-
+for view in (cli_views.compare, cli_views.show, cli_views.check):
+    cli.add_command(view)
 
 # -- commands --------------------------------------------------------------------------------------------------
 
@@ -110,6 +66,7 @@ def _paths(*given: str | Path | None) -> list[Path]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: <name>.int8.onnx here].")
 @click.option("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
 @click.option("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
+@click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) on the result as well.")
 @_recipe_options
 @_talk_options
 def quantize(
@@ -118,10 +75,11 @@ def quantize(
     output: Path | None,
     statistics_file: str | None,
     cache_file: str | None,
+    page: Path | None,
     **options: Any,
 ) -> None:
     """Quantize MODEL to int8, and write it with its plan."""
-    from onnxq import api, files, report, tables
+    from onnxq import api, files, report, reporting, tables
     from onnxq.caches import read_cache
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
@@ -131,7 +89,7 @@ def quantize(
     recipe = _recipe(options)
     output = output or api.default_output(model)
     plan_file = output.with_suffix(".plan.json")
-    for file in (output, plan_file):
+    for file in (output, plan_file, *_paths(page)):
         files.check_writable(file, *_paths(model, data, statistics_file, cache_file, options["recipe_file"]))
     with shown(quiet=options["quiet"]) as monitor:
         cache = read_cache(cache_file) if cache_file else None
@@ -143,13 +101,19 @@ def quantize(
         graph, plan = api.lowered(ready, statistics, monitor, cache)
         monitor.stage("Checking and writing", None)
         written = api.export(graph, output)
-        files.write_text(plan_file, report.plan_json(plan, recipe, statistics))
+        text = report.plan_json(plan, recipe, statistics)
+        files.write_text(plan_file, text)
+        if page is not None:
+            measured = None if data is None else reporting.measured(model, graph, data, recipe, monitor)
+            seen = reporting.run_histograms(plan, statistics)
+            made = reporting.run_page(model, output, json.loads(text), seen, measured, version=onnxq.__version__)
+            files.write_text(page, made)
     if not options["quiet"]:
         before = files.model_bytes(model)
         after = sum(p.stat().st_size for p in written)
         if options["verbose"]:
             click.echo(tables.decisions(plan, every=True))
-        for line in tables.result(report.summarize(plan, before, after), [*written, plan_file]):
+        for line in tables.result(report.summarize(plan, before, after), [*written, plan_file, *_paths(page)]):
             click.echo(line)
         for what, line in report.next_steps(plan, graph, output, statistics):
             click.echo(f"next, {what}:\n  {line}")
@@ -258,112 +222,6 @@ def plan(
     click.echo(tables.decisions(made, every=options["verbose"]))
     for line in (*tables.summary_lines(report.summarize(made)), *(f"note: {note}" for note in made.notes)):
         click.echo(line)
-
-
-@cli.command()
-@click.argument("reference", metavar="FLOAT", type=click.Path(path_type=Path))
-@click.argument("quantized", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="Data to compare on, as for `quantize`; better not the calibration data.")
-@click.option("--layers", is_flag=True, help="Compare every tensor both models have, not only the outputs.")
-@click.option("--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_recipe_options
-@_talk_options
-def compare(
-    reference: Path,
-    quantized: Path,
-    data: str,
-    layers: bool,
-    fail_below: float | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Errors of the QUANTIZED model, from whatever tool, against the FLOAT one, worst first."""
-    from onnxq import api, report, tables
-    from onnxq.progress import shown
-
-    with shown(quiet=options["quiet"] or as_json) as monitor:
-        found = api.compare(reference, quantized, data, _recipe(options), layers=layers, monitor=monitor)
-    if as_json:
-        click.echo(report.comparison_json(found), nl=False)
-    elif not options["quiet"]:
-        for line in tables.comparison(found, every=options["verbose"]):
-            click.echo(line)
-    if fail_below is not None and (low := found.below(fail_below)):
-        raise AccuracyError(
-            f"{len(low)} of {len(found.outputs)} outputs are below {fail_below:g} dB: "
-            + ", ".join(f"{e.tensor!r} {e.sqnr_db:.2f} dB" for e in low[:5]),
-            "`onnxq compare --layers` shows where the error arises; `--effort balanced` and rules lower it.",
-        )
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more: every node and every tensor.")
-def show(model: Path, as_json: bool, verbose: bool) -> None:
-    """Show how MODEL, from whatever tool, is quantized: precision of nodes, scales of tensors, bytes by type."""
-    from onnxq import files, tables
-    from onnxq.inventory import look_at
-
-    found = look_at(model)
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
-        return
-    for line in tables.inventory(found, str(model), files.model_bytes(model), every=verbose):
-        click.echo(line)
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11; ort-cpu.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
-@click.option("--data", default="random:1", show_default=True, help="ort-cpu: what MODEL is run on, its first sample.")
-@click.option("--shapes", default="", help="ort-cpu: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
-@click.option("--measure", is_flag=True, help="ort-cpu: measure latency against --float too.")
-@click.option("--float", "reference", type=click.Path(path_type=Path), help="The float model, for --measure.")
-@_talk_options
-def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Will the target take MODEL, and run it in int8? Exit status 3 when it will not take it.
-
-    MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules. For ort-cpu it is
-    optimized and run by ONNX Runtime; status 3 says that something quantized runs in float all the same.
-    """
-    from onnxq import api, tables
-    from onnxq.checks import text
-
-    if target == "ort-cpu":
-        sys.exit(_prove(model, target, as_json, quiet=quiet, verbose=verbose, **options))
-    report = api.check(model, target)
-    if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=1))
-    elif not quiet or not report.legal:
-        if found := text.rows(report, every=verbose):
-            click.echo(tables.table(text.HEADER, list(found)))
-        for rule, hint in text.advice(report):
-            click.echo(f"{rule}: {hint}")
-        for line in text.summary(report, every=verbose):
-            click.echo(line)
-    if not report.legal:
-        sys.exit(EXIT_REFUSED)
-
-
-def _prove(model: Path, target: str, as_json: bool, **options: Any) -> int:
-    """Print what ONNX Runtime runs; the exit status."""
-    from onnxq import proof, tables
-    from onnxq.proving import prove
-
-    if options["measure"] and options["reference"] is None:
-        raise click.UsageError("--measure wants the float model: --float FILE")
-    reference = options["reference"] if options["measure"] else None
-    found = prove(model, target, options["data"], shapes=options["shapes"], reference=reference)
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
-    elif not options["quiet"] or not found.legal:
-        click.echo(tables.table(proof.HEADER, proof.rows(found, every=options["verbose"])))
-        for line in proof.lines(found):
-            click.echo(line)
-    return 0 if found.legal else EXIT_REFUSED
 
 
 def _data_beside(model: Path, warn: Callable[[str], None]) -> str | None:

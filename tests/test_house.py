@@ -49,8 +49,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "placement",
     ),
     ("passes", "collect", "comparison", "proof", "improve"),
-    ("api", "report", "exchange", "proving"),
-    ("cli", "progress", "tables", "onnxq"),  # onnxq: the public names, which are for users and the command line only
+    ("page", "api", "report", "exchange", "proving", "reporting"),
+    (
+        "cli",
+        "cli_options",
+        "cli_views",
+        "progress",
+        "tables",
+        "onnxq",
+    ),  # onnxq: the public names, which are for users and the command line only
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
@@ -60,7 +67,8 @@ WALLS: dict[str, set[str]] = {
     "onnx_graphsurgeon": {"graph"},
     "onnxruntime": {"runtime"},
     "polygraphy": {"data"},
-    "click": {"cli"},
+    "click": {"cli", "cli_options", "cli_views"},
+    "jinja2": {"page"},
     "rich": {"tables", "progress"},
     "pickle": set(),
 }

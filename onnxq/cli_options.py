@@ -1,0 +1,62 @@
+"""Options that commands share: the recipe's flags derive from the fields of Recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click  # noqa: TID251  this is the wall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onnxq.recipe import Recipe
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The recipe's flags, one for each of its plain fields, over --recipe."""
+    from onnxq.recipe import Recipe
+
+    for field in reversed([f for f in dataclasses.fields(Recipe) if "help" in f.metadata]):
+        text = field.metadata["help"]
+        if field.metadata["choices"]:
+            text += f" One of: {', '.join(field.metadata['choices'])}."
+        command = click.option(
+            f"--{field.name.replace('_', '-')}",
+            field.name,
+            type={"float": float, "int | None": int, "bool": bool}.get(str(field.type), str),
+            is_flag=str(field.type) == "bool",
+            default=None,
+            help=text if field.default in (None, "", False) else f"{text} [default: {field.default}]",
+        )(command)
+    command = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes of these names in float.")(
+        command
+    )
+    command = click.option("--exclude-op", multiple=True, metavar="OP", help="Leave operators of this type in float.")(
+        command
+    )
+    return click.option("--recipe", "recipe_file", metavar="TOML", help="Recipe file; flags win over it.")(command)
+
+
+def talk_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How much is said: -v and -q."""
+    command = click.option("-v", "--verbose", is_flag=True, help="Say more: every node left in float.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(command)
+
+
+def recipe(options: dict[str, Any]) -> Recipe:
+    """The recipe that --recipe and the flags make together."""
+    from onnxq.recipe import Recipe, Rule
+
+    base = Recipe.from_toml(options["recipe_file"]) if options["recipe_file"] else Recipe()
+    rules = tuple(Rule(nodes=glob, quantize=False) for glob in options["exclude"])
+    rules += tuple(Rule(ops=(op,), quantize=False) for op in options["exclude_op"])
+    names = {f.name for f in dataclasses.fields(Recipe)}
+    given = {name: value for name, value in options.items() if name in names and value is not None}
+    return dataclasses.replace(base, rules=base.rules + rules, **given)
+
+
+def paths(*given: str | Path | None) -> list[Path]:
+    """What was given of files; a text that is none, as random:8, is a path that does not exist."""
+    return [Path(item) for item in given if item]

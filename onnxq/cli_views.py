@@ -1,0 +1,137 @@
+"""Commands that look at models and change none: compare, show, check."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click  # noqa: TID251  this is the wall
+
+import onnxq
+from onnxq.cli_options import paths, recipe_options, talk_options
+from onnxq.cli_options import recipe as chosen
+from onnxq.errors import AccuracyError
+
+EXIT_REFUSED = 3
+
+
+@click.command()
+@click.argument("reference", metavar="FLOAT", type=click.Path(path_type=Path))
+@click.argument("quantized", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="Data to compare on, as for `quantize`; better not the calibration data.")
+@click.option("--layers", is_flag=True, help="Compare every tensor both models have, not only the outputs.")
+@click.option("--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower.")
+@click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) that shows all of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@recipe_options
+@talk_options
+def compare(
+    reference: Path,
+    quantized: Path,
+    data: str,
+    layers: bool,
+    fail_below: float | None,
+    page: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Errors of the QUANTIZED model, from whatever tool, against the FLOAT one, worst first."""
+    from onnxq import api, files, report, reporting, tables
+    from onnxq.progress import shown
+
+    if page is not None:
+        files.check_writable(page, *paths(reference, quantized, data, options["recipe_file"]))
+    recipe = chosen(options)
+    with shown(quiet=options["quiet"] or as_json) as monitor:
+        if page is None:
+            found = api.compare(reference, quantized, data, recipe, layers=layers, monitor=monitor)
+        else:
+            found = reporting.compared(reference, quantized, data, recipe, monitor)
+            files.write_text(page, reporting.comparison_page(reference, quantized, found, data, onnxq.__version__))
+    if not layers:
+        found = dataclasses.replace(found, errors=found.outputs)
+    if as_json:
+        click.echo(report.comparison_json(found), nl=False)
+    elif not options["quiet"]:
+        for line in tables.comparison(found, every=options["verbose"]):
+            click.echo(line)
+        if page is not None:
+            click.echo(f"wrote {page}")
+    if fail_below is not None and (low := found.below(fail_below)):
+        raise AccuracyError(
+            f"{len(low)} of {len(found.outputs)} outputs are below {fail_below:g} dB: "
+            + ", ".join(f"{e.tensor!r} {e.sqnr_db:.2f} dB" for e in low[:5]),
+            "`onnxq compare --layers` shows where the error arises; `--effort balanced` and rules lower it.",
+        )
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more: every node and every tensor.")
+def show(model: Path, as_json: bool, verbose: bool) -> None:
+    """Show how MODEL, from whatever tool, is quantized: precision of nodes, scales of tensors, bytes by type."""
+    from onnxq import files, tables
+    from onnxq.inventory import look_at
+
+    found = look_at(model)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    for line in tables.inventory(found, str(model), files.model_bytes(model), every=verbose):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11; ort-cpu.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
+@click.option("--data", default="random:1", show_default=True, help="ort-cpu: what MODEL is run on, its first sample.")
+@click.option("--shapes", default="", help="ort-cpu: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
+@click.option("--measure", is_flag=True, help="ort-cpu: measure latency against --float too.")
+@click.option("--float", "reference", type=click.Path(path_type=Path), help="The float model, for --measure.")
+@talk_options
+def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Will the target take MODEL, and run it in int8? Exit status 3 when it will not take it.
+
+    MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules. For ort-cpu it is
+    optimized and run by ONNX Runtime; status 3 says that something quantized runs in float all the same.
+    """
+    from onnxq import api, tables
+    from onnxq.checks import text
+
+    if target == "ort-cpu":
+        sys.exit(_prove(model, target, as_json, quiet=quiet, verbose=verbose, **options))
+    report = api.check(model, target)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    elif not quiet or not report.legal:
+        if found := text.rows(report, every=verbose):
+            click.echo(tables.table(text.HEADER, list(found)))
+        for rule, hint in text.advice(report):
+            click.echo(f"{rule}: {hint}")
+        for line in text.summary(report, every=verbose):
+            click.echo(line)
+    if not report.legal:
+        sys.exit(EXIT_REFUSED)
+
+
+def _prove(model: Path, target: str, as_json: bool, **options: Any) -> int:
+    """Print what ONNX Runtime runs; the exit status."""
+    from onnxq import proof, tables
+    from onnxq.proving import prove
+
+    if options["measure"] and options["reference"] is None:
+        raise click.UsageError("--measure wants the float model: --float FILE")
+    reference = options["reference"] if options["measure"] else None
+    found = prove(model, target, options["data"], shapes=options["shapes"], reference=reference)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    elif not options["quiet"] or not found.legal:
+        click.echo(tables.table(proof.HEADER, proof.rows(found, every=options["verbose"])))
+        for line in proof.lines(found):
+            click.echo(line)
+    return 0 if found.legal else EXIT_REFUSED

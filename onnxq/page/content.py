@@ -1,0 +1,226 @@
+"""What a report page tells, as one value: gathered from an inventory, a comparison, a plan and histograms."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from onnxq.histogram import Histogram
+from onnxq.inventory import is_low
+from onnxq.numerics import INT8, INT8_ASYMMETRIC, UINT8
+from onnxq.page.histograms import drawn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from onnxq.comparison import Comparison, TensorError
+    from onnxq.inventory import Holding, Inventory
+    from onnxq.numerics import QType, Range
+    from onnxq.page.histograms import Drawn
+
+MOST_LAYERS = 4000
+MOST_HISTOGRAMS = 400
+"""Of longer lists the worst are shown, and the page says how many are left out: it stays below some megabytes."""
+
+MOST_REASONS = 200
+NOTHING = Histogram.empty()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: a node of the quantized model, with the error of what it makes.
+
+    `order` is its place in the model, `error` None where it was not compared, `reason` the plan's, empty without one.
+    """
+
+    order: int
+    name: str
+    op_type: str
+    precision: str
+    macs: int
+    tensor: str
+    error: TensorError | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A quantized tensor with its histogram."""
+
+    tensor: str
+    kind: str
+    readers: tuple[str, ...]
+    drawn: Drawn
+
+
+@dataclass(frozen=True)
+class Trade:
+    """A point of the budget's list: the share of MACs in int8, and the SQNR in dB that goes with it."""
+
+    share: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why so many nodes of an operator stay in float, and the multiply-accumulates of them all."""
+
+    text: str
+    op_type: str
+    nodes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Content:
+    """The whole page.
+
+    Attributes:
+        title: the quantized model's file name.
+        reference: the float model's.
+        bytes_before: size of the float model with its external data.
+        bytes_after: of the quantized one.
+        low_share: share of MACs on quantized operands.
+        macs: precision -> multiply-accumulates.
+        outputs: errors of the model outputs, worst first; empty where nothing was measured.
+        measured: on what, as a sentence.
+        rows: the layers in graph order, of very many the worst.
+        all_rows: how many layers there are.
+        pictures: histograms, in graph order.
+        all_pictures: how many there are.
+        trades: the Pareto list of a budget search.
+        reasons: what stays in float, by reason and operator, the most work first.
+        notes: what the plan notes.
+        target: the target, "" when not known.
+        recipe: the recipe as TOML.
+    """
+
+    title: str
+    reference: str
+    bytes_before: int
+    bytes_after: int
+    low_share: float
+    macs: Mapping[str, int]
+    outputs: tuple[TensorError, ...]
+    measured: str
+    rows: tuple[Row, ...]
+    all_rows: int
+    pictures: tuple[Picture, ...]
+    all_pictures: int
+    trades: tuple[Trade, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    notes: tuple[str, ...] = ()
+    target: str = ""
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names and sizes of the two models."""
+
+    reference: str
+    quantized: str
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the quantized model, as far as it is.
+
+    Attributes:
+        plan: the plan as `<name>.int8.plan.json` has it.
+        histograms: tensor -> histogram of its values in the float model.
+        trades: the Pareto list of a budget search.
+        measured: on what the errors were measured, as a sentence.
+    """
+
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    trades: Sequence[Trade] = ()
+    measured: str = ""
+
+
+def gather(files: Files, stock: Inventory, found: Comparison | None, known: Known = Known()) -> Content:
+    """Bring together what the page tells."""
+    nodes: Mapping[str, Any] = known.plan.get("nodes") or {}
+    rows = list(_rows(stock, found, {name: str(node.get("reason", "")) for name, node in nodes.items()}))
+    drawable = [t for t in stock.tensors if not t.weight and known.histograms.get(t.tensor, NOTHING).amax > 0]
+    return Content(
+        title=files.quantized,
+        reference=files.reference,
+        bytes_before=files.bytes_before,
+        bytes_after=files.bytes_after,
+        low_share=stock.low_share(),
+        macs=stock.macs(),
+        outputs=() if found is None else found.outputs,
+        measured=known.measured,
+        rows=tuple(sorted(sorted(rows, key=_badness)[:MOST_LAYERS], key=lambda row: row.order)),
+        all_rows=len(rows),
+        pictures=tuple(_pictures(drawable[:MOST_HISTOGRAMS], known.histograms)),
+        all_pictures=len(drawable),
+        trades=tuple(sorted(known.trades, key=lambda t: (t.share, t.sqnr_db))),
+        reasons=tuple(_reasons(nodes.values())[:MOST_REASONS]),
+        notes=tuple(str(note) for note in known.plan.get("notes", ())),
+        target=str(known.plan.get("target", "")),
+        recipe=str(known.plan.get("recipe", "")),
+    )
+
+
+def _rows(stock: Inventory, found: Comparison | None, reasons: Mapping[str, str]) -> Iterator[Row]:
+    """The layers; behind them what was compared and is no layer, as the DequantizeLinear behind an integer operator."""
+    errors = {} if found is None else {e.tensor: e for e in found.errors}
+    order = 0
+    for layer in stock.layers:
+        tensor = next((name for name in layer.outputs if name in errors), layer.outputs[0])
+        error = errors.pop(tensor, None)
+        reason = reasons.get(layer.name, "")
+        yield Row(order, layer.name, layer.op_type, layer.precision, layer.macs, tensor, error, reason)
+        order += 1
+    for tensor, error in errors.items():
+        yield Row(order, tensor, "DequantizeLinear", "unknown", 0, tensor, error, "")
+        order += 1
+
+
+def _badness(row: Row) -> tuple[float, int]:
+    """Worst first: by error, then by work."""
+    return (math.inf if row.error is None else row.error.sqnr_db, -row.macs)
+
+
+def _pictures(tensors: Iterable[Holding], histograms: Mapping[str, Histogram]) -> Iterator[Picture]:
+    for tensor in tensors:
+        picture = drawn(histograms[tensor.tensor], _qtype(tensor), _used(tensor))
+        if picture is not None:
+            yield Picture(tensor.tensor, tensor.kind, tensor.readers, picture)
+
+
+def _qtype(tensor: Holding) -> QType | None:
+    """The grid that calibrators choose a range for; None for types that they do not know."""
+    if tensor.kind == "int8":
+        return INT8 if tensor.zero_point == 0 else INT8_ASYMMETRIC
+    return UINT8 if tensor.kind == "uint8" else None
+
+
+def _used(tensor: Holding) -> Range | None:
+    """The range that the model's one scale covers."""
+    qtype = _qtype(tensor)
+    if qtype is None or tensor.scales != 1 or tensor.low is None or tensor.zero_point is None:
+        return None
+    if qtype.symmetric:
+        return -qtype.qmax * tensor.low, qtype.qmax * tensor.low
+    return (qtype.qmin - tensor.zero_point) * tensor.low, (qtype.qmax - tensor.zero_point) * tensor.low
+
+
+def _reasons(nodes: Iterable[Mapping[str, Any]]) -> list[Reason]:
+    counts: Counter[tuple[str, str]] = Counter()
+    work: Counter[tuple[str, str]] = Counter()
+    for node in nodes:
+        if not is_low(str(node.get("precision", "unknown"))):
+            key = str(node.get("reason", "")), str(node.get("op", ""))
+            counts[key] += 1
+            macs = node.get("macs", 0)
+            work[key] += macs if isinstance(macs, int) else 0
+    made = [Reason(*key, count, work[key]) for key, count in counts.items()]
+    return sorted(made, key=lambda r: (-r.macs, -r.nodes, r.text, r.op_type))

@@ -1,0 +1,130 @@
+"""Report pages for files: what a comparison or a quantization run found, as one HTML file."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxq import api, files, page
+from onnxq.collect import sample_hash
+from onnxq.data import input_specs, open_source, parse_shapes
+from onnxq.inventory import look_at
+from onnxq.monitor import QUIET, Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnxq.comparison import Comparison
+    from onnxq.data import Feed, Source
+    from onnxq.graph import Graph
+    from onnxq.histogram import Histogram
+    from onnxq.plan import Plan
+    from onnxq.recipe import Recipe
+    from onnxq.statistics import Statistics
+
+PICKED = 32
+"""Calibration samples on which `onnxq quantize --report` measures: enough for a picture, a part of the run's time."""
+
+
+def compared(reference: Path, quantized: Path, data: object, recipe: Recipe, monitor: Monitor = QUIET) -> Comparison:
+    """Every layer compared, with histograms of the float model's tensors that the quantized one quantizes.
+
+    Raises:
+        OnnxqError: see `onnxq.api.compare`.
+    """
+    wanted = {tensor.tensor for tensor in look_at(quantized).tensors if not tensor.weight}
+    return api.compare(reference, quantized, data, recipe, layers=True, histograms=wanted, monitor=monitor)
+
+
+def comparison_page(reference: Path, quantized: Path, found: Comparison, data: str, version: str) -> str:
+    """The page of a comparison; `version` is onnxq's.
+
+    The plan is taken from beside the quantized model, where `onnxq quantize` writes it.
+    """
+    known = page.Known(
+        _plan_beside(quantized),
+        found.histograms,
+        measured=f"Measured on {_samples(found.samples)} of {Path(data).name}.",
+    )
+    return _page((reference, quantized), found, known, version)
+
+
+def run_page(
+    reference: Path,
+    quantized: Path,
+    plan: Mapping[str, Any],
+    histograms: Mapping[str, Histogram],
+    found: Comparison | None = None,
+    trades: Sequence[page.Trade] = (),
+    *,
+    version: str,
+) -> str:
+    """The page of a quantization run; `found` is from `measured`, where there was data."""
+    text = "Not measured: there was no data to run the models on; onnxq compare --report does it."
+    if found is not None:
+        text = (
+            f"Measured on {_samples(found.samples)} of the calibration data, which flatters a little; "
+            "onnxq compare --report measures on other data."
+        )
+    return _page((reference, quantized), found, page.Known(plan, histograms, tuple(trades), text), version)
+
+
+def measured(reference: Path, quantized: Graph, data: object, recipe: Recipe, monitor: Monitor = QUIET) -> Comparison:
+    """Every layer compared on some of the data: `PICKED` samples, the same ones in any order of the data.
+
+    Raises:
+        OnnxqError: see `onnxq.api.compare`.
+    """
+    monitor.stage("Measuring for the report", None)
+    graph = api.load(reference)
+    shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
+    source = open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)
+    quiet = Monitor(warn=monitor.warn)
+    return api.compare(graph, quantized, _picked(source), recipe, layers=True, monitor=quiet)
+
+
+def run_histograms(plan: Plan, statistics: Statistics | None) -> dict[str, Histogram]:
+    """Quantized tensor -> histogram of the values that told its range."""
+    seen = {} if statistics is None else statistics.tensors
+    return {p.tensor: seen[p.observe] for p in plan.points.values() if p.observe in seen}
+
+
+def _page(models: tuple[Path, Path], found: Comparison | None, known: page.Known, version: str) -> str:
+    reference, quantized = models
+    sizes = files.model_bytes(reference), files.model_bytes(quantized)
+    content = page.gather(page.Files(reference.name, quantized.name, *sizes), look_at(quantized), found, known)
+    return page.render(content, version)
+
+
+def _picked(source: Source) -> list[Feed]:
+    """The samples of the smallest hashes."""
+    heap: list[tuple[int, int, Feed]] = []
+    for index, (_, feed) in enumerate(source.samples()):
+        item = (-sample_hash(feed), index, feed)
+        if len(heap) < PICKED:
+            heapq.heappush(heap, (item[0], index, _copied(feed)))
+        elif item > heap[0]:
+            heapq.heapreplace(heap, (item[0], index, _copied(feed)))
+    return [feed for *_, feed in sorted(heap, key=lambda item: -item[0])]
+
+
+def _copied(feed: Feed) -> Feed:
+    """Whoever made the feed may use its arrays again."""
+    return {name: array.copy() for name, array in feed.items()}
+
+
+def _plan_beside(quantized: Path) -> dict[str, Any]:
+    """`<name>.plan.json` beside the model; empty where there is none, or it is something else."""
+    try:
+        plan = json.loads(quantized.with_suffix(".plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    nodes = plan.get("nodes") if isinstance(plan, dict) else None
+    whole = isinstance(nodes, dict) and all(isinstance(node, dict) for node in nodes.values())
+    return plan if whole and isinstance(plan.get("notes", []), list) else {}
+
+
+def _samples(count: int) -> str:
+    return "one sample" if count == 1 else f"{count} samples"

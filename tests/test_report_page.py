@@ -1,0 +1,160 @@
+"""The report page in a real browser, made by the command line of the digits model, and of names that mean harm."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from browser import PHONE, Browser, started
+from graphs import graph_of
+from real_models import DIGITS
+
+from onnxq import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2> 張量"
+SHOWN = "return [...document.querySelectorAll('#layers-body tr')].map(row => row.textContent)"
+CELLS = "return [...document.querySelectorAll('{} tr')].map(row => row.cells[0].textContent)"
+COLUMNS = "return document.querySelectorAll('#tensors-chart .bar').length"
+
+
+def run(*arguments: object) -> None:
+    before, sys.argv = sys.argv, ["onnxq", *map(str, arguments)]
+    try:
+        cli.main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page by `onnxq quantize --report`, and one by `onnxq compare --report` beside it."""
+    folder = tmp_path_factory.mktemp("report")
+    model, output = DIGITS / "digits.onnx", folder / "digits.int8.onnx"
+    run("quantize", model, "--data", DIGITS / "calib.npz", "-o", output, "--report", folder / "run.html", "-q")
+    held = folder / "held.npz"
+    with np.load(DIGITS / "test.npz") as test:
+        np.savez(held, image=test["image"][:16])
+    run("compare", model, output, "--data", held, "--report", folder / "report.html", "-q")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with started(tmp_path_factory.mktemp("profile")) as window:
+        yield window
+
+
+def test_the_page_opens_without_complaint_and_without_a_request(report: Path, browser: Browser, tmp_path: Path) -> None:
+    for page in (report, report.with_name("run.html")):
+        browser.open(page)
+        assert browser.complaints() == []
+        assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
+        assert "digits.int8.onnx" in browser.driver.title
+        assert browser.run("return document.querySelectorAll('#along-chart circle').length") > 30
+        browser.screenshot(tmp_path / "page.png")
+        assert (tmp_path / "page.png").stat().st_size > 20_000  # a blank window has 5 kB
+
+
+def test_the_layers_are_searched_and_sorted(report: Path, browser: Browser) -> None:
+    browser.open(report)
+    first = browser.run(SHOWN)
+    assert len(first) == 20
+    browser.run("document.getElementById('layers-more').click()")
+    everything = browser.run(SHOWN)
+    assert len(everything) > 30
+    search = browser.driver.find_element("id", "layers-search")
+    search.send_keys("gemm int8")
+    assert [("/11/Gemm" in row) for row in browser.run(SHOWN)] == [True]
+    search.clear()
+    search.send_keys("there is no such layer")
+    assert browser.run(SHOWN) == []
+    search.clear()
+    search.send_keys(" ")
+    assert browser.run(SHOWN) == first
+    sorted_by = CELLS.format("#layers-body")
+    browser.driver.find_element("css selector", "th[data-key=order] button").click()
+    assert browser.run(sorted_by) == [str(place) for place in range(1, 21)]
+    browser.driver.find_element("css selector", "th[data-key=order] button").click()
+    assert browser.run(sorted_by) == [str(len(everything) - place) for place in range(20)]
+    assert browser.complaints() == []
+
+
+def test_the_precision_filters_the_layers(report: Path, browser: Browser) -> None:
+    browser.open(report)
+    browser.driver.find_element("css selector", "#layers-precision option[value=int8]").click()
+    assert browser.run(SHOWN)
+    assert all("int8" in row for row in browser.run(SHOWN))
+
+
+def test_choosing_a_tensor_draws_its_histogram(report: Path, browser: Browser) -> None:
+    browser.open(report)
+    seen = set()
+    for index in (0, 3, 5):
+        browser.driver.find_element("css selector", f"#tensors-select option[value='{index}']").click()
+        expected = browser.run(
+            "return JSON.parse(document.getElementById('data').textContent).pictures[arguments[0]]", index
+        )
+        assert browser.run("return document.getElementById('tensors-name').textContent") == expected["name"]
+        assert browser.run(COLUMNS) == sum(count > 0 for count in expected["counts"]) > 10
+        lines = browser.run(
+            "return [...document.querySelectorAll('#tensors-body tr')].map(row => row.cells[0].textContent)"
+        )
+        assert lines == ["in the model", "entropy", "minmax", "mse", "percentile", "auto"]
+        seen.add(expected["name"])
+        heights = "return [...document.querySelectorAll('#tensors-chart .bar')].map(bar => bar.getAttribute('height'))"
+        logarithmic = browser.run(heights)
+        browser.driver.find_element("id", "tensors-log").click()
+        assert browser.run(heights) != logarithmic
+    assert len(seen) == 3
+    browser.driver.find_element("id", "tensors-search").send_keys("concat")
+    assert "Concat" in browser.run("return document.getElementById('tensors-name').textContent")
+    assert browser.complaints() == []
+
+
+def test_a_layer_is_told_about_when_it_is_pointed_at(report: Path, browser: Browser) -> None:
+    browser.open(report)
+    caption = "return document.getElementById('along-caption').textContent"
+    before = browser.run(caption)
+    assert " dB, cosine " in before
+    browser.driver.find_element("id", "along-chart").send_keys("\ue014")  # arrow right
+    assert browser.run(caption) != before
+
+
+def test_dark_and_light(report: Path, browser: Browser) -> None:
+    ground = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    browser.open(report, dark=True)
+    assert max(browser.run(ground)) < 60
+    browser.open(report)
+    assert min(browser.run(ground)) > 220
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_scrolls_down_only(report: Path, browser: Browser, dark: bool) -> None:
+    browser.open(report, PHONE, dark=dark)
+    browser.run("document.getElementById('layers-more').click()")
+    assert browser.run("return document.documentElement.scrollWidth") <= PHONE[0]
+    assert browser.run("return document.getElementById('tensors-chart').querySelector('svg').clientWidth") <= PHONE[0]
+    assert browser.complaints() == []
+
+
+def test_names_are_shown_and_never_run(browser: Browser, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    proto = graph_of("(float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) y = MatMul(a, w) }", w=weights).to_proto()
+    for node in proto.graph.node:
+        node.name = HOSTILE + node.output[0]
+    proto.graph.node[0].output[0] = proto.graph.node[1].input[0] = HOSTILE
+    onnx.save(proto, tmp_path / "m.onnx")
+    page = tmp_path / "m.html"
+    run("quantize", tmp_path / "m.onnx", "--data", "random:4", "-o", tmp_path / "q.onnx", "--report", page, "-q")
+    browser.open(page)
+    assert browser.run("return window.hacked") is None
+    assert browser.complaints() == []
+    assert any(HOSTILE in row for row in browser.run(SHOWN))
+    assert HOSTILE in browser.run("return [...document.querySelectorAll('#tensors-select option')].map(o => o.text)")
