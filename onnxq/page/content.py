@@ -65,12 +65,12 @@ class Trade:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why so many nodes of an operator stay in float, and the multiply-accumulates of them all."""
+    """Why nodes stay in float: how many of which operators, and the multiply-accumulates of them all."""
 
     text: str
-    op_type: str
     nodes: int
     macs: int
+    operators: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Content:
         pictures: histograms, in graph order.
         all_pictures: how many there are.
         trades: the Pareto list of a budget search.
-        reasons: what stays in float, by reason and operator, the most work first.
+        reasons: what stays in float, by reason, the most work first.
         notes: what the plan notes.
         target: the target, "" when not known.
         recipe: the recipe as TOML.
@@ -214,13 +214,15 @@ def _used(tensor: Holding) -> Range | None:
 
 
 def _reasons(nodes: Iterable[Mapping[str, Any]]) -> list[Reason]:
-    counts: Counter[tuple[str, str]] = Counter()
-    work: Counter[tuple[str, str]] = Counter()
+    operators: dict[str, Counter[str]] = {}
+    work: Counter[str] = Counter()
     for node in nodes:
         if not is_low(str(node.get("precision", "unknown"))):
-            key = str(node.get("reason", "")), str(node.get("op", ""))
-            counts[key] += 1
-            macs = node.get("macs", 0)
-            work[key] += macs if isinstance(macs, int) else 0
-    made = [Reason(*key, count, work[key]) for key, count in counts.items()]
-    return sorted(made, key=lambda r: (-r.macs, -r.nodes, r.text, r.op_type))
+            reason, macs = str(node.get("reason", "")), node.get("macs", 0)
+            operators.setdefault(reason, Counter())[str(node.get("op", ""))] += 1
+            work[reason] += macs if isinstance(macs, int) else 0
+    made = [
+        Reason(reason, counts.total(), work[reason], tuple(sorted(counts.items(), key=lambda c: (-c[1], c[0]))))
+        for reason, counts in operators.items()
+    ]
+    return sorted(made, key=lambda r: (-r.macs, -r.nodes, r.text))

@@ -176,7 +176,7 @@
     const { svg, width, height } = canvas(box, 270, "SQNR in dB of each layer in the order of execution");
     const [left, right, top, bottom] = [44, 10, 24, 38];
     const finite = measured.map((x) => x.sqnr).filter(Number.isFinite);
-    const high = Math.max(40, 10 * Math.ceil(Math.max(...finite, 0) / 10));
+    const high = Math.min(Math.max(40, 10 * Math.ceil(Math.max(...finite, 0) / 10)), 60); // above it nobody looks
     const low = Math.min(0, 10 * Math.floor(Math.min(...finite, 0) / 10));
     const y = (db) => top + (height - top - bottom) * (1 - (Math.min(Math.max(db, low), high) - low) / (high - low));
     const room = Math.max(20, Math.floor((width - left - right) / 4));
@@ -189,7 +189,7 @@
     const x = (i) => left + (width - left - right) * (marks.length === 1 ? 0.5 : i / (marks.length - 1));
     for (const db of ticks(low, high, 5)) {
       shape(svg, "line", { x1: left, x2: width - right, y1: y(db), y2: y(db), class: "rule" });
-      shape(svg, "text", { x: left - 8, y: y(db) + 4, "text-anchor": "end", class: "axis" }, digits(db));
+      shape(svg, "text", { x: left - 8, y: y(db) + 4, "text-anchor": "end", class: "axis" }, db === 60 ? "≥ 60" : digits(db));
     }
     shape(svg, "text", { x: 0, y: 9, class: "axis" }, "SQNR, dB");
     shape(svg, "text", { x: left, y: height - 6, class: "axis" }, "first layer");
@@ -233,15 +233,20 @@
 
   let current = -1;
 
+  /** Expected SQNR of a tensor with the range in the model. */
+  const cost = (picture) => (picture.ranges.length && picture.ranges[0][0] === "in the model" ? number(picture.ranges[0][4]) : Infinity);
+
   function choose(index) {
     current = index;
     const picture = data.pictures[index];
-    const select = byId("tensors-select");
-    if (![...select.options].some((option) => Number(option.value) === index)) {
+    const listed = () => byId("tensors-list").querySelector(`input[value="${index}"]`);
+    if (!listed()) {
       byId("tensors-search").value = "";
       listTensors();
     }
-    select.value = String(index);
+    listed().checked = true;
+    const [list, row] = [byId("tensors-list"), listed().parentElement];
+    if (row.offsetTop < list.scrollTop || row.offsetTop + row.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = row.offsetTop - 8;
     byId("tensors-name").textContent = picture.name;
     const readers = picture.readers.join(", ") + (picture.more ? ` and ${picture.more} more` : "");
     const zeros = picture.zeros ? `, ${percent(picture.zeros)} of them zero (not drawn)` : "";
@@ -307,24 +312,24 @@
   function listTensors() {
     const words = byId("tensors-search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = data.pictures.map((picture, i) => [picture, i]).filter(([p]) => words.every((word) => p.name.toLowerCase().includes(word)));
-    byId("tensors-select").replaceChildren(...found.map(([p, i]) => element("option", { value: i }, p.name)));
+    byId("tensors-list").replaceChildren(...found.map(([picture, i]) => {
+      const input = element("input", { type: "radio", name: "tensor", value: i });
+      input.checked = i === current;
+      const db = cost(picture);
+      const error = Number.isFinite(db) ? element("span", { class: "num" }, element("span", { class: `level dot e${level(db)}` }), decibels(db)) : "";
+      return element("label", {}, input, element("bdi", { class: "name" }, picture.name), error);
+    }));
     return found.map(([, i]) => i);
   }
 
   function startTensors() {
-    const select = byId("tensors-select");
-    const form = () => { if (narrow.matches) select.removeAttribute("size"); else select.setAttribute("size", "14"); };
-    form();
-    narrow.addEventListener("change", form);
     byId("tensors-search").addEventListener("input", () => {
       const found = listTensors();
       if (found.length && !found.includes(current)) choose(found[0]);
-      else select.value = String(current);
     });
-    select.addEventListener("change", () => choose(Number(select.value)));
+    byId("tensors-list").addEventListener("change", (event) => choose(Number(event.target.value)));
     byId("tensors-log").addEventListener("change", drawTensor);
     listTensors();
-    const cost = (picture) => (picture.ranges.length && picture.ranges[0][0] === "in the model" ? number(picture.ranges[0][4]) : Infinity);
     choose(data.pictures.reduce((best, picture, i) => (cost(picture) < cost(data.pictures[best]) ? i : best), 0));
   }
 

@@ -73,7 +73,7 @@ def test_layers_with_their_errors_and_reasons() -> None:
 
 
 def test_reasons_by_work() -> None:
-    assert whole().reasons == (Reason("too small", "Gemm", 1, 100), Reason("fuses", "Relu", 1, 0))
+    assert whole().reasons == (Reason("too small", 1, 100, (("Gemm", 1),)), Reason("fuses", 1, 0, (("Relu", 1),)))
 
 
 def test_pictures_of_activations_with_the_range_in_the_model() -> None:
