@@ -104,7 +104,8 @@ def quantize(
         text = report.plan_json(plan, recipe, statistics)
         files.write_text(plan_file, text)
         if page is not None:
-            measured = None if data is None else reporting.measured(model, graph, data, recipe, monitor)
+            fed = given is not None and not isinstance(given, Statistics)
+            measured = reporting.measured(model, graph, given, recipe, monitor) if fed else None
             seen = reporting.run_histograms(plan, statistics)
             made = reporting.run_page(model, output, json.loads(text), seen, measured, version=onnxq.__version__)
             files.write_text(page, made)

@@ -77,7 +77,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class Layer:
-    """One node that computes, Q and DQ left out.
+    """One node that computes; Q, DQ and conversions between float types are left out.
 
     Attributes:
         name: its name, or that of its output.
@@ -85,7 +85,7 @@ class Layer:
         precision: "int8", "fp8 (e4m3)", ... when it computes in it; "int8 weight" when it computes in float; else the
             float type, "unknown" when nothing tells it.
         macs: multiply-accumulates of one run, unknown dimensions counted as 1.
-        outputs: names of the tensors it makes.
+        outputs: names of the tensors it makes, and behind them those that are the same in another float type.
     """
 
     name: str
@@ -173,10 +173,20 @@ def _layers(model: Model) -> Iterator[Layer]:
         outputs = tuple(filter(None, node.output))
         if is_qdq(node) or node.op_type in ("Constant", "DynamicQuantizeLinear") or not outputs:
             continue
+        if _is_conversion(model, node):
+            continue
+        readers = [reader for name in outputs for reader in model.users.get(name, ())]
+        outputs += tuple(reader.output[0] for reader in readers if _is_conversion(model, reader))
         precision = _precision(model, node)
         if precision is not None:
             product = node.op_type in WEIGHTED or is_integer_operator(node)
             yield Layer(label(node), node.op_type, precision, coverage.macs(model, node) if product else 0, outputs)
+
+
+def _is_conversion(model: Model, node: NodeProto) -> bool:
+    """Whether a node only converts what another one makes from a float type to another."""
+    ends = (*node.input, *node.output)
+    return node.op_type == "Cast" and node.input[0] in model.producers and {model.types.get(x) for x in ends} <= FLOATS
 
 
 def _precision(model: Model, node: NodeProto) -> str | None:

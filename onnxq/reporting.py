@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq import api, files, page
 from onnxq.collect import sample_hash
 from onnxq.data import input_specs, open_source, parse_shapes
+from onnxq.errors import OnnxqError
 from onnxq.inventory import look_at
 from onnxq.monitor import QUIET, Monitor
 
@@ -62,7 +63,7 @@ def run_page(
     version: str,
 ) -> str:
     """The page of a quantization run; `found` is from `measured`, where there was data."""
-    text = "Not measured: there was no data to run the models on; onnxq compare --report does it."
+    text = "Errors were not measured; onnxq compare --report does it."
     if found is not None:
         text = (
             f"Measured on {_samples(found.samples)} of the calibration data, which flatters a little; "
@@ -71,18 +72,22 @@ def run_page(
     return _page((reference, quantized), found, page.Known(plan, histograms, tuple(trades), text), version)
 
 
-def measured(reference: Path, quantized: Graph, data: object, recipe: Recipe, monitor: Monitor = QUIET) -> Comparison:
+def measured(
+    reference: Path, quantized: Graph, data: object, recipe: Recipe, monitor: Monitor = QUIET
+) -> Comparison | None:
     """Every layer compared on some of the data: `PICKED` samples, the same ones in any order of the data.
 
-    Raises:
-        OnnxqError: see `onnxq.api.compare`.
+    None, with a warning, where the models cannot be run: a model that is written must not fail for its report.
     """
     monitor.stage("Measuring for the report", None)
     graph = api.load(reference)
     shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
-    source = open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)
-    quiet = Monitor(warn=monitor.warn)
-    return api.compare(graph, quantized, _picked(source), recipe, layers=True, monitor=quiet)
+    try:
+        source = open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)
+        return api.compare(graph, quantized, _picked(source), recipe, layers=True, monitor=Monitor(warn=monitor.warn))
+    except OnnxqError as error:
+        monitor.warn(f"the report is without errors of layers: {error.message}")
+        return None
 
 
 def run_histograms(plan: Plan, statistics: Statistics | None) -> dict[str, Histogram]:

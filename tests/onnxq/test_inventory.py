@@ -146,6 +146,16 @@ def test_operators_between_pairs() -> None:
     assert {t.zero_point for t in found.tensors} == {3}
 
 
+def test_conversions_between_float_types_are_no_layers() -> None:
+    text = "(float[4] x) => (float[4] y) { h = Cast<to=10>(x) a = Relu(h) b = Cast<to=1>(a) y = Neg(b) }"
+    found = take_stock(parsed(text))
+    assert [(x.op_type, x.precision, x.outputs) for x in found.layers] == [
+        ("Cast", "float16", ("h",)),  # of an input
+        ("Relu", "float16", ("a", "b")),
+        ("Neg", "float32", ("y",)),
+    ]
+
+
 def test_bodies_are_looked_into() -> None:
     text = """(float[4] x, bool c) => (float[4] y) {
         y = If(c) <
