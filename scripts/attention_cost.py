@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from compare_placement import (  # type: ignore[import-not-found]  # lies beside this script
+from compare_placement import (
     OUT,
     SUBJECTS,
     Judge,

@@ -1,10 +1,12 @@
-"""Measure onnxq: time and memory of calibration, the search for ranges, start-up, and accuracy by calibrator.
+"""Measure onnxq: time and memory of calibration, the search for ranges, start-up, accuracy and latency.
 
     python scripts/bench.py calibrate [--model NAME ...] [--samples 64] [--repeat 3] [--entropy-samples 8]
     python scripts/bench.py search [--model NAME ...]
     python scripts/bench.py start
     python scripts/bench.py accuracy [--model NAME ...]
     python scripts/bench.py latency [--model NAME ...]
+
+The last two set other tools beside onnxq: bench_accuracy.py and bench_latency.py have more options.
 
 Models are those that fetch_models.py --all puts into .cache/models. What is compared runs in turns within one call.
 Seconds are those of this machine and this run; only ratios may be compared with other runs. On a machine that others

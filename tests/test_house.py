@@ -36,7 +36,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "schemas",
         "executed",
         "rescaling",
-        "exposing",
     ),
     ("recipe", "modes", "inventory"),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from legality import assert_legal
 from onnx.backend.test.loader import load_model_tests
-from real_models import DIGITS, LIGHT, cached
+from real_models import DIGITS, GLYPHS, LIGHT, cached
 
 import onnxq
 from onnxq import api
@@ -51,6 +52,25 @@ def test_digits_keeps_its_accuracy(calibrator: str, tmp_path: Path) -> None:
     assert after >= before - 0.005
     assert summarize(plan).int8 == 14  # all but the last Gemm, 32 -> 10
     assert output.stat().st_size < (DIGITS / "digits.onnx").stat().st_size / 3
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
+def test_glyphs_keeps_its_accuracy(target: str, tmp_path: Path) -> None:
+    recipe = onnxq.Recipe(target=target, max_samples=128)
+    if target == "tensorrt":
+        recipe = replace(recipe, high_precision="fp32")
+    graph, plan = onnxq.quantize(GLYPHS / "glyphs.onnx", GLYPHS / "calib.npz", recipe)
+    api.export(graph, tmp_path / "out.onnx")
+    with np.load(GLYPHS / "test.npz") as test:
+        images, labels = test["image"][:1000], test["label"][:1000]
+    before, after = (
+        float((Session(model).run({"image": images})[0].argmax(1) == labels).mean())
+        for model in (GLYPHS / "glyphs.onnx", tmp_path / "out.onnx")
+    )
+    assert before >= 0.95
+    assert after >= before - 0.005
+    assert not [n for n in graph.nodes if n.op_type == "BatchNormalization"]
+    assert summarize(plan).int8 >= 20  # of 30 convolutions and one Gemm
 
 
 @pytest.mark.parametrize("form", ["dq", "qdq"])
