@@ -20,7 +20,8 @@ from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.passes import Smooth, lower, prepare
-from onnxq.placement import placed
+from onnxq.placement import placed, settled
+from onnxq.placement.bodies import within
 from onnxq.placement.dla import cover
 from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.precision import probes, with_float_types
@@ -343,6 +344,8 @@ def lowered(
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing)
         statistics.check_model(ready.graph.digest())
+    if statistics is not None:
+        ready = replace(ready, plan=settled(ready.graph, ready.plan, statistics.met, target, ready.recipe))
     if statistics is None and cache is None and ready.plan.mode == "static":
         plan = weights_only(ready.plan)
     else:
@@ -353,7 +356,9 @@ def lowered(
         monitor.warn(note)
     monitor.stage("Quantizing", None)
     graph = ready.graph.copy()
-    pipeline.run(graph, lower(plan, target, ready.recipe))
+    for part in reversed(tuple(graph.parts())):  # inner ones first: they know what they read by its name of now
+        inside = ready.recipe if part.body is None else replace(ready.recipe, io_types="float32")
+        pipeline.run(part, lower(within(plan, part), target, inside))
     return graph, plan
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
+from onnxq.exposing import expose
 from onnxq.files import SPILL_BYTES, spill_folder, weight_bytes, write_for_runtime
 from onnxq.histogram import Extent, Tally
 from onnxq.monitor import QUIET, Monitor
@@ -148,10 +149,14 @@ def learn_types(graph: Graph, custom_ops: Sequence[str], providers: Sequence[str
 def session_for(
     graph: Graph, tensors: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str] = ()
 ) -> Session:
-    """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed)."""
+    """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed).
+
+    Those of bodies come flat, and empty where the body did not run.
+    """
     copy = graph.copy()
     wanted = set(tensors) - {str(v.name) for v in copy.inputs}
-    values = {str(v.name): v for v in copy.values()}
+    exposed = expose(copy, wanted - {str(v.name) for v in copy.values()})
+    values = {str(v.name): v for v in copy.values()} | exposed
     if lost := wanted - values.keys():
         raise ModelError(f"tensor {min(lost)!r} is not in the model", "Was the graph changed after planning?")
     outputs = [values[name] for name in tensors if name in wanted] or list(copy.outputs)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _FLOATS = ("float16", "float32", "float64")
 _WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
-_BLOCK = 2**20
-"""Values that are looked at at a time: their float64 copies stay small however large a tensor is."""
+_BLOCK = 2**16
+"""Values that are looked at at a time: their float64 copies stay in cache however large a tensor is."""
 
 _GROUP_BYTES = 256_000_000
 """Tensors of one sample and model that are held at a time; more are compared in groups, one pass over the data each."""
@@ -114,10 +114,10 @@ class _Sums:
             self.odd = self.odd or not np.array_equal(a[~finite], b[~finite], equal_nan=True)
             a, b = a[finite], b[finite]
         difference = a - b
-        self.signal += _exact(a @ a)
-        self.noise += _exact(difference @ difference)
-        self.dot += _exact(a @ b)
-        self.other += _exact(b @ b)
+        self.signal += _dot(a, a)
+        self.noise += _dot(difference, difference)
+        self.dot += _dot(a, b)
+        self.other += _dot(b, b)
         self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
         self.amax = max(self.amax, float(np.abs(a).max(initial=0.0)))
 
@@ -147,8 +147,10 @@ class _Sums:
         )
 
 
-def _exact(number: npt.NDArray[np.float64]) -> Fraction:
-    return Fraction(min(max(float(number), -sys.float_info.max), sys.float_info.max))
+def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Fraction:
+    """Not by BLAS, whose threads would wait for each other where another process wants the cores."""
+    most = sys.float_info.max
+    return Fraction(min(max(float(np.einsum("i,i->", a, b)), -most), most))
 
 
 def _decibels(signal: Fraction, noise: Fraction) -> float:
@@ -248,7 +250,7 @@ class _Seen:
 def _fitting(model: Graph, names: Sequence[str], feed: Feed, most: int) -> list[str]:
     """The first of the names, as many as fit into so many bytes, one at least.
 
-    Of dimensions that nothing tells the sample's largest is taken.
+    A tensor of which the sample does not tell the size counts as the largest of those of which it does.
     """
     graph = model.copy()
     graph.infer_shapes()
@@ -258,11 +260,15 @@ def _fitting(model: Graph, names: Sequence[str], feed: Feed, most: int) -> list[
         if array is not None:
             pairs = zip(graph.shape(value) or (), array.shape, strict=False)
             known |= {dim: size for dim, size in pairs if isinstance(dim, str)}
-    largest = max((size for array in feed.values() for size in array.shape), default=1)
-    shapes = {str(v.name): graph.shape(v) or () for v in graph.values()}
-    total = 0
+    sizes: dict[str, int] = {str(name): array.size for name, array in feed.items()}
+    for value in graph.values():
+        dims = graph.shape(value)
+        found = [None] if dims is None else [d if isinstance(d, int) else known.get(d or "") for d in dims]
+        if None not in found:
+            sizes[str(value.name)] = math.prod(d for d in found if d is not None)
+    largest, total = max(sizes.values(), default=1), 0
     for count, name in enumerate(names):
-        total += 4 * math.prod(d if isinstance(d, int) else known.get(d or "", largest) for d in shapes[name])
+        total += 4 * sizes.get(name, largest)
         if count and total > most:
             return list(names[:count])
     return list(names)

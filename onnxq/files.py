@@ -14,7 +14,7 @@ import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: re
 
 from onnxq.customs import needs_stand_in, stand_in
 from onnxq.errors import ModelError, OutputError
-from onnxq.graph import Graph, check_proto, normalized, tensor_bytes
+from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, write_joined
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
         model = ir.from_proto(proto)
         del proto
         put_back(model, views)
-        return normalized(model, str(folder))
+        normalize(model, str(folder))
+        return Graph(model)
     except ModelError:
         raise
     except Exception as error:  # whatever a malformed graph trips over in the library

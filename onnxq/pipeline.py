@@ -8,13 +8,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxq.errors import OnnxqError, PassError
-from onnxq.graph import Graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Pass = Callable[[Graph], int]
+    from onnxq.graph import Graph
+
+Pass = Callable[["Graph"], int]
 """A rewrite of the graph in place; returns the number of rewrites made."""
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """A pass that is run on the main graph and on every body inside it."""
+
+    step: Pass
+
+    def __call__(self, graph: Graph) -> int:
+        """Return how many rewrites were made in all of them."""
+        return sum(self.step(part) for part in tuple(graph.parts()))
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ def run(graph: Graph, passes: Iterable[Pass]) -> tuple[Step, ...]:
 
 def pass_name(step: Pass) -> str:
     """A pass's name: the function's, or the class's."""
+    if isinstance(step, Everywhere):
+        return pass_name(step.step)
     return str(getattr(step, "__name__", type(step).__name__))
 
 

@@ -107,6 +107,7 @@ class Plan:
         float_type: numpy's name of the type of what is not quantized.
         float32: node name -> why it stays in float32 when that type is another.
         mode: "static", "dynamic" or "weight-only".
+        modes: body ("If_0/then_branch") -> its mode where that is another.
     """
 
     target: str
@@ -120,6 +121,7 @@ class Plan:
     float_type: str = "float32"
     float32: Mapping[str, str] = field(default_factory=dict)
     mode: str = "static"
+    modes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -149,7 +151,7 @@ class Plan:
 
     def why_empty(self) -> str:
         """Why nothing is quantized, for a person."""
-        of_weights = [r for r in self.reasons() if "body" in r[0] or r[1] in _WEIGHTED]
+        of_weights = [r for r in self.reasons() if r[1] in _WEIGHTED]
         if not of_weights:
             return "It holds no Conv, ConvTranspose, Gemm or MatMul."
         reasons = "; ".join(f"{count} {op}: {reason}" for reason, op, count in of_weights[:5])
@@ -160,6 +162,7 @@ class Plan:
         return {
             "target": self.target,
             "mode": self.mode,
+            **({"bodies": dict(self.modes)} if self.modes else {}),
             "float_type": self.float_type,
             "tensors": {p.tensor: _tensor_dict(p) for p in self.points.values()},
             "weights": [_weight_dict(w) for w in self.weights],
@@ -173,7 +176,7 @@ class Plan:
         }
 
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "If", "Loop", "Scan", "LSTM", "GRU", "RNN")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
 
 def _weight_dict(weight: WeightPoint) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxq.exposing import why_hidden
 from onnxq.patterns import find_patterns
 from onnxq.patterns.chains import epilogue, exact_nodes, masks
 from onnxq.patterns.ranges import GROWING, LIMIT, SMALLEST_SCALE, Known, covered, out_of_range
+from onnxq.placement.bodies import part_name, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from onnxq.graph import Graph, Node
+    from onnxq.graph import Graph, Node, Value
     from onnxq.patterns import Pattern
     from onnxq.plan import Plan, Point
     from onnxq.statistics import Reach
@@ -43,7 +45,11 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> 
         tensors: what was observed; empty without data.
     """
     plan = replace(plan, points={name: _rounded(p, plan.float_type) for name, p in plan.points.items()})
-    kept = float32_nodes(graph, plan, tensors, plan.float_type)
+    kept: dict[str, str] = {}
+    for part in graph.parts():
+        if tensors and part_name(part) in plan.modes:
+            kept |= {n.name or "": "no sample reached it, nothing is known of its range" for n in part.nodes}
+        kept |= float32_nodes(part, within(plan, part), tensors, plan.float_type)
     decisions = []
     for decision in plan.decisions:
         reason = kept.get(decision.node)
@@ -79,8 +85,12 @@ def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
     A tensor that only goes into a saturating operator, or into one that is itself seen and as large, need not be.
     """
     seen = set(plan.observe)
-    made = (v for node in graph.nodes if node.op_type in GROWING and not node.domain for v in node.outputs)
-    floats = (v for v in (*graph.inputs, *made) if graph.dtype(v) == "float32" and not covered(graph, v))
+    floats: list[Value] = []
+    for part in graph.parts():
+        if why_hidden(part) is None:
+            made = (v for node in part.nodes if node.op_type in GROWING and not node.domain for v in node.outputs)
+            mine = (*part.inputs, *made)
+            floats += [v for v in mine if part.dtype(v) == "float32" and not covered(part, v)]
     return tuple(str(v.name) for v in floats if str(v.name) not in seen)
 
 

@@ -97,6 +97,11 @@ class Statistics:
         counted = {name: Reach(h.min, h.max) for name, h in self.tensors.items()}
         return {name: Reach(*found) for name, found in self.bounds.items()} | counted
 
+    @property
+    def met(self) -> dict[str, bool]:
+        """Whether a value of the observed tensor was seen, be it NaN: a branch may never be taken."""
+        return {name: h.zeros > 0 or h.amax > 0.0 or name in self.nonfinite for name, h in self.tensors.items()}
+
     def __add__(self, other: Statistics) -> Statistics:
         """Raises StatisticsError when they are of different models or tensors."""
         if dict(self.smoothing) != dict(other.smoothing):

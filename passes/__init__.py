@@ -24,6 +24,7 @@ from onnxq.passes.fuse_layer_norm import fuse_layer_norm
 from onnxq.passes.high_precision import HighPrecision
 from onnxq.passes.imply_zero_points import imply_zero_points
 from onnxq.passes.infer_shapes import infer_shapes
+from onnxq.passes.inline_if import inline_if
 from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.integer_products import integer_products
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
@@ -38,6 +39,7 @@ from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.smooth import Smooth
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
+from onnxq.pipeline import Everywhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,17 +75,21 @@ def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
     """
     return (
         RaiseOpset(min_opset),  # first: the passes below are written for opset 13 and later
+        inline_if,  # what is then in the main graph needs no care for bodies
         infer_shapes,  # folding of Shape nodes needs static shapes
-        remove_identities,  # an Identity between two nodes hides that one feeds the other
-        fold_constants,  # weights computed in the graph become weights
-        sum_to_add,  # old exporters write residual additions as Sum
+        Everywhere(remove_identities),  # an Identity between two nodes hides that one feeds the other
+        Everywhere(fold_constants),  # weights computed in the graph become weights
+        inline_if,  # conditions that were computed from shapes
+        Everywhere(sum_to_add),  # old exporters write residual additions as Sum
         infer_shapes,  # targets of Reshape and Expand are constants now
-        remove_identities,  # what those shapes prove to change nothing
-        fold_affine,  # brings a batch norm right behind its convolution
-        fold_batch_norm,
-        fold_affine,  # scales behind a batch norm, now right behind the convolution
-        fuse_layer_norm,  # after the folds: its scale and bias are plain constants now
-        *((matmul_to_gemm,) if placement == "ort-cpu" else ()),  # as the provider does before it reads the pairs
+        Everywhere(remove_identities),  # what those shapes prove to change nothing
+        Everywhere(fold_affine),  # brings a batch norm right behind its convolution
+        Everywhere(fold_batch_norm),
+        Everywhere(fold_affine),  # scales behind a batch norm, now right behind the convolution
+        Everywhere(fuse_layer_norm),  # after the folds: its scale and bias are plain constants now
+        *(
+            (Everywhere(matmul_to_gemm),) if placement == "ort-cpu" else ()
+        ),  # as the provider does before it reads pairs
         remove_unused,  # last: weights that the folds replaced
     )
 
@@ -142,8 +148,11 @@ def _lower_weights(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ..
     if target.placement == "tensorrt" and not any(w.block_size for w in plan.weights):
         return _lower_qdq(plan, target, recipe)  # it takes a DequantizeLinear on every kind of weight
     half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
+    ops = {d.node: d.op_type for d in plan.decisions}
+    others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose"))
     return (
         NarrowWeights(plan, recipe.weight_range),
+        QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),
         remove_unused,
@@ -151,9 +160,10 @@ def _lower_weights(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ..
 
 
 def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    weight = replace(target.weight, limit=REDUCED) if recipe.reduce_range else target.weight
     return (
-        DynamicProducts(plan, target.weight, recipe.weight_range),
-        DynamicLSTM(plan, target.weight),
+        DynamicProducts(plan, weight, recipe.weight_range),
+        DynamicLSTM(plan, weight),
         remove_unused,
     )
 

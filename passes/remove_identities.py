@@ -36,7 +36,9 @@ def _remove(graph: Graph, node: Node) -> bool:
     if source is None or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return False
     output = node.outputs[0]
-    needs_name = output.is_graph_output() and (source.producer() is None or source.is_graph_output())
+    maker = source.producer()
+    named = maker is None or graph.in_body(maker) or source.is_graph_output()
+    needs_name = output.is_graph_output() and named
     if needs_name and node.op_type == "Identity":
         return False  # it carries the output's name, and something must
     graph.replace_uses(output, source)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from onnx import numpy_helper, parser
 
 from onnxq.graph import Graph
-from onnxq.placement.tensorrt import place
+from onnxq.placement import placed
 from onnxq.recipe import Recipe
 from onnxq.targets import TARGETS
 
@@ -42,7 +42,7 @@ def net(inputs: str, body: str, outputs: str = "y", opset: int = 17, /, **weight
 
 def planned(graph: Graph, recipe: Recipe | None = None) -> Plan:
     """The plan for TensorRT."""
-    return place(graph, TENSORRT, recipe or Recipe())
+    return placed(graph, TENSORRT, recipe or Recipe())
 
 
 def uses(plan: Plan) -> dict[str, set[str]]:

@@ -15,6 +15,8 @@ from onnxq.errors import ModelError
 from onnxq.graph.normal import normalize
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx
 
 _SKELETON_BYTES = 1024
@@ -30,12 +32,20 @@ def infer_shapes(model: ir.Model) -> None:
     except Exception:  # noqa: BLE001  the C++ code raises several types; unknown shapes are no error
         return
     # onnx_ir's own pass would make tensors of sequences whose type was unknown, and takes quadratic time.
-    found = {i.name: i.type for i in (*proto.graph.value_info, *proto.graph.output)}
-    for value in (v for node in model.graph for v in node.outputs if v.name and v.name in found):
+    found = {i.name: i.type for i in _infos(proto.graph)}
+    for value in (v for node in model.graph.all_nodes() for v in node.outputs if v.name and v.name in found):
         kind = ir.serde.deserialize_type_proto_for_type(found[str(value.name)])
         shape = ir.serde.deserialize_type_proto_for_shape(found[str(value.name)])
         value.type = value.type if kind is None else kind
         value.shape = value.shape if shape is None else shape
+
+
+def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """What is known of the activations of a graph and of the bodies inside it; their names are unique."""
+    yield from (*graph.value_info, *graph.output)
+    for attribute in (a for node in graph.node for a in node.attribute):
+        for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            yield from _infos(body)
 
 
 def converted(old: ir.Model, version: int) -> ir.Model:

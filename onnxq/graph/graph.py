@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir  # noqa: TID251  this is the wall
-from onnx_ir.passes import common as ir_passes  # noqa: TID251  this is the wall
 
 from onnxq.errors import ModelError
 from onnxq.graph import convert, edits
 from onnxq.graph.digest import digest_of
-from onnxq.graph.normal import all_values, bodies, normalize
+from onnxq.graph.normal import Body, all_values, bodies, captured, named_bodies, normalize, numbered
 from onnxq.graph.validity import check_proto, structure_problem
 from onnxq.graph.values import Dim, dtype_of, shape_of, size_of
 
@@ -36,13 +34,15 @@ Attribute = Any
 class Graph:
     """A model with unique node and value names, its local functions inlined and its Constant nodes as weights.
 
-    Weights stay where they are (the file, external data) until `const` reads them. Bodies of If, Loop and Scan
-    stay attached to their node; `nodes` are those of the main graph.
+    Weights stay where they are until `const` reads them. Bodies of If, Loop and Scan stay attached to their node;
+    `parts` gives each as a Graph of its own that shares the model, and its `body` says where it lies.
     """
 
-    def __init__(self, model: ir.Model, resource: object = None) -> None:
+    def __init__(self, model: ir.Model, resource: object = None, body: Body | None = None) -> None:
         self._model = model
         self._resource = resource  # keeps alive what lazily read weights need: a temporary folder, say
+        self.body = body
+        self._graph: ir.Graph = model.graph if body is None else body.graph
         self._names: set[str] | None = None
 
     # -- coming and going ---------------------------------------------------------------------------------
@@ -56,7 +56,9 @@ class Graph:
         """
         check_proto(proto)
         try:
-            return normalized(ir.from_proto(proto), base_dir)
+            model = ir.from_proto(proto)
+            normalize(model, base_dir)
+            return cls(model)
         except ModelError:
             raise
         except Exception as error:  # whatever a malformed graph trips over in the library
@@ -84,9 +86,8 @@ class Graph:
         return Graph(self._model.clone(), self._resource)
 
     def extract(self, values: Sequence[Value]) -> Graph:
-        """A graph that computes these values of the main graph, which depend on weights alone; it shares those."""
-        part = ir.convenience.extract(self._model.graph, (), values)
-        return Graph(ir.Model(part, ir_version=self._model.ir_version), self._resource)
+        """A graph that computes these values, which depend on weights alone; it shares those."""
+        return Graph(edits.extract(self._model, self._graph, values), self._resource)
 
     def inlined(self) -> ir.Model:
         """A copy of the model whose weights are (views of) arrays, none a reference to a file."""
@@ -114,18 +115,18 @@ class Graph:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The main graph's nodes in order, safe to edit the graph while iterating."""
-        return tuple(self._model.graph)
+        """The graph's nodes in order, those in bodies aside; safe to edit the graph while iterating."""
+        return tuple(self._graph)
 
     @property
     def inputs(self) -> tuple[Value, ...]:
         """The model's inputs."""
-        return tuple(self._model.graph.inputs)
+        return tuple(self._graph.inputs)
 
     @property
     def outputs(self) -> tuple[Value, ...]:
         """The model's outputs."""
-        return tuple(self._model.graph.outputs)
+        return tuple(self._graph.outputs)
 
     @property
     def opset(self) -> int:
@@ -139,14 +140,28 @@ class Graph:
 
     @property
     def weights(self) -> dict[str, Value]:
-        """Initializers of the main graph by name."""
-        return {str(k): v for k, v in self._model.graph.initializers.items()}
+        """Initializers of the graph by name; of a body also those of the graphs around it, which it can read."""
+        own = {str(k): v for k, v in self._graph.initializers.items()}
+        return own if self.body is None else {**self.body.around.weights, **own}
 
     def values(self) -> Iterator[Value]:
-        """Every activation of the main graph: inputs, then node outputs in order."""
-        yield from self._model.graph.inputs
-        for node in self._model.graph:
+        """Every activation: inputs, what a body reads of the graphs around it, then node outputs in order."""
+        yield from self._graph.inputs
+        yield from () if self.body is None else captured(self._graph)
+        for node in self._graph:
             yield from node.outputs
+
+    def parts(self) -> Iterator[Graph]:
+        """The graph itself, then the bodies inside it at any depth, each as a Graph."""
+        yield self
+        for node in self._graph:
+            for part in self.bodies_of(node):
+                yield from part.parts()
+
+    def bodies_of(self, node: Node) -> Iterator[Graph]:
+        """The bodies that a node of this graph holds, each as a Graph."""
+        for name, graph in named_bodies(node):
+            yield Graph(self._model, self._resource, Body(graph, f"{node.name}/{name}", node, self))
 
     def bodies(self, node: Node) -> Iterator[Node]:
         """The nodes inside an If, Loop or Scan, at any depth."""
@@ -156,8 +171,8 @@ class Graph:
                 yield from self.bodies(inner)
 
     def in_body(self, node: Node) -> bool:
-        """Whether the node lies inside an If, Loop or Scan."""
-        return node.graph is not self._model.graph
+        """Whether the node lies in another graph: in a body, or around this one."""
+        return node.graph is not self._graph
 
     def const(self, value: Value | None) -> npt.NDArray[Any] | None:
         """The value's array when it is a weight, else None. Do not write into it."""
@@ -208,40 +223,35 @@ class Graph:
         return next(iter(nodes.values())) if len(nodes) == 1 and not value.is_graph_output() else None
 
     def producer(self, value: Value | None, *op_types: str) -> Node | None:
-        """The node that makes the value, if it is one of the op types (any, when none is named)."""
+        """The node of this graph that makes the value, if it is one of the op types (any, when none is named)."""
         node = None if value is None else value.producer()
-        if node is None or node.domain not in ("", "ai.onnx") or (op_types and node.op_type not in op_types):
+        if node is None or self.in_body(node) or node.domain not in ("", "ai.onnx"):
             return None
-        return node
+        return node if not op_types or node.op_type in op_types else None
 
     def digest(self) -> str:
         """SHA-256 over operators, wiring, attributes and weights; names of nodes and metadata do not count."""
         return digest_of(self._model)
 
     def problem(self) -> str | None:
-        """What is wrong with the main graph's structure: undefined or doubly defined values, disorder; else None."""
+        """What is wrong with the model's structure: undefined or doubly defined values, disorder; else None."""
         return structure_problem(self._model.graph)
 
     # -- editing ------------------------------------------------------------------------------------------
 
     def fresh(self, name: str) -> str:
         """The name itself, or the name with the first free number behind it."""
+        if self.body is not None:
+            return self.body.around.fresh(name)
         if self._names is None:
-            self._names = {str(v.name) for v in all_values(self._model.graph)}
-            self._names |= {str(n.name) for n in self._model.graph.all_nodes()}
-        candidate, count = name, 1
-        while candidate in self._names:
-            candidate, count = f"{name}_{count}", count + 1
-        self._names.add(candidate)
-        return candidate
+            self._names = {str(v.name) for v in all_values(self._graph)}
+            self._names |= {str(n.name) for n in self._graph.all_nodes()}
+        return numbered(name, self._names)
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> Value:
         """A new weight."""
-        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=self.fresh(name))
-        value = ir.Value(
-            name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-        )
-        self._model.graph.register_initializer(value)
+        value = edits.weight(self.fresh(name), array)
+        self._graph.register_initializer(value)
         return value
 
     def add(
@@ -261,20 +271,11 @@ class Graph:
         when all are model inputs and weights). `like` lends the output its type and shape. `name` names the
         output; a number is appended when it is taken.
         """
-        output = ir.Value(name=self.fresh(name))
-        if like is not None:
-            output.type, output.shape = like.type, like.shape
-        made = ir.Node(
-            domain,
-            op_type,
-            inputs,
-            ir.convenience.convert_attributes(dict(attributes or {})),
-            outputs=[output],
-            name=self.fresh(f"{name}/{op_type}"),
-        )
+        output = edits.value_like(self.fresh(name), like)
+        made = edits.node(op_type, inputs, output, self.fresh(f"{name}/{op_type}"), attributes or {}, domain)
         if domain:
             self._model.opset_imports.setdefault(domain, 1)
-        edits.insert(self._model.graph, made, before)
+        edits.insert(self._graph, made, before)
         return output
 
     def extend(self, node: Node, name: str, dtype: str) -> Value:
@@ -310,7 +311,7 @@ class Graph:
         for node, index in self.users(old) if users is None else users:
             node.replace_input_with(index, new)
         if users is None and old.is_graph_output() and not old.is_graph_input():
-            edits.take_over_output(self, old, new)
+            edits.take_over_output(self, self._graph.outputs, old, new)
 
     def bypass(self, node: Node) -> None:
         """Drop a one-output node; whoever read its output reads its first input instead."""
@@ -336,10 +337,11 @@ class Graph:
 
     def replace_output(self, old: Value, new: Value) -> None:
         """Make `new` the model output in place of `old`, under its name; the users of `old` keep reading it."""
-        outputs, name = self._model.graph.outputs, old.name
-        outputs[[v is old for v in outputs].index(True)] = new
-        old.name = self.fresh(f"{name}/inner")
-        new.name = name
+        edits.replace_output(self, self._graph.outputs, old, new)
+
+    def inline(self, node: Node, branch: str) -> tuple[Node, ...]:
+        """Put a branch of an If in its place; return the nodes that moved."""
+        return edits.inline(self, self._graph, node, branch)
 
     def retype(self, value: Value, dtype: str) -> None:
         """Say that an activation now has another element type; nothing is converted by this."""
@@ -351,30 +353,34 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Drop a node that nothing uses."""
-        self._model.graph.remove(node, safe=True)
+        self._graph.remove(node, safe=True)
 
     def remove_unused(self) -> int:
-        """Drop every node and weight that no output needs; return how many."""
-        before = len(self._model.graph) + len(self._model.graph.initializers)
-        ir_passes.RemoveUnusedNodesPass()(self._model)
-        return before - len(self._model.graph) - len(self._model.graph.initializers)
+        """Drop every node and weight of the model that no output needs; return how many of this graph."""
+        return edits.remove_unused(self._model, self._graph)
 
     def sort(self) -> None:
         """Order nodes topologically, stably."""
-        self._model.graph.sort()
+        self._graph.sort()
 
-    def add_output(self, value: Value) -> None:
-        """Make an activation an output of the model (observation does this on a copy)."""
+    def add_input(self, name: str, dtype: str) -> Value:
+        """One more input, of unknown shape."""
+        value = edits.activation(self.fresh(name), dtype)
+        self._graph.inputs.append(value)
+        return value
+
+    def add_output(self, value: Value, index: int | None = None) -> None:
+        """Make an activation an output, the last unless told (observation does this on a copy)."""
         if not value.is_graph_output():
-            self._model.graph.outputs.append(value)
+            self._graph.outputs.insert(len(self._graph.outputs) if index is None else index, value)
 
     def set_outputs(self, values: Sequence[Value]) -> None:
         """Make these the model's outputs."""
-        self._model.graph.outputs.clear()
-        self._model.graph.outputs.extend(values)
+        self._graph.outputs.clear()
+        self._graph.outputs.extend(values)
 
     def find(self, name: str) -> Value | None:
-        """The activation or weight of that name in the main graph."""
+        """The activation or weight of that name in this graph."""
         return next((v for v in self.values() if v.name == name), self.weights.get(name))
 
     # -- whole-model steps done by onnx ----------------------------------------------------------------------
@@ -390,11 +396,4 @@ class Graph:
             ModelError: an operator has no conversion.
         """
         self._model = convert.converted(self._model, version)
-        self._names = None
-
-
-def normalized(model: ir.Model, base_dir: str = "", resource: object = None) -> Graph:
-    """A Graph of a model just read: external data found, functions inlined, constants lifted, names unique."""
-    ir.external_data.set_base_dir(model.graph, base_dir)
-    normalize(model)
-    return Graph(model, resource)
+        self._graph, self._names = self._model.graph, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir  # noqa: TID251  this is the wall
@@ -12,13 +13,34 @@ from onnxq.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from onnxq.graph.graph import Graph
 
-def normalize(model: ir.Model) -> None:
-    """Bring a model into that form, in place.
+
+@dataclass(frozen=True)
+class Body:
+    """A body of If, Loop or Scan, and where it lies.
+
+    Attributes:
+        graph: the body.
+        name: its node's name and the attribute's: "If_0/then_branch".
+        node: the node that holds it.
+        around: the graph of that node.
+    """
+
+    graph: ir.Graph
+    name: str
+    node: ir.Node
+    around: Graph
+
+
+def normalize(model: ir.Model, base_dir: str | None = None) -> None:
+    """Bring a model into that form, in place; `base_dir` is where the external data of one just read lies.
 
     Raises:
         ModelError: its nodes form a cycle.
     """
+    if base_dir is not None:
+        ir.external_data.set_base_dir(model.graph, base_dir)
     if "ai.onnx" in model.opset_imports:  # the default domain's other spelling
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     if model.functions:
@@ -31,6 +53,7 @@ def normalize(model: ir.Model) -> None:
     ir_passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = _ir_version(model)
     _name_nodes(model.graph)
+    _name_values(model.graph)
     if not _in_order(model.graph):  # the standard wants them in order, ONNX Runtime does not mind
         try:
             model.graph.sort()
@@ -60,11 +83,29 @@ def all_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs that a node holds: of If, Loop, Scan."""
-    for attribute in node.attributes.values():
+    yield from (graph for _, graph in named_bodies(node))
+
+
+def named_bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """(attribute, graph) of what a node holds; a number stands behind the attribute's name where it holds several."""
+    for name, attribute in node.attributes.items():
         if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.value
+            yield name, attribute.value
         elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.value
+            yield from ((f"{name}/{index}", graph) for index, graph in enumerate(attribute.value))
+
+
+def captured(graph: ir.Graph) -> Iterator[ir.Value]:
+    """What a body and those inside it read of the activations of the graphs around it."""
+    inside = {id(graph), *(id(body) for body in graph.subgraphs())}
+    read = (v for node in graph.all_nodes() for v in node.inputs if v is not None and not v.is_initializer())
+    yield from {id(v): v for v in (*read, *graph.outputs) if id(_home(v)) not in inside}.values()
+
+
+def _home(value: ir.Value) -> ir.Graph | None:
+    """The graph that makes the value; that of an output may be another."""
+    maker = value.producer()
+    return value.graph if maker is None else maker.graph
 
 
 def _in_order(graph: ir.Graph) -> bool:
@@ -83,8 +124,25 @@ def _name_nodes(graph: ir.Graph) -> None:
     seen: set[str] = set()
     for node in graph.all_nodes():
         base = node.name or next((f"{node.op_type}:{v.name}" for v in node.outputs if v.name), node.op_type)
-        name, count = base, 1
-        while name in seen:
-            name, count = f"{base}_{count}", count + 1
-        seen.add(name)
-        node.name = name
+        node.name = numbered(base, seen)
+
+
+def numbered(name: str, taken: set[str]) -> str:
+    """The name, with the first free number behind it where it is taken; it is taken from now on."""
+    found, count = name, 1
+    while found in taken:
+        found, count = f"{name}_{count}", count + 1
+    taken.add(found)
+    return found
+
+
+def _name_values(graph: ir.Graph) -> None:
+    """Give every value inside bodies a name that no other has: two branches may use the same one."""
+    own = (v for values in (graph.inputs, graph.initializers.values()) for v in values)
+    seen = {str(v.name) for v in (*own, *(v for node in graph for v in node.outputs))}
+    for body in graph.subgraphs():
+        inside = (*body.inputs, *body.initializers.values(), *(v for node in body for v in node.outputs))
+        for value in {id(v): v for v in inside if v.name}.values():
+            name = numbered(str(value.name), seen)
+            if name != value.name:
+                value.name = name

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir  # noqa: TID251  this is the wall
 
 from onnxq.errors import ModelError
+from onnxq.graph.normal import bodies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -103,21 +104,27 @@ def _tensor_problems(tensor: onnx.TensorProto) -> Iterator[str]:
         yield f"{name} holds {held:,} {unit}, its shape {list(tensor.dims)} needs {wanted:,}"
 
 
-def structure_problem(graph: ir.Graph) -> str | None:
-    """What is wrong with a graph that was edited: values read before they are made, or made twice; else None."""
-    known = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
+def structure_problem(graph: ir.Graph, outer: frozenset[int] = frozenset()) -> str | None:
+    """What is wrong with a graph that was edited: values read before they are made, or made twice; else None.
+
+    `outer` has the ids of the values that a body can read of the graphs around it.
+    """
+    known = {id(v) for v in (*graph.inputs, *graph.initializers.values())} | outer
     names: set[str | None] = set()
     for node in graph:
         for value in node.inputs:
             if value is not None and id(value) not in known:
                 return f"node {node.name!r} ({node.op_type}) reads {value.name!r} before anything makes it"
+        for body in bodies(node):
+            if (problem := structure_problem(body, frozenset(known))) is not None:
+                return problem
         for value in node.outputs:
             if value.name and value.name in names:
                 return f"two nodes make {value.name!r}"
             known.add(id(value))
             names.add(value.name)
     lost = next((v.name for v in graph.outputs if id(v) not in known), None)
-    return None if lost is None else f"nothing makes the model output {lost!r}"
+    return None if lost is None else f"nothing makes the output {lost!r}"
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:

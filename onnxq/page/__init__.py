@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxq.inventory import is_low
 from onnxq.page.content import MOST_HISTOGRAMS, MOST_LAYERS, Content, Files, Known, Picture, Row, Trade, gather
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         undefined=StrictUndefined,
     )
-    made.filters |= {"bytes": _bytes, "decibels": _decibels, "share": _share, "short": short}
+    made.filters |= {"bytes": _bytes, "decibels": _decibels, "share": _share, "short": short, "tint": _tint}
     return made
 
 
@@ -93,6 +94,13 @@ def _decibels(value: float) -> str:
     if math.isinf(value):
         return "exact" if value > 0 else "not finite"
     return f"{value:.1f} dB"
+
+
+def _tint(kind: str) -> int:
+    """Number of the colour of a precision: its own for integers, weights alone, 8-bit floats, halves and the rest."""
+    if is_low(kind):
+        return 4 if kind.startswith("fp") else 0
+    return 3 if "weight" in kind else (1 if kind in ("float16", "bfloat16") else 2)
 
 
 def _share(value: float) -> str:

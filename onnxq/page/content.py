@@ -115,6 +115,11 @@ class Content:
     target: str = ""
     recipe: str = ""
 
+    @property
+    def weights_only(self) -> bool:
+        """Whether there are nodes that read narrow weights and compute in float."""
+        return any("weight" in kind for kind in self.macs)
+
 
 @dataclass(frozen=True)
 class Files:

@@ -38,7 +38,7 @@
     return text.replaceAll("-", "−");
   }
 
-  const decibels = (db) => (db === null ? "–" : db === Infinity ? "exact" : db === -Infinity ? "not finite" : db.toFixed(1));
+  const decibels = (db) => (db === null ? "–" : db === Infinity ? "exact" : db === -Infinity ? "not finite" : db.toFixed(1).replace("-", "−"));
   const many = (count) => count.toLocaleString("en-US");
   const percent = (share) => (share === 0 ? "0 %" : share < 1e-4 ? "< 0.01 %" : digits(100 * share, 3) + " %");
 

@@ -21,12 +21,7 @@ LSTM_WEIGHTS = (1, 2)
 
 
 def place_dynamic(graph: Graph, target: Target, recipe: Recipe) -> Plan:
-    """Decide for every node whether it is computed on integers with scales found at run time.
-
-    Raises:
-        RecipeError: a rule matches nothing.
-    """
-    recipe.check_rules((n.name or "", n.op_type) for n in graph.nodes)
+    """Decide for every node whether it is computed on integers with scales found at run time."""
     uses: dict[tuple[str, int | None], list[tuple[str, int]]] = {}
     decisions = []
     for node in graph.nodes:

@@ -59,12 +59,7 @@ class _Choice:
 
 
 def place_cpu(graph: Graph, target: Target, recipe: Recipe) -> Plan:
-    """Decide for every node of a prepared graph whether it runs in integers, and where the Q/DQ pairs go.
-
-    Raises:
-        RecipeError: a rule matches nothing.
-    """
-    recipe.check_rules((n.name or "", n.op_type) for n in graph.nodes)
+    """Decide for every node of a prepared graph whether it runs in integers, and where the Q/DQ pairs go."""
     choice = _Choice(graph, target, recipe)
     _consider(choice)
     _settle(choice)
@@ -189,10 +184,6 @@ def _decisions(choice: _Choice) -> Iterator[Decision]:
         if all(k is not None and k not in FLOAT_TYPES for k in map(graph.dtype, node.outputs)):
             reason = "not floating point"
         yield Decision(name, node.op_type, name in choice.int8, reason, macs(graph, node, choice.target))
-        for inner in graph.bodies(node):
-            if inner.op_type in choice.target.weighted:
-                why = f"inside the body of a {node.op_type}"
-                yield Decision(inner.name or "", inner.op_type, quantized=False, reason=why)
 
 
 def _notes(graph: Graph) -> tuple[str, ...]:

@@ -25,12 +25,7 @@ ALIGNED = 32
 
 
 def place_cuda(graph: Graph, target: Target, recipe: Recipe) -> Plan:
-    """Decide for every node of a prepared graph whether it becomes a MatMulInteger or reads an int8 table.
-
-    Raises:
-        RecipeError: a rule matches nothing.
-    """
-    recipe.check_rules((n.name or "", n.op_type) for n in graph.nodes)
+    """Decide for every node of a prepared graph whether it becomes a MatMulInteger or reads an int8 table."""
     label = labels(find_patterns(graph))
     uses: dict[str, list[tuple[str, int]]] = {}
     values: dict[str, Value] = {}

@@ -107,13 +107,8 @@ class _Sites:
 
 
 def place(graph: Graph, target: Target, recipe: Recipe) -> Plan:
-    """Decide for every node of a prepared graph whether it runs in int8, and where the Q/DQ pairs go.
-
-    Raises:
-        RecipeError: a rule matches nothing.
-    """
+    """Decide for every node of a prepared graph whether it runs in int8, and where the Q/DQ pairs go."""
     nodes = graph.nodes
-    recipe.check_rules((n.name or "", n.op_type) for n in nodes)
     patterns = find_patterns(graph)
     sites = _Sites(
         graph, target, recipe, {p.output: p for p in patterns}, depths(graph), {str(v.name): v for v in graph.values()}
@@ -370,11 +365,6 @@ def _decisions(sites: _Sites, label: dict[str, str]) -> list[Decision]:
         quantized = name in sites.int8
         reason = sites.int8.get(name) or sites.floats.get(name) or _why_other(sites, node, label)
         made.append(Decision(name, node.op_type, quantized, reason, macs(sites.graph, node, sites.target)))
-        made += [
-            Decision(inner.name or "", inner.op_type, quantized=False, reason=f"inside the body of a {node.op_type}")
-            for inner in sites.graph.bodies(node)
-            if inner.op_type in sites.target.weighted
-        ]
     return made
 
 
@@ -388,7 +378,7 @@ def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
         (kind is not None, f"part of {kind}, kept whole"),
         (bool(node.domain), f"custom operator ({node.domain})"),
         (is_custom(node.op_type, ""), "custom operator"),
-        (node.op_type in _CONTROL, "control flow, its bodies stay in float"),
+        (node.op_type in _CONTROL, "control flow; the nodes of its bodies have reasons of their own"),
         (node.op_type in _RECURRENT, "recurrent, runs in float"),
         (all(k is not None and k not in FLOAT_TYPES for k in outputs), "not floating point"),
         (node.op_type in sites.target.movers, "moves data in the precision of its neighbours"),

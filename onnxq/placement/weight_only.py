@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnxq.targets.target import Target
 
 PRODUCTS = ("MatMul", "Gemm")
+DEQUANTIZED_AGAIN = "a convolution would dequantize its weight on every call; a rule with quantize = true takes it"
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,7 @@ class _Choice:
 
 
 def place_weights(graph: Graph, target: Target, recipe: Recipe) -> Plan:
-    """Decide for every node whether its weight is stored narrow.
-
-    Raises:
-        RecipeError: a rule matches nothing.
-    """
-    recipe.check_rules((n.name or "", n.op_type) for n in graph.nodes)
+    """Decide for every node whether its weight is stored narrow."""
     bits = recipe.weight_bits or 8
     size = recipe.block_size or (target.block_size if bits == 4 else None)
     uses: dict[tuple[str, int | None, int, int | None], list[tuple[str, int]]] = {}
@@ -67,7 +63,8 @@ def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: _C
         return "has no weight that is read narrow", None
     if is_quantized_already(graph, node, target):
         return "quantized in the model already", None
-    reason = why_float(graph, node, target) or _why_wide(graph, node, target, wanted)
+    insists = recipe.rule_value(node.name or "", node.op_type, "quantize") is True
+    reason = why_float(graph, node, target) or _why_wide(graph, node, target, wanted, insists=insists)
     if reason is not None:
         return reason, None
     kind = f"int{wanted.bits} weight, " + (
@@ -76,17 +73,17 @@ def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: _C
     return f"{kind}, float input", wanted
 
 
-def _why_wide(graph: Graph, node: Node, target: Target, wanted: _Choice) -> str | None:
+def _why_wide(graph: Graph, node: Node, target: Target, wanted: _Choice, *, insists: bool) -> str | None:
     """Why the weight stays as wide as it is, although it could be quantized; None when it need not."""
+    if node.op_type in PRODUCTS:
+        return _why_wide_product(graph, node, target, wanted)
+    if wanted.block_size is not None:
+        return "blocks of weights are for matrix products only"
+    return None if insists or target.placement == "tensorrt" else DEQUANTIZED_AGAIN
+
+
+def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: _Choice) -> str | None:
     blocked = wanted.block_size is not None
-    if node.op_type not in PRODUCTS:
-        if blocked:
-            return "blocks of weights are for matrix products only"
-        return (
-            None
-            if target.products == "qdq" and target.placement == "tensorrt"
-            else ("a convolution would dequantize its weight on every call")
-        )
     shape = graph.shape(node.inputs[1]) or ()
     if len(shape) != 2:
         return f"a weight of rank {len(shape)}; narrow weights are matrices"

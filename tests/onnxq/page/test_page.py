@@ -179,3 +179,11 @@ def test_pages_of_large_models_stay_small(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_shares_round_to_all_only_when_all_is_meant() -> None:
     assert [page._share(x) for x in (0.0, 0.255, 0.99999, 1.0)] == ["0 %", "25.5 %", "> 99.9 %", "100 %"]
+
+
+def test_each_precision_has_a_colour() -> None:
+    kinds = ("int8", "float16", "float32", "int4 weight", "fp8 (e4m3)", "unknown")
+    assert [page._tint(kind) for kind in kinds] == [0, 1, 2, 3, 4, 2]
+    narrow = replace(STOCK, layers=(Layer("m", "MatMul", "int4 weight", 9, ("y",)),))
+    assert "only weights are stored narrow" in page.render(page.gather(FILES, narrow, None), "1")
+    assert "only weights" not in page.render(whole(), "1")
