@@ -15,7 +15,7 @@ from onnxq.inventory import look_at
 from onnxq.monitor import QUIET, Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from onnxq.comparison import Comparison
     from onnxq.data import Feed, Source
@@ -58,7 +58,6 @@ def run_page(
     plan: Mapping[str, Any],
     histograms: Mapping[str, Histogram],
     found: Comparison | None = None,
-    trades: Sequence[page.Trade] = (),
     *,
     version: str,
 ) -> str:
@@ -69,7 +68,7 @@ def run_page(
             f"Measured on {_samples(found.samples)} of the calibration data, which flatters a little; "
             "onnxq compare --report measures on other data."
         )
-    return _page((reference, quantized), found, page.Known(plan, histograms, tuple(trades), text), version)
+    return _page((reference, quantized), found, page.Known(plan, histograms, text), version)
 
 
 def measured(

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.inventory import is_low
-from onnxq.page.content import MOST_HISTOGRAMS, MOST_LAYERS, Content, Files, Known, Picture, Row, Trade, gather
+from onnxq.page.content import MOST_HISTOGRAMS, MOST_LAYERS, Content, Files, Known, Picture, Row, gather
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jinja2 import Environment  # noqa: TID251  this is the wall
 
-__all__ = ["MOST_HISTOGRAMS", "MOST_LAYERS", "Content", "Files", "Known", "Picture", "Row", "Trade", "gather", "render"]
+__all__ = ["MOST_HISTOGRAMS", "MOST_LAYERS", "Content", "Files", "Known", "Picture", "Row", "gather", "render"]
 
 LONGEST = 160
 """Characters of a name that are shown; of a longer one both ends."""
@@ -120,7 +120,7 @@ def _payload(content: Content) -> dict[str, Any]:
         "layers": [_layer(row, texts, places) for row in content.rows],
         "pictures": [_picture(picture) for picture in content.pictures],
         "texts": texts.known,
-        "trades": [[_number(trade.share), _number(trade.sqnr_db)] for trade in content.trades],
+        "trades": [[_number(t.share), _number(t.sqnr_db), int(t.taken)] for t in content.search.trades],
     }
 
 

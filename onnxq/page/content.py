@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from onnxq.histogram import Histogram
 from onnxq.inventory import is_low
 from onnxq.numerics import INT8, INT8_ASYMMETRIC, UINT8
+from onnxq.page.budget import search_of
 from onnxq.page.histograms import drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from onnxq.comparison import Comparison, TensorError
     from onnxq.inventory import Holding, Inventory
     from onnxq.numerics import QType, Range
+    from onnxq.page.budget import Search
     from onnxq.page.histograms import Drawn
 
 MOST_LAYERS = 4000
@@ -56,14 +58,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Trade:
-    """A point of the budget's list: the share of MACs in int8, and the SQNR in dB that goes with it."""
-
-    share: float
-    sqnr_db: float
-
-
-@dataclass(frozen=True)
 class Reason:
     """Why nodes stay in float: how many of which operators, and the multiply-accumulates of them all."""
 
@@ -90,7 +84,7 @@ class Content:
         all_rows: how many layers there are.
         pictures: histograms, in graph order.
         all_pictures: how many there are.
-        trades: the Pareto list of a budget search.
+        search: what a search for a budget found.
         reasons: what stays in float, by reason, the most work first.
         notes: what the plan notes.
         target: the target, "" when not known.
@@ -109,7 +103,7 @@ class Content:
     all_rows: int
     pictures: tuple[Picture, ...]
     all_pictures: int
-    trades: tuple[Trade, ...] = ()
+    search: Search
     reasons: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = ()
     target: str = ""
@@ -138,13 +132,11 @@ class Known:
     Attributes:
         plan: the plan as `<name>.int8.plan.json` has it.
         histograms: tensor -> histogram of its values in the float model.
-        trades: the Pareto list of a budget search.
         measured: on what the errors were measured, as a sentence.
     """
 
     plan: Mapping[str, Any] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
-    trades: Sequence[Trade] = ()
     measured: str = ""
 
 
@@ -166,7 +158,7 @@ def gather(files: Files, stock: Inventory, found: Comparison | None, known: Know
         all_rows=len(rows),
         pictures=tuple(_pictures(drawable[:MOST_HISTOGRAMS], known.histograms)),
         all_pictures=len(drawable),
-        trades=tuple(sorted(known.trades, key=lambda t: (t.share, t.sqnr_db))),
+        search=search_of(known.plan),
         reasons=tuple(_reasons(nodes.values())[:MOST_REASONS]),
         notes=tuple(str(note) for note in known.plan.get("notes", ())),
         target=str(known.plan.get("target", "")),

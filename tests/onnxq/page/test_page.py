@@ -18,6 +18,7 @@ from onnxq.comparison import Comparison, TensorError
 from onnxq.histogram import Histogram
 from onnxq.inventory import Holding, Inventory, Layer
 from onnxq.page import content as page_content
+from onnxq.page.budget import Cost, search_of
 from onnxq.page.content import Reason
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>"
@@ -47,9 +48,25 @@ PLAN = {
         "gemm": {"op": "Gemm", "precision": "float16", "reason": "too small", "macs": 100},
     },
 }
+BUDGET = {
+    "goals": [{"goal": "SQNR at least 35 dB", "value": 39.5, "bound": 36.0, "met": True, "unit": "dB"}],
+    "held_back_samples": 12,
+    "mac_share_int8": 0.9,
+    "pareto": [
+        {"mac_share": 1.0, "sqnr_db": 31.5},
+        {"mac_share": 0.9, "sqnr_db": 40.0},
+        {"mac_share": 0.1, "sqnr_db": None},
+    ],
+    "sensitivity": {
+        "groups": [
+            {"name": "conv", "nodes": ["conv", "two"], "share": 0.1, "output_db": 33.0, "own_db": 25.0},
+            {"name": "gemm", "nodes": ["gemm"], "share": 0.0, "output_db": None, "own_db": None},
+        ]
+    },
+}
 FILES = page.Files("m.onnx", "m.int8.onnx", 4000, 1000)
 HISTOGRAMS = {"x": Histogram.of(np.linspace(-2, 3, 1000, dtype=np.float32))}
-KNOWN = page.Known(PLAN, HISTOGRAMS, (page.Trade(1.0, 31.5), page.Trade(0.9, 40.0)), "Measured on 3 samples.")
+KNOWN = page.Known(PLAN | {"budget": BUDGET}, HISTOGRAMS, "Measured on 3 samples.")
 FOUND = Comparison(ERRORS, 3)
 
 
@@ -74,6 +91,26 @@ def test_layers_with_their_errors_and_reasons() -> None:
 
 def test_reasons_by_work() -> None:
     assert whole().reasons == (Reason("too small", 1, 100, (("Gemm", 1),)), Reason("fuses", 1, 0, (("Relu", 1),)))
+
+
+def test_the_search_for_a_budget() -> None:
+    found = whole().search
+    assert found.goals == ("SQNR at least 35 dB: holds, 39.5 dB on 12 held-back samples",)
+    assert [(t.share, t.sqnr_db, t.taken) for t in found.trades] == [(0.9, 40.0, True), (1.0, 31.5, False)]
+    assert found.costs == (Cost("conv", 2, 0.1, 33.0, 25.0), Cost("gemm", 1, 0.0, math.inf, None))
+    text = page.render(whole(), "1")
+    assert "SQNR at least 35 dB" in text
+    assert "33.0 dB" in text
+
+
+ODD_BUDGETS: tuple[object, ...] = (None, [], {}, {"pareto": 3, "goals": [1], "sensitivity": []})
+ODD_BUDGETS += ({"sensitivity": {"groups": [{}]}, "goals": [{}], "pareto": [{}]},)
+
+
+@pytest.mark.parametrize("budget", ODD_BUDGETS)
+def test_budgets_in_other_words(budget: object) -> None:
+    assert search_of({"budget": budget}).trades == ()
+    page.render(page.gather(FILES, STOCK, None, page.Known(PLAN | {"budget": budget})), "1")
 
 
 def test_pictures_of_activations_with_the_range_in_the_model() -> None:
@@ -109,7 +146,7 @@ def test_the_summary_stands_in_the_text() -> None:
     assert [row[1] for row in found["layers"]] == ["conv", "relu", "gemm", "q"]
     assert [row[7] for row in found["layers"]] == [22.0, "inf", 31.5, "-inf"]
     assert [row[6] for row in found["layers"]] == [-1] * 4
-    assert found["trades"] == [[0.9, 40.0], [1.0, 31.5]]
+    assert found["trades"] == [[0.9, 40.0, 1], [1.0, 31.5, 0]]
 
 
 def test_the_same_content_gives_the_same_bytes() -> None:
@@ -138,7 +175,7 @@ def test_names_stay_names(name: str) -> None:
     )
     plan = PLAN | {"notes": [name], "recipe": name, "target": name, "nodes": {name: {"op": name, "reason": name}}}
     found = Comparison((TensorError(name, 22.0, 0.9, 0.1, 3.0, None, output=True),), 1)
-    known = page.Known(plan, {name: HISTOGRAMS["x"]}, (), name)
+    known = page.Known(plan, {name: HISTOGRAMS["x"]}, name)
     text = page.render(page.gather(page.Files(name, name, 4, 1), stock, found, known), "1")
     plain = page.render(whole(), "1")
     text.encode()

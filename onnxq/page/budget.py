@@ -1,0 +1,90 @@
+"""What a search for a budget found, read from the plan's plain values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MOST_GROUPS = 200
+
+
+@dataclass(frozen=True)
+class Trade:
+    """A point of the Pareto list: the share of MACs in int8, the SQNR in dB that goes with it, whether it was taken."""
+
+    share: float
+    sqnr_db: float
+    taken: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a group of layers costs when it alone is in int8.
+
+    Attributes:
+        name: its first layer.
+        layers: how many there are.
+        share: of the multiply-accumulates, 0 to 1.
+        output_db: SQNR of the model's outputs; inf when equal.
+        own_db: SQNR of what the layers make; None where it was not measured.
+    """
+
+    name: str
+    layers: int
+    share: float
+    output_db: float
+    own_db: float | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """The goals, each a sentence; the Pareto list, least in int8 first; what each group costs, worst first."""
+
+    goals: tuple[str, ...] = ()
+    trades: tuple[Trade, ...] = ()
+    costs: tuple[Cost, ...] = ()
+
+
+def search_of(plan: Mapping[str, Any]) -> Search:
+    """What the plan says of it: nothing where there was no budget. What it does not say in these words is left out."""
+    budget = plan.get("budget")
+    if not isinstance(budget, dict):
+        return Search()
+    taken = _number(budget.get("mac_share_int8"))
+    points = ((_number(t.get("mac_share")), _number(t.get("sqnr_db"))) for t in _tables(budget, "pareto"))
+    trades = [Trade(share, db, share == taken) for share, db in points if share is not None and db is not None]
+    return Search(
+        tuple(_goal(goal, budget.get("held_back_samples")) for goal in _tables(budget, "goals")),
+        tuple(sorted(trades, key=lambda trade: (trade.share, trade.sqnr_db))),
+        tuple(_costs(budget.get("sensitivity")))[:MOST_GROUPS],
+    )
+
+
+def _goal(goal: Mapping[str, Any], samples: object) -> str:
+    value = _number(goal.get("value"))
+    said = "" if value is None else f" {value:.4g} {goal.get('unit', '')}".rstrip()
+    holds = "holds" if goal.get("met") else "DOES NOT HOLD"
+    return f"{goal.get('goal', '')}: {holds},{said} on {samples} held-back samples"
+
+
+def _costs(sensitivity: object) -> Iterator[Cost]:
+    for group in _tables(sensitivity, "groups"):
+        share, nodes = _number(group.get("share")), group.get("nodes")
+        if share is not None:
+            output_db = _number(group.get("output_db"))
+            layers = len(nodes) if isinstance(nodes, list) else 1
+            exact = math.inf if output_db is None else output_db  # JSON has no infinities
+            yield Cost(str(group.get("name", "")), layers, share, exact, _number(group.get("own_db")))
+
+
+def _tables(table: object, key: str) -> Iterator[dict[str, Any]]:
+    found = table.get(key) if isinstance(table, dict) else None
+    yield from (item for item in (found if isinstance(found, list) else ()) if isinstance(item, dict))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
