@@ -79,7 +79,19 @@ def _preprocessed(model: Path) -> Path:
 
     out = model.with_suffix(".preprocessed.onnx")
     if not out.exists():
-        quant_pre_process(model, out, skip_symbolic_shape=True)
+        quant_pre_process(_modern(model), out, skip_symbolic_shape=True)
+    return out
+
+
+def _modern(model: Path) -> Path:
+    """The model at opset 13 or above: below, what `per_channel` writes does not load."""
+    import onnx
+
+    loaded = onnx.load(model)
+    if loaded.opset_import[0].version >= 13:
+        return model
+    out = model.with_suffix(".opset13.onnx")
+    onnx.save_model(onnx.version_converter.convert_version(loaded, 13), out)
     return out
 
 

@@ -52,6 +52,7 @@ def normalize(model: ir.Model, base_dir: str | None = None) -> None:
     # An input that also has an initializer is a default nobody feeds: old exporters list every weight so.
     ir_passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = _ir_version(model)
+    _forget_negative_sizes(model.graph)
     _name_nodes(model.graph)
     _name_values(model.graph)
     if not _in_order(model.graph):  # the standard wants them in order, ONNX Runtime does not mind
@@ -59,6 +60,14 @@ def normalize(model: ir.Model, base_dir: str | None = None) -> None:
             model.graph.sort()
         except ValueError as error:
             raise ModelError("the model's nodes form a cycle", "Export the model again.") from error
+
+
+def _forget_negative_sizes(graph: ir.Graph) -> None:
+    """A size of -1 is how older exporters wrote a free axis; the standard has no number for that."""
+    for value in all_values(graph):
+        dims = list(value.shape or ())
+        if any(isinstance(d, int) and d < 0 for d in dims):
+            value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in dims])
 
 
 def _ir_version(model: ir.Model) -> int:

@@ -471,3 +471,11 @@ def test_the_digest_sees_into_bodies_but_not_their_node_names() -> None:
     assert Graph.from_proto(model).digest() == base
     body.node[0].op_type = "Sub"
     assert Graph.from_proto(model).digest() != base
+
+
+def test_a_size_of_minus_one_is_a_free_axis() -> None:
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {CHAIN}')
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    graph = Graph.from_proto(model)
+    assert graph.shape(graph.inputs[0]) == (None, 4)
+    onnx.checker.check_model(graph.to_proto(), full_check=True)
