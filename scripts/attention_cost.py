@@ -12,8 +12,8 @@ import sys
 from dataclasses import replace
 
 from compare_placement import (
+    NAMES,
     OUT,
-    SUBJECTS,
     Judge,
     batches,
     calibration,
@@ -54,8 +54,8 @@ def row(name: str) -> str:
 def main() -> None:
     """Print the table."""
     wanted = sys.argv[1:] or ["vit_b16", "bert_base", "minilm"]
-    if unknown := set(wanted) - set(SUBJECTS):
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}")
+    if unknown := set(wanted) - set(NAMES):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     OUT.mkdir(parents=True, exist_ok=True)
     print("| model | neither | both | Q Kᵀ alone | P V alone | both, P as observed |\n|---|---|---|---|---|---|")
     for name in wanted:

@@ -18,99 +18,49 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import peers
+from subjects import ROOT, SUBJECTS, stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from onnxq.api import Prepared
     from onnxq.graph import Graph, Node
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe, Rule
 
-ROOT = Path(__file__).resolve().parent.parent
-MODELS, DIGITS, OUT = ROOT / ".cache" / "models", ROOT / "models" / "digits", ROOT / ".cache" / "peers" / "placement"
-LENGTH, BATCH, SAMPLES = 128, 4, 64
+OUT = ROOT / ".cache" / "peers" / "placement"
+BATCH, SAMPLES = 4, 64
 PAIR = ("QuantizeLinear", "DequantizeLinear")
-TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 Feed = dict[str, npt.NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model: its file, the sizes of one batch, and whether there is real data for it."""
-
-    path: Path
-    shapes: Mapping[str, tuple[int, ...]]
-    real: bool = False
-
-
-IMAGES = {"image": (BATCH, 3, 224, 224)}
-TEXTS = dict.fromkeys(TOKENS, (BATCH, LENGTH))
-SUBJECTS = {
-    "digits": Subject(DIGITS / "digits.onnx", {"image": (64, 1, 8, 8)}, real=True),
-    "resnet50": Subject(MODELS / "resnet50.onnx", IMAGES),
-    "mobilenet_v2": Subject(MODELS / "mobilenet_v2.onnx", IMAGES),
-    "vit_b16": Subject(MODELS / "vit_b16.onnx", IMAGES),
-    "bert_base": Subject(MODELS / "bert_base.onnx", TEXTS),
-    "minilm": Subject(MODELS / "minilm" / "minilm.onnx", TEXTS, real=True),
-}
-
-
-# -- data ---------------------------------------------------------------------------------------------------
+BATCHES = {"digits": 64}  # samples of a batch; BATCH with the others
+NAMES = ("digits", "glyphs", "ocr_rec", "resnet50", "mobilenet_v2", "vit_b16", "bert_base", "minilm")
 
 
 def calibration(name: str) -> Feed:
-    """All calibration samples, stacked: calib of digits and MiniLM, invented ones otherwise."""
-    if name == "digits":
-        return _read(DIGITS / "calib.npz")
-    if name == "minilm":
-        return _stacked([_read(p) for p in sorted((MODELS / "minilm" / "calib").glob("*.npz"))[:SAMPLES]])
-    return _invented(name, 2 * BATCH, 1)
+    """All calibration samples, stacked, texts padded to one length."""
+    return stacked(SUBJECTS[name].calibration(SAMPLES))
 
 
 def held_out(name: str) -> Feed:
     """Samples that no tool was calibrated on."""
-    if name == "digits":
-        return {"image": _read(DIGITS / "test.npz")["image"][:256]}
-    if name == "minilm":
-        return {k: v[:SAMPLES] for k, v in _stacked([_read(MODELS / "minilm" / "eval" / "passages.npz")]).items()}
-    return _invented(name, 2 * BATCH, 2)
-
-
-def _invented(name: str, count: int, seed: int) -> Feed:
-    """Coarse noise with a little fine noise as images, random tokens as text."""
-    rng = np.random.default_rng(seed)
-    if name == "bert_base":
-        ids = rng.integers(1000, 20000, (count, LENGTH))
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    coarse = rng.normal(size=(count, 3, 8, 8)).repeat(28, axis=2).repeat(28, axis=3)
-    return {"image": (coarse + 0.1 * rng.normal(size=coarse.shape)).astype(np.float32)}
+    feed = stacked(SUBJECTS[name].unseen())
+    return {key: array[-SAMPLES:] for key, array in feed.items()}
 
 
 def batches(name: str, feed: Feed) -> Iterator[Feed]:
-    """The samples in whole batches of the subject's size."""
-    size = next(iter(SUBJECTS[name].shapes.values()))[0]
+    """The samples in whole batches of the model's size."""
+    size = BATCHES.get(name, BATCH)
     count = len(next(iter(feed.values())))
     for start in range(0, count - size + 1, size):
         yield {k: v[start : start + size] for k, v in feed.items()}
-
-
-def _read(path: Path) -> Feed:
-    with np.load(path) as data:
-        return {k: data[k] for k in data.files}
-
-
-def _stacked(feeds: list[Feed]) -> Feed:
-    """Texts cut or padded with zeros to LENGTH tokens; the mask is zero there."""
-    padded = [
-        {k: np.pad(f[k][:, :LENGTH], ((0, 0), (0, max(0, LENGTH - f[k].shape[1])))) for k in TOKENS} for f in feeds
-    ]
-    return {k: np.concatenate([f[k] for f in padded]) for k in TOKENS}
 
 
 def fixed(name: str) -> Path:
@@ -120,8 +70,9 @@ def fixed(name: str) -> Path:
     path = OUT / f"{name}.float.onnx"
     if not path.exists():
         model = onnx.load(SUBJECTS[name].path)
+        one = next(batches(name, calibration(name)))
         for value in model.graph.input:
-            for dim, size in zip(value.type.tensor_type.shape.dim, SUBJECTS[name].shapes[value.name], strict=True):
+            for dim, size in zip(value.type.tensor_type.shape.dim, one[value.name].shape, strict=True):
                 dim.Clear()
                 dim.dim_value = size
         for value in model.graph.output:
@@ -135,34 +86,15 @@ def fixed(name: str) -> Path:
 
 
 def peer(name: str) -> None:
-    """Quantize with ModelOpt; runs inside its environment, on a copy of the copy: it rewrites its input."""
-    import shutil
-
-    from modelopt.onnx.quantization import quantize
-
-    subject = SUBJECTS[name]
-    source = OUT / f"{name}.peer_input.onnx"
-    shutil.copyfile(fixed(name), source)
-    quantize(
-        str(source),
-        quantize_mode="int8",
-        calibration_data=calibration(name),
-        calibration_method="entropy" if subject.real else "max",
-        calibration_shapes=",".join(f"{k}:{'x'.join(map(str, v))}" for k, v in subject.shapes.items()),
-        calibration_eps=["cpu"],
+    """Quantize with ModelOpt; runs inside its environment."""
+    peers.modelopt(
+        fixed(name),
+        list(batches(name, calibration(name))),
+        OUT / f"{name}.modelopt.onnx",
+        calibration_method="max" if SUBJECTS[name].invented else "entropy",
         high_precision_dtype="fp32",
-        output_path=str(OUT / f"{name}.modelopt.onnx"),
     )
-    source.unlink()
     print(f"{name}: ModelOpt {version('nvidia-modelopt')}")
-
-
-def environment() -> Path:
-    """The Python of ModelOpt's environment; SystemExit when it is not there."""
-    python = ROOT / ".venv-peers" / "modelopt" / "bin" / "python"
-    if not python.exists():
-        raise SystemExit("there is no environment with ModelOpt: python scripts/peers.py modelopt")
-    return python
 
 
 def with_uses(plan: Plan, graph: Graph, uses: list[tuple[str, int]]) -> Plan:
@@ -276,7 +208,7 @@ def compared(name: str) -> Result:
 def _recipe(name: str, *rules: Rule) -> Recipe:
     from onnxq.recipe import Recipe
 
-    return Recipe(high_precision="fp32", calibrator="auto" if SUBJECTS[name].real else "minmax", rules=rules)
+    return Recipe(high_precision="fp32", calibrator="minmax" if SUBJECTS[name].invented else "auto", rules=rules)
 
 
 def _quantized(name: str, ready: Prepared, pattern: str, uses: list[tuple[str, int]]) -> Graph:
@@ -348,13 +280,13 @@ def main() -> None:
     if wanted[:1] == ["--inside"]:
         peer(wanted[1])
         return
-    if unknown := set(wanted) - set(SUBJECTS):
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SUBJECTS)}")
+    if unknown := set(wanted) - set(NAMES):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     OUT.mkdir(parents=True, exist_ok=True)
     results = []
-    for name in wanted or SUBJECTS:
+    for name in wanted or NAMES:
         if not (OUT / f"{name}.modelopt.onnx").exists():
-            subprocess.run([environment(), __file__, "--inside", name], check=True, stdout=sys.stderr)
+            subprocess.run([peers.environment("modelopt"), __file__, "--inside", name], check=True, stdout=sys.stderr)
         results.append(compared(name))
     print(tables(results))
 

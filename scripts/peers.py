@@ -120,7 +120,7 @@ def onnxsim(model: Path, feeds: list[Feed], out: Path, **options: Any) -> None: 
     import onnxsim as tool
 
     function, smooth = options.pop("function", "quantize_static"), options.pop("smooth", False)
-    start = tool.simplify(str(model))[0]  # without it the BatchNorms keep most of a network in float
+    start = tool.simplify(str(_modern(model)))[0]  # without it the BatchNorms keep most of a network in float
     start = tool.apply_smoothquant(start, feeds) if smooth else start
     onnx.save_model(getattr(tool, function)(start, feeds, **options), out)
 
@@ -155,6 +155,7 @@ VARIANTS: dict[str, Variant] = {
     "ort_symmetric": ("onnxruntime", ort_static, SYMMETRIC),
     "ort_symmetric_percentile": ("onnxruntime", ort_static, {**SYMMETRIC, "calibrate_method": "Percentile"}),
     "ort_uint8": ("onnxruntime", ort_static, {**PER_CHANNEL, "activation_type": "QUInt8"}),
+    "ort_uint8_per_tensor": ("onnxruntime", ort_static, {"activation_type": "QUInt8"}),
     "ort_uint8_entropy": (
         "onnxruntime",
         ort_static,
