@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def compare(
 
     if page is not None:
         files.check_writable(page, *paths(reference, quantized, data, options["recipe_file"]))
+    if fail_below is not None and not math.isfinite(fail_below):
+        raise click.UsageError(f"--fail-below {fail_below} is no number of dB")
     recipe = chosen(options)
     with shown(quiet=options["quiet"] or as_json) as monitor:
         if page is None:

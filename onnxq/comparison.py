@@ -181,7 +181,7 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
         ModelError: the models have no output of the same name, or cannot be run.
         DataError: the data does not fit.
     """
-    names = _common(reference, quantized, layers=layers)
+    names = _common(reference, quantized, monitor, layers=layers)
     if not custom_ops:
         names = _without_customs(names, reference, quantized, monitor)
     seen = _Seen(reference, names, histograms, monitor)
@@ -284,17 +284,24 @@ def _pair(
     return sessions
 
 
-def _common(reference: Graph, quantized: Graph, *, layers: bool) -> list[str]:
+def _common(reference: Graph, quantized: Graph, monitor: Monitor, *, layers: bool) -> list[str]:
+    """Names of the tensors that both models have: of the layers those in float, of the outputs whole numbers too."""
+
     def names(graph: Graph) -> list[str]:
-        if layers:  # a file need not say the types of what lies between input and output
-            graph = graph.copy()
-            graph.infer_shapes()
-        values = (v for n in graph.nodes for v in n.outputs) if layers else graph.outputs
-        kinds = _FLOATS if layers else (*_FLOATS, *_WHOLE)
-        return [str(v.name) for v in values if v.name and graph.dtype(v) in kinds]
+        outputs = [v for v in graph.outputs if graph.dtype(v) in (*_FLOATS, *_WHOLE)]
+        if not layers:
+            return [str(v.name) for v in outputs]
+        graph = graph.copy()  # a file need not say the types of what lies between input and output
+        graph.infer_shapes()
+        made = [v for n in graph.nodes for v in n.outputs if v.name and graph.dtype(v) in _FLOATS]
+        return [str(v.name) for v in (*made, *outputs)]
 
     others = set(names(quantized))
     common = [name for name in dict.fromkeys(names(reference)) if name in others]
+    if common and (
+        lost := [str(v.name) for v in reference.outputs if v.name not in {o.name for o in quantized.outputs}]
+    ):
+        monitor.warn(f"{len(lost)} outputs of the float model are no outputs of the other: {', '.join(lost[:5])}")
     if not common:
         raise ModelError(
             "the two models have no numeric tensor of the same name to compare",

@@ -372,7 +372,10 @@
     if (data.pictures.length) drawTensor();
     if (data.trades.length) drawTrades();
   };
-  draw();
-  let width = window.innerWidth;
-  window.addEventListener("resize", () => { if (window.innerWidth !== width) { width = window.innerWidth; draw(); } });
+  let width = 0; // the first observation draws; later ones when a scroll bar or a turned phone changes the width
+  new ResizeObserver(([entry]) => {
+    if (Math.abs(entry.contentRect.width - width) < 1) return;
+    width = entry.contentRect.width;
+    draw();
+  }).observe(document.querySelector("main"));
 })();

@@ -203,6 +203,7 @@ def test_compare_prints_outputs_before_layers_and_holds_a_bound(here: Path, onnx
     assert "error: 1 of 1 outputs are below 99 dB: 'y' " in low.err
     assert json.loads(onnxq(*compare, "--fail-below", 99, "--json").out)["samples"] == 8
     assert onnxq("compare", MODEL, MODEL, "--data", DATA, "--fail-below", 99, "-q") == Run(0, "", "")
+    failed(onnxq(*compare, "--fail-below", "nan"), "nan", status=2)
 
 
 def test_recipe_files_and_flags(here: Path, onnxq: Callable[..., Run]) -> None:

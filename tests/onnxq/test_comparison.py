@@ -144,6 +144,24 @@ def test_tensors_that_do_not_fit_are_compared_in_groups(monkeypatch: pytest.Monk
     assert found.histograms["a"].amax == pytest.approx(np.abs(rows @ W).max(), rel=1e-5)
 
 
+def test_layers_go_with_outputs_of_whole_numbers() -> None:
+    text = "(float[N,4] x) => (float[N,4] y, int64[N] best) "
+    text += "{ y = Relu(x) k = Cast<to=7>(y) best = ArgMax<axis=1, keepdims=0>(k) }"
+    found = errors(graph_of(text), graph_of(text), layers=True)
+    assert list(found) == ["y", "best"]
+    assert found["best"].output
+
+
+def test_outputs_that_are_lost_are_said() -> None:
+    said: list[str] = []
+    reference = graph_of(TEXT, w=W)
+    other = graph_of(TEXT.replace(", float[N,4] z)", ")"), w=W)
+    source = open_source(FEEDS, input_specs(reference))
+    found = compare_graphs(reference, other, source, monitor=Monitor(warn=said.append))
+    assert [e.tensor for e in found.errors] == ["y"]
+    assert said == ["outputs that the quantized model has not, so not compared: z"]
+
+
 def test_large_tensors_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = graph_of(TEXT, w=W), graph_of(TEXT, w=W + NOISE)
     whole = errors(*graphs)["y"]
