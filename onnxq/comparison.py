@@ -36,6 +36,9 @@ _WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"
 _BLOCK = 2**16
 """Values that are looked at at a time: their float64 copies stay in cache however large a tensor is."""
 
+_MOST = sys.float_info.max
+"""What sums of huge float64 values stop at."""
+
 _GROUP_BYTES = 256_000_000
 """Tensors of one sample and model that are held at a time; more are compared in groups, one pass over the data each."""
 
@@ -134,8 +137,8 @@ class _Sums:
             self.hits += int(same.sum())
 
     def error(self, name: str, *, output: bool) -> TensorError:
-        norms = math.sqrt(self.signal) * math.sqrt(self.other)
-        cosine = float(self.dot) / norms if norms else float(self.noise == 0)
+        norms = math.sqrt(_number(self.signal)) * math.sqrt(_number(self.other))
+        cosine = _number(self.dot) / norms if norms else float(self.noise == 0)
         return TensorError(
             name,
             -math.inf if self.odd else _decibels(self.signal, self.noise),
@@ -149,14 +152,19 @@ class _Sums:
 
 def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Fraction:
     """Not by BLAS, whose threads would wait for each other where another process wants the cores."""
-    most = sys.float_info.max
-    return Fraction(min(max(float(np.einsum("i,i->", a, b)), -most), most))
+    with np.errstate(over="ignore"):
+        total = float(np.einsum("i,i->", a, b))
+    return Fraction(min(max(total, -_MOST), _MOST))
+
+
+def _number(total: Fraction) -> float:
+    return float(min(max(total, Fraction(-_MOST)), Fraction(_MOST)))
 
 
 def _decibels(signal: Fraction, noise: Fraction) -> float:
     if not noise:
         return math.inf
-    return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
+    return 10 * (math.log10(_number(signal)) - math.log10(_number(noise))) if signal else -math.inf
 
 
 def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is run
@@ -219,7 +227,7 @@ class _Seen:
 
     def add(self, name: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
         """One tensor of one sample, in the float and in the quantized model."""
-        if name in self._tallies:
+        if name in self._tallies and a.dtype.name in _FLOATS:
             self._tallies[name].add(a)
         if name not in self._sums:
             return
@@ -298,10 +306,9 @@ def _common(reference: Graph, quantized: Graph, monitor: Monitor, *, layers: boo
 
     others = set(names(quantized))
     common = [name for name in dict.fromkeys(names(reference)) if name in others]
-    if common and (
-        lost := [str(v.name) for v in reference.outputs if v.name not in {o.name for o in quantized.outputs}]
-    ):
-        monitor.warn(f"{len(lost)} outputs of the float model are no outputs of the other: {', '.join(lost[:5])}")
+    kept = {v.name for v in quantized.outputs}
+    if common and (lost := [str(v.name) for v in reference.outputs if v.name not in kept]):
+        monitor.warn(f"outputs that the quantized model has not, so not compared: {', '.join(lost)}")
     if not common:
         raise ModelError(
             "the two models have no numeric tensor of the same name to compare",

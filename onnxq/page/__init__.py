@@ -104,8 +104,10 @@ def _tint(kind: str) -> int:
 
 
 def _share(value: float) -> str:
-    """A share in per cent; 100 % is said only of all."""
+    """A share in per cent; 100 % is said only of all, 0 % of nothing."""
     text = f"{100 * value:.1f}"
+    if text == "0.0" and value > 0:
+        return "< 0.1 %"
     return "> 99.9 %" if text == "100.0" and value < 1 else f"{text.removesuffix('.0')} %"
 
 

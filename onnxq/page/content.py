@@ -167,18 +167,16 @@ def gather(files: Files, stock: Inventory, found: Comparison | None, known: Know
 
 
 def _rows(stock: Inventory, found: Comparison | None, reasons: Mapping[str, str]) -> Iterator[Row]:
-    """The layers; behind them what was compared and is no layer, as the DequantizeLinear behind an integer operator."""
+    """The layers; behind them tensors that were compared and that no layer in float makes, as integer operators' do."""
     errors = {} if found is None else {e.tensor: e for e in found.errors}
-    order = 0
-    for layer in stock.layers:
-        tensor = next((name for name in layer.outputs if name in errors), layer.outputs[0])
-        error = errors.pop(tensor, None)
+    for order, layer in enumerate(stock.layers):
+        made = [errors.pop(name) for name in layer.outputs if name in errors]
+        error = min(made, key=lambda e: (not e.output, e.sqnr_db), default=None)
+        tensor = layer.outputs[0] if error is None else error.tensor
         reason = reasons.get(layer.name, "")
         yield Row(order, layer.name, layer.op_type, layer.precision, layer.macs, tensor, error, reason)
-        order += 1
-    for tensor, error in errors.items():
-        yield Row(order, tensor, "DequantizeLinear", "unknown", 0, tensor, error, "")
-        order += 1
+    for order, (tensor, error) in enumerate(errors.items(), len(stock.layers)):
+        yield Row(order, tensor, "–", "unknown", 0, tensor, error, "")
 
 
 def _badness(row: Row) -> tuple[float, int]:
@@ -203,7 +201,9 @@ def _qtype(tensor: Holding) -> QType | None:
 def _used(tensor: Holding) -> Range | None:
     """The range that the model's one scale covers."""
     qtype = _qtype(tensor)
-    if qtype is None or tensor.scales != 1 or tensor.low is None or tensor.zero_point is None:
+    if qtype is None or tensor.scales != 1 or tensor.zero_point is None:
+        return None
+    if tensor.low is None or not math.isfinite(tensor.low) or tensor.low <= 0:
         return None
     if qtype.symmetric:
         return -qtype.qmax * tensor.low, qtype.qmax * tensor.low

@@ -83,6 +83,14 @@ def test_infinities_that_both_have_are_no_error_and_others_are_the_worst() -> No
     assert (error.max_abs, error.sqnr_db) == (math.inf, -math.inf)
 
 
+def test_values_whose_squares_overflow() -> None:
+    text = "(double[N,4] x) => (double[N,4] y) { y = Mul(x, k) }"
+    feeds = [{"x": np.full((1, 4), 1e300)}] * 3
+    found = errors(graph_of(text, k=np.float64(1)), graph_of(text, k=np.float64(0.5)), feeds=feeds)["y"]
+    assert math.isfinite(found.sqnr_db)
+    assert found.max_abs == pytest.approx(5e299)
+
+
 def test_all_zero_tensors() -> None:
     text = "(float[N,4] x) => (float[N,4] y) { y = Mul(x, k) }"
     zero, one = graph_of(text, k=np.float32(0)), graph_of(text, k=np.float32(1))

@@ -85,8 +85,22 @@ def test_layers_with_their_errors_and_reasons() -> None:
     assert [(r.name, r.order, r.tensor) for r in rows[:3]] == [("conv", 0, "a"), ("relu", 1, "b"), ("gemm", 2, "y")]
     assert [r.error for r in rows] == list(ERRORS)
     assert [r.reason for r in rows[:3]] == ["int8 input and weight", "fuses", "too small"]
-    assert (rows[3].name, rows[3].op_type) == ("q", "DequantizeLinear")  # compared, and no layer of its own
+    assert (rows[3].name, rows[3].precision) == ("q", "unknown")  # compared, and no layer of its own
     assert whole().low_share == 0.9
+
+
+def test_of_several_outputs_the_worst_stands_for_the_layer() -> None:
+    split = Layer("split", "Split", "float32", 0, ("a", "b", "c"))
+    made = Comparison((TensorError("a", 30.0, 1, 0, 1), TensorError("b", 9.0, 1, 0, 1)), 1)
+    (row,) = page.gather(FILES, replace(STOCK, layers=(split,)), made).rows
+    assert (row.tensor, row.error) == ("b", made.errors[1])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_broken_scales_have_no_range(scale: float) -> None:
+    tensor = replace(TENSORS[1], low=scale, high=scale)
+    (picture,) = page.gather(FILES, replace(STOCK, tensors=(tensor,)), None, KNOWN).pictures
+    assert picture.drawn.thresholds[0].name == "entropy"
 
 
 def test_reasons_by_work() -> None:
@@ -215,7 +229,13 @@ def test_pages_of_large_models_stay_small(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_shares_round_to_all_only_when_all_is_meant() -> None:
-    assert [page._share(x) for x in (0.0, 0.255, 0.99999, 1.0)] == ["0 %", "25.5 %", "> 99.9 %", "100 %"]
+    assert [page._share(x) for x in (0.0, 1e-5, 0.255, 0.99999, 1.0)] == [
+        "0 %",
+        "< 0.1 %",
+        "25.5 %",
+        "> 99.9 %",
+        "100 %",
+    ]
 
 
 def test_each_precision_has_a_colour() -> None:
