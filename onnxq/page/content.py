@@ -176,7 +176,7 @@ def _rows(stock: Inventory, found: Comparison | None, reasons: Mapping[str, str]
         reason = reasons.get(layer.name, "")
         yield Row(order, layer.name, layer.op_type, layer.precision, layer.macs, tensor, error, reason)
     for order, (tensor, error) in enumerate(errors.items(), len(stock.layers)):
-        yield Row(order, tensor, "–", "unknown", 0, tensor, error, "")
+        yield Row(order, tensor, "", "unknown", 0, tensor, error, "")
 
 
 def _badness(row: Row) -> tuple[float, int]:
