@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxq.api import calibrate, check, compare, make_plan, merge, quantize
+    from onnxq.api import calibrate, check, compare, make_plan, quantize
     from onnxq.caches import Cache, read_cache, write_cache
     from onnxq.checks import Finding, Report
     from onnxq.errors import (
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from onnxq.exchange import make_cache
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
+    from onnxq.outcome import Budget, Sensitivity
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe, Rule
-    from onnxq.statistics import Statistics
+    from onnxq.search import Evaluation, sensitivity
+    from onnxq.statistics import Statistics, merge
 
 __version__ = "0.1.0"
 
@@ -37,13 +39,16 @@ _HOMES = {
     "compare": "api",
     "make_cache": "exchange",
     "make_plan": "api",
-    "merge": "api",
+    "merge": "statistics",
     "quantize": "api",
     "Cache": "caches",
     "read_cache": "caches",
     "write_cache": "caches",
+    "sensitivity": "search",
+    "Budget": "outcome",
     "AccuracyError": "errors",
     "DataError": "errors",
+    "Evaluation": "search",
     "ModelError": "errors",
     "OnnxqError": "errors",
     "OutputError": "errors",
@@ -57,13 +62,16 @@ _HOMES = {
     "Plan": "plan",
     "Recipe": "recipe",
     "Rule": "recipe",
+    "Sensitivity": "outcome",
     "Statistics": "statistics",
 }
 
 __all__ = [
     "AccuracyError",
+    "Budget",
     "Cache",
     "DataError",
+    "Evaluation",
     "Finding",
     "Graph",
     "Histogram",
@@ -76,6 +84,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "Rule",
+    "Sensitivity",
     "Statistics",
     "StatisticsError",
     "calibrate",
@@ -86,6 +95,7 @@ __all__ = [
     "merge",
     "quantize",
     "read_cache",
+    "sensitivity",
     "write_cache",
 ]
 

@@ -13,8 +13,8 @@ from onnxq.choose import resolve, uncached, weights_only
 from onnxq.collect import collect, learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
-from onnxq.data import Source, input_specs, open_source, parse_shapes, rereadable
-from onnxq.errors import DataError, ModelError, StatisticsError
+from onnxq.data import Source, input_specs, label_specs, open_source, parse_shapes, rereadable
+from onnxq.errors import DataError, ModelError
 from onnxq.graph import Graph
 from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset
@@ -30,10 +30,11 @@ from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from onnxq.data import Feed
     from onnxq.plan import Plan
+    from onnxq.search import Evaluation
     from onnxq.statistics import Factor
 
 Model = Any
@@ -58,6 +59,7 @@ def quantize(
     monitor: Monitor = QUIET,
     *,
     cache: Cache | None = None,
+    evaluation: Evaluation | None = None,
 ) -> tuple[Graph, Plan]:
     """Quantize a model; return it with the plan that was carried out.
 
@@ -69,14 +71,16 @@ def quantize(
         recipe: every choice.
         monitor: progress and warnings.
         cache: scales that win over the data; only what it lacks is measured.
+        evaluation: what a budget in the recipe is judged by, see `onnxq.search`; the plan's `budget` says how it went.
 
     Raises:
+        AccuracyError: the recipe's budget cannot be kept.
         OnnxqError: see its children; the message says what to do.
     """
     ready = prepared(model, recipe, monitor)
     if isinstance(data, Cache):
         data, cache = None, data
-    return lowered(ready, measured(ready, data, monitor, cache), monitor, cache)
+    return carried_out(ready, data, monitor, cache, evaluation)[:2]
 
 
 def calibrate(
@@ -96,25 +100,6 @@ def calibrate(
     """
     ready = prepared(model, recipe, monitor)
     return improved(ready, data, monitor, all_tensors=all_tensors)
-
-
-def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
-    """The sum of statistics or statistics files: the same, bit for bit, in any order.
-
-    Raises:
-        StatisticsError: none given, or they do not belong together.
-    """
-    total: Statistics | None = None
-    for part in parts:
-        found = part if isinstance(part, Statistics) else Statistics.load(part)
-        try:
-            total = found if total is None else total + found
-        except StatisticsError as error:
-            where = "" if isinstance(part, Statistics) else f"{part} does not go with those before it: "
-            raise StatisticsError(f"{where}{error.message}", error.hint) from error
-    if total is None:
-        raise StatisticsError("there are no statistics to merge", "Name at least one file.")
-    return total
 
 
 def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) -> Plan:
@@ -144,7 +129,7 @@ def compare(
         OnnxqError: a model cannot be run, or the data does not fit.
     """
     reference, other = load(model), load(quantized)
-    source = _open(data, reference, recipe)
+    source = open_data(data, reference, recipe)
     monitor.stage("Comparing", source.length)
     return compare_graphs(
         reference,
@@ -258,7 +243,7 @@ def improved(ready: Prepared, data: object, monitor: Monitor = QUIET, *, all_ten
         DataError: the data cannot be read or does not fit.
     """
     recipe, target = ready.recipe, get_target(ready.recipe.target)
-    source, factors = _open(data, ready.graph, recipe), {}
+    source, factors = open_data(data, ready.graph, recipe), {}
     fits = target.activation.symmetric and target.activation.signed and not target.every_tensor
     if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
         source = rereadable(source)
@@ -293,7 +278,7 @@ def observe(
         DataError: the data cannot be read or does not fit.
     """
     names = ready.plan.observe if tensors is None else tensors
-    source = _open(data, ready.graph, ready.recipe)
+    source = open_data(data, ready.graph, ready.recipe)
     monitor.stage(f"Observing {len(names)} tensors on {source.name}", source.length)
     libraries = ready.recipe.custom_op_list
     return collect(
@@ -324,6 +309,22 @@ def measured(ready: Prepared, data: object, monitor: Monitor = QUIET, cache: Cac
         monitor.warn("the calibration cache has every scale; the data is not read")
         return None
     return observe(ready, data, monitor, tuple(dict.fromkeys(p.observe for p in lacking)))
+
+
+def carried_out(
+    ready: Prepared, data: object, monitor: Monitor, cache: Cache | None = None, evaluation: Evaluation | None = None
+) -> tuple[Graph, Plan, Statistics | None]:
+    """The quantized graph, its plan and what was observed, within the recipe's budget if it has one.
+
+    Raises:
+        OnnxqError: as for `quantize`.
+    """
+    if ready.recipe.budgeted:
+        from onnxq import search  # it needs this module
+
+        return search.within_budget(ready, data, monitor, evaluation or search.Evaluation(), cache)
+    statistics = measured(ready, data, monitor, cache)
+    return (*lowered(ready, statistics, monitor, cache), statistics)
 
 
 def activations(graph: Graph) -> tuple[str, ...]:
@@ -372,20 +373,17 @@ def export(graph: Graph, path: str | os.PathLike[str]) -> list[Path]:
     return files.save(graph, path, check=True)
 
 
-def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write statistics, whole or not at all.
+def open_data(data: object, graph: Graph, recipe: Recipe) -> Source:
+    """The data as feeds of the graph's inputs, with the recipe's labels.
 
     Raises:
-        OutputError: it cannot be written.
+        DataError: it cannot be read or does not fit.
     """
-    files.write_aside(path, statistics.save)
-
-
-def _open(data: object, graph: Graph, recipe: Recipe) -> Source:
     if isinstance(data, str | os.PathLike) and is_statistics(data):
         raise DataError(f"{data} holds statistics, not calibration data", "It goes with `quantize --statistics`.")
     shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
-    return open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)
+    specs = (*input_specs(graph), *label_specs(recipe.label_list))
+    return open_source(data, specs, max_samples=recipe.max_samples, shapes=shapes)
 
 
 def default_output(model: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq import cli_views
+from onnxq import cli_search, cli_views
 from onnxq.cli_options import paths as _paths
 from onnxq.cli_options import recipe as _recipe
 from onnxq.cli_options import recipe_options as _recipe_options
@@ -54,7 +54,7 @@ def cli() -> None:
     """Quantize ONNX models to int8 for TensorRT and ONNX Runtime."""
 
 
-for view in (cli_views.compare, cli_views.show, cli_views.check):
+for view in (cli_views.compare, cli_views.show, cli_views.check, cli_search.sensitivity):
     cli.add_command(view)
 
 # -- commands --------------------------------------------------------------------------------------------------
@@ -66,6 +66,7 @@ for view in (cli_views.compare, cli_views.show, cli_views.check):
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: <name>.int8.onnx here].")
 @click.option("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
 @click.option("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
+@click.option("--eval-data", help="Held-back data to judge a budget on. [default: a quarter of --data]")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) on the result as well.")
 @_recipe_options
 @_talk_options
@@ -75,11 +76,12 @@ def quantize(
     output: Path | None,
     statistics_file: str | None,
     cache_file: str | None,
+    eval_data: str | None,
     page: Path | None,
     **options: Any,
 ) -> None:
     """Quantize MODEL to int8, and write it with its plan."""
-    from onnxq import api, files, report, reporting, tables
+    from onnxq import api, files, report, reporting, search, tables
     from onnxq.caches import read_cache
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
@@ -97,8 +99,7 @@ def quantize(
         ready = api.prepared(model, recipe, monitor)
         if given is None and cache is None and ready.plan.mode == "static":
             given = _data_beside(model, monitor.warn)
-        statistics = api.measured(ready, given, monitor, cache)
-        graph, plan = api.lowered(ready, statistics, monitor, cache)
+        graph, plan, statistics = api.carried_out(ready, given, monitor, cache, search.Evaluation(eval_data))
         monitor.stage("Checking and writing", None)
         written = api.export(graph, output)
         text = report.plan_json(plan, recipe, statistics)
@@ -114,6 +115,8 @@ def quantize(
         after = sum(p.stat().st_size for p in written)
         if options["verbose"]:
             click.echo(tables.decisions(plan, every=True))
+        for line in tables.budget(plan.budget) if plan.budget else ():
+            click.echo(line)
         for line in tables.result(report.summarize(plan, before, after), [*written, plan_file, *_paths(page)]):
             click.echo(line)
         for what, line in report.next_steps(plan, graph, output, statistics):
@@ -142,7 +145,7 @@ def calibrate(
     files.check_writable(output, *_paths(model, data, options["recipe_file"]))
     with shown(quiet=options["quiet"]) as monitor:
         statistics = api.calibrate(model, data, recipe, monitor, all_tensors=all_tensors)
-        api.save_statistics(statistics, output)
+        files.write_aside(output, statistics.save)
     if not options["quiet"]:
         click.echo(f"{output}: {len(statistics.tensors)} tensors, {statistics.samples} samples")
 
@@ -153,11 +156,11 @@ def calibrate(
 @_talk_options
 def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
     """Add up statistics files of one model, in any order."""
-    from onnxq import api, files
+    from onnxq import files
 
     files.check_writable(output, *_paths(*statistics))
-    total = api.merge(statistics)
-    api.save_statistics(total, output)
+    total = onnxq.merge(statistics)
+    files.write_aside(output, total.save)
     if not options["quiet"]:
         click.echo(f"{output}: {len(total.tensors)} tensors, {total.samples} samples")
 

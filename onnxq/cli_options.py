@@ -25,7 +25,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         command = click.option(
             f"--{field.name.replace('_', '-')}",
             field.name,
-            type={"float": float, "int | None": int, "bool": bool}.get(str(field.type), str),
+            type={"float": float, "float | None": float, "int | None": int, "bool": bool}.get(str(field.type), str),
             is_flag=str(field.type) == "bool",
             default=None,
             help=text if field.default in (None, "", False) else f"{text} [default: {field.default}]",

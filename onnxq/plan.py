@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnxq.numerics import QType, QuantParams, Range
+    from onnxq.outcome import Budget
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Plan:
         float32: node name -> why it stays in float32 when that type is another.
         mode: "static", "dynamic" or "weight-only".
         modes: body ("If_0/then_branch") -> its mode where that is another.
+        budget: how the recipe's budget was kept, and what went back to float for it; None without one.
     """
 
     target: str
@@ -122,6 +124,7 @@ class Plan:
     float32: Mapping[str, str] = field(default_factory=dict)
     mode: str = "static"
     modes: Mapping[str, str] = field(default_factory=dict)
+    budget: Budget | None = None
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -173,7 +176,7 @@ class Plan:
             },
             "already_quantized": list(self.kept),
             "notes": list(self.notes),
-        }
+        } | ({"budget": self.budget.to_dict()} if self.budget else {})
 
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -99,6 +100,14 @@ class Recipe:
     io_types: str = _option("float32", "Type of the model's float inputs and outputs.", IO_TYPES)
     providers: str = _option("cpu", "Where ONNX Runtime runs the float model: cpu, cuda; comma-separated.")
     custom_ops: str = _option("", "Libraries of custom operators for ONNX Runtime (.so, .dll); comma-separated.")
+    min_sqnr: float | None = _option(
+        None, "Budget: SQNR in dB that every output keeps on held-back data; the fewest MACs go to float for it."
+    )
+    metric: str = _option("", "Budget: your metric, script.py:function; called as function(feeds, outputs).")
+    metric_direction: str | None = _option(None, "Which values of the metric are better.", ("higher", "lower"))
+    max_drop: float | None = _option(None, "Budget: by how much the metric may get worse on held-back data.")
+    max_drop_relative: bool = _option(False, "Take max-drop as a share of the float model's metric: 0.01 is 1 %.")
+    labels: str = _option("", "Arrays in the data that are no inputs but for the metric; comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
     mode: str = _option(
@@ -114,7 +123,17 @@ class Recipe:
             raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
         get_target(self.target)
         make_calibrator(self.calibrator, self.percentile)
-        for name in ("effort", "weight_range", "weight_form", "high_precision", "io_types", "mode", "format"):
+        check_budget(self)
+        for name in (
+            "metric_direction",
+            "effort",
+            "weight_range",
+            "weight_form",
+            "high_precision",
+            "io_types",
+            "mode",
+            "format",
+        ):
             _check_choice(name, getattr(self, name))
         check_mode(self, get_target(self.target))
         _check_cpu(self)
@@ -129,6 +148,16 @@ class Recipe:
     def provider_list(self) -> tuple[str, ...]:
         """The providers, in order."""
         return tuple(p.strip() for p in self.providers.split(",") if p.strip())
+
+    @property
+    def label_list(self) -> tuple[str, ...]:
+        """Names of the arrays that go with samples for the metric."""
+        return tuple(p.strip() for p in self.labels.split(",") if p.strip())
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether a budget is asked for, which needs data to be judged on."""
+        return self.min_sqnr is not None or self.max_drop is not None
 
     @property
     def custom_op_list(self) -> tuple[str, ...]:
@@ -204,6 +233,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "str": ("text in quotes", (str,)),
     "str | None": ("text in quotes", (str,)),
     "float": ("a number", (int, float)),
+    "float | None": ("a number", (int, float)),
     "int | None": ("a whole number", (int,)),
     "bool": ("true or false", (bool,)),
     "bool | None": ("true or false", (bool,)),
@@ -227,6 +257,23 @@ def _check_choice(name: str, value: str) -> None:
     choices: tuple[str, ...] = next(f.metadata["choices"] for f in fields(Recipe) if f.name == name)
     if value not in choices and value is not None:
         raise RecipeError(f"unknown {name} {value!r}", known_names(value, choices))
+
+
+def check_budget(recipe: Recipe) -> None:
+    """Raise RecipeError where the budget's parts do not go together. A metric may also be given from Python."""
+    for name in ("min_sqnr", "max_drop"):
+        value = getattr(recipe, name)
+        if value is not None and not math.isfinite(value):
+            raise RecipeError(f"{name} is {value}", "Give a finite number.")
+    if recipe.max_drop is not None and recipe.max_drop < 0:
+        raise RecipeError(f"max_drop is {recipe.max_drop}", "Give 0 or more: it is how much worse, not a difference.")
+    if recipe.max_drop is not None and recipe.metric_direction is None:
+        raise RecipeError(
+            "max_drop needs metric_direction", "Say whether higher or lower values are better: it cannot be guessed."
+        )
+    if recipe.max_drop is None and (recipe.metric or recipe.max_drop_relative or recipe.metric_direction):
+        said = "metric" if recipe.metric else "max_drop_relative" if recipe.max_drop_relative else "metric_direction"
+        raise RecipeError(f"{said} needs max_drop", "Say by how much the metric may get worse.")
 
 
 def _check_cpu(recipe: Recipe) -> None:

@@ -16,7 +16,7 @@ from onnxq.histogram import Histogram
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy.typing as npt
 
@@ -203,6 +203,25 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     with zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
     return {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
+
+
+def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
+    """The sum of statistics or statistics files: the same, bit for bit, in any order.
+
+    Raises:
+        StatisticsError: none given, or they do not belong together.
+    """
+    total: Statistics | None = None
+    for part in parts:
+        found = part if isinstance(part, Statistics) else Statistics.load(part)
+        try:
+            total = found if total is None else total + found
+        except StatisticsError as error:
+            where = "" if isinstance(part, Statistics) else f"{part} does not go with those before it: "
+            raise StatisticsError(f"{where}{error.message}", error.hint) from error
+    if total is None:
+        raise StatisticsError("there are no statistics to merge", "Name at least one file.")
+    return total
 
 
 def is_statistics(path: str | os.PathLike[str]) -> bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from onnxq.comparison import Comparison, TensorError
     from onnxq.inventory import Holding, Inventory
+    from onnxq.outcome import Budget, Sensitivity
     from onnxq.plan import Plan
     from onnxq.report import Summary
 
@@ -130,3 +131,47 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def size(count: int) -> str:
     """Bytes as text: `12.3 kB` or `4.56 MB`."""
     return f"{count / 1e6:,.2f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+
+
+def sensitivity(found: Sensitivity, *, every: bool) -> Iterator[str]:
+    """The groups, the one that costs most first; 30 of them when not `every` one."""
+    shown = found.worst if every else found.worst[:_SHOWN]
+    rows = [(_db(g.output_db), _db(g.own_db), _db(g.accumulated_db), f"{g.share:.1%}", _group(g.nodes)) for g in shown]
+    yield table(("at outputs dB", "own dB", "accumulated dB", "MACs", "group"), rows)
+    more = f"; {len(found.groups)} groups, --verbose for all" if len(shown) < len(found.groups) else ""
+    yield f"all in int8: {_db(found.int8_db)} dB, over {found.samples} samples that did not calibrate{more}"
+    yield "at outputs: only this group in int8, SQNR of the model; own: of its layers; accumulated: those, all in int8"
+
+
+def budget(found: Budget) -> Iterator[str]:
+    """What was tried, what went back to float and why, and how the budget holds."""
+    if found.reverted:
+        drops = any(t.drop is not None for t in found.pareto)
+        header = ("SQNR dB", *(("drop",) if drops else ()), "MACs in int8", "groups in float", "")
+        rows = [
+            (
+                _db(t.sqnr_db),
+                *((f"{t.drop:.4g}",) if drops and t.drop is not None else ()),
+                f"{t.mac_share:.2%}",
+                str(len(t.reverted)),
+                "; ".join(f"held back: {v}" for v in t.verdicts),
+            )
+            for t in found.pareto
+        ]
+        yield "what the search found (Pareto: no other choice has both more in int8 and less error):"
+        yield table(header, rows)
+        yield "back in float for the budget:"
+        yield table(("group", "reason"), [(_group(r.nodes), r.reason) for r in found.reverted])
+    for verdict in found.verdicts:
+        yield f"{verdict.goal} holds: {verdict} on {found.held_back} held-back samples"
+
+
+_SHOWN = 30
+
+
+def _group(nodes: Sequence[str]) -> str:
+    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} and {len(nodes) - 1} more"
+
+
+def _db(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -68,7 +68,7 @@ def calibrate(model: Path, samples: int, length: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         found = api.calibrate(model, f"random:{samples}", _recipe(model, length))
-        api.save_statistics(found, Path(folder) / "statistics.npz")
+        found.save(Path(folder) / "statistics.npz")
 
 
 def ort_minmax(model: Path, samples: int, length: int) -> None:

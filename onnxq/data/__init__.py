@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxq.data.arrays import open_folder, open_stack
-from onnxq.data.feeds import Feed, InputSpec, check_feed, input_specs, split_batch
+from onnxq.data.feeds import Feed, InputSpec, check_feed, input_specs, label_specs, split_batch
 from onnxq.data.invented import open_random
 from onnxq.data.objects import open_object
 from onnxq.data.paths import existing
@@ -38,6 +38,7 @@ __all__ = [
     "check_feed",
     "find_beside",
     "input_specs",
+    "label_specs",
     "open_source",
     "parse_shapes",
     "rereadable",

@@ -33,11 +33,13 @@ class InputSpec:
         name: the input's name in the graph.
         dtype: its element type.
         shape: one entry per axis, None or a symbol for a dynamic one; None where even the rank is unknown.
+        label: no input at all, but an array that goes with each sample for the user's metric, of any type.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...] | None
+    label: bool = False
 
 
 def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
@@ -113,7 +115,7 @@ def split_batch(feed: Feed, inputs: Sequence[InputSpec]) -> list[Feed]:
 
     Only where all arrays agree on N and every input's axis 0 is dynamic; otherwise the list is `[feed]`.
     """
-    free = all(spec.shape and not isinstance(spec.shape[0], int) for spec in inputs)
+    free = all(spec.label or (spec.shape and not isinstance(spec.shape[0], int)) for spec in inputs)
     lengths = {feed[spec.name].shape[:1] for spec in inputs}
     if not free or len(lengths) != 1:
         return [feed]
@@ -129,7 +131,7 @@ def _fit(value: object, spec: InputSpec, where: str) -> Array:
     except (ValueError, TypeError) as err:  # ragged lists, tensors on another device
         raise DataError(f"{where}: input {spec.name!r} is not an array: {err}", "Give a numpy array.") from err
     check_shape(array.shape, spec, where)
-    fitted = array if array.dtype == spec.dtype else cast(array, spec.dtype)
+    fitted = array if spec.label or array.dtype == spec.dtype else cast(array, spec.dtype)
     if fitted is None:
         says = f"{where}: input {spec.name!r} is {array.dtype}; the model takes {spec.dtype}"
         hint = f"If the loss is meant, store it as array.astype({spec.dtype.name!r})."
@@ -150,3 +152,8 @@ def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
             raise DataError(f"input {value.name!r} is not a tensor of numbers", "onnxq cannot feed such an input.")
         specs.append(InputSpec(str(value.name), np.dtype(dtype), graph.shape(value)))
     return tuple(specs)
+
+
+def label_specs(names: Sequence[str]) -> tuple[InputSpec, ...]:
+    """Specs of arrays that go with each sample but not into the model."""
+    return tuple(InputSpec(name, np.dtype(np.float32), None, label=True) for name in names)

@@ -35,7 +35,7 @@ def open_script(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     """
     file, _, function = text.rpartition(":") if not text.endswith(".py") else (text, "", "")
     path, wanted = existing(file), function or "load_data"
-    names = _run(path)
+    names = run_script(path)
     if wanted not in names:
         near = get_close_matches(wanted, names, n=1)
         hint = f"Did you mean {path}:{near[0]}?" if near else f"Define {wanted}() there, or name another: {path}:NAME."
@@ -43,8 +43,12 @@ def open_script(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     return replace(open_object(names[wanted], inputs), name=text)
 
 
-def _run(path: Path) -> dict[str, object]:
-    """Run a user's script as a module, its own folder importable meanwhile, and return what it defines."""
+def run_script(path: Path) -> dict[str, object]:
+    """Run a user's script as a module, its own folder importable meanwhile, and return what it defines.
+
+    Raises:
+        DataError: it is no script, or fails.
+    """
     spec = importlib.util.spec_from_file_location(f"onnxq data script {path.stem}", path)
     if spec is None or spec.loader is None:
         raise DataError(f"{path}: is not a Python script", "Give a .py file.")

@@ -63,7 +63,7 @@ DEALT: dict[str, Callable[[], Statistics]] = {
     "one batch": lambda: api.calibrate(MODEL, batches(range(64), 64)),
     "shuffled": lambda: api.calibrate(MODEL, batches(SHUFFLED, 1)),
     "shuffled, batches of 16": lambda: api.calibrate(MODEL, batches(SHUFFLED, 16)),
-    "shards": lambda: api.merge(
+    "shards": lambda: onnxq.merge(
         [api.calibrate(MODEL, batches(part, 3)) for part in (SHUFFLED[40:], SHUFFLED[:7], SHUFFLED[7:40])]
     ),
 }
@@ -73,8 +73,8 @@ DEALT: dict[str, Callable[[], Statistics]] = {
 def test_statistics_do_not_depend_on_how_the_samples_were_dealt_out(deal: str, tmp_path: Path) -> None:
     found = DEALT[deal]()
     assert found == one_by_one()
-    api.save_statistics(found, tmp_path / "a.npz")
-    api.save_statistics(one_by_one(), tmp_path / "b.npz")
+    found.save(tmp_path / "a.npz")
+    one_by_one().save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 

@@ -14,7 +14,7 @@ from onnxq.exchange import make_cache
 from onnxq.improve import gains
 from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
-from onnxq.statistics import Statistics
+from onnxq.statistics import Statistics, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +104,7 @@ def test_statistics_of_unlike_factors_do_not_merge() -> None:
     graph = block()
     one, other = (api.calibrate(graph, samples(24, seed), BALANCED) for seed in (4, 5))
     with pytest.raises(StatisticsError, match="smoothed in different ways") as error:
-        api.merge([one, other])
+        merge([one, other])
     assert "--effort fast" in error.value.hint
 
 

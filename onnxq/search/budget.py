@@ -1,0 +1,210 @@
+"""The fewest multiply-accumulates back in float so that a budget holds on samples that had no part in the choice.
+
+1. Rank the groups by what each costs the model's outputs, alone in int8, for its multiply-accumulates.
+2. Search: revert the first k of the list, the smallest k that reaches the goals; by bisection, as each further group
+   in float brings the model nearer.
+3. Rank again: of the groups reverted, the largest that should not be needed any more goes back to int8 if it is not.
+4. Judge on the held-back samples, in the form that is shipped. What fails there raises the bar of step 2.
+
+The ranking is a greedy solution of the knapsack problem, the noise of single groups being nearly additive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from onnxq.errors import AccuracyError
+from onnxq.outcome import Budget, Reverted, Tried
+from onnxq.search.goals import MinSqnr, Trial
+from onnxq.search.noise import decibels
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from onnxq.graph import Graph
+    from onnxq.monitor import Monitor
+    from onnxq.outcome import Sensitivity, Verdict
+    from onnxq.plan import Plan
+    from onnxq.search.goals import Goal
+    from onnxq.search.groups import Group
+    from onnxq.search.noise import Exact
+    from onnxq.search.trials import Trials
+
+ROUNDS = 6
+"""Choices that are judged at most."""
+
+RESTORED = 8
+"""Groups that are tried for going back to int8, at most, before each judgement."""
+
+LEAST_DB, MOST_DB = 0.05, 20.0
+"""By how much an SQNR that failed there raises the bar, at least and at most."""
+
+STEP_DB = 3.0
+"""How much nearer the next choice must come when a metric failed on the held-back samples: half the noise."""
+
+
+@dataclass
+class Search:
+    """A search and what it has measured so far.
+
+    Attributes:
+        trials: makes the quantized forms.
+        groups: what can be reverted, in the model's order.
+        goals: all must hold.
+        searching: the samples that the search goes by.
+        judging: the held-back samples.
+        monitor: progress and warnings.
+        tried: reverted groups -> what was measured with them.
+    """
+
+    trials: Trials
+    groups: Sequence[Group]
+    goals: Sequence[Goal]
+    searching: Exact
+    judging: Exact
+    monitor: Monitor
+    tried: dict[frozenset[str], Tried] = field(default_factory=dict)
+    enough: dict[frozenset[str], bool] = field(default_factory=dict)
+    best: tuple[tuple[Verdict, ...], float] | None = None
+
+    def measure(self, reverted: Collection[Group]) -> Tried:
+        """Measure a choice on the samples that the search goes by, once."""
+        key = frozenset(g.name for g in reverted)
+        if key not in self.tried:
+            graph = self.trials.graph(reverted)
+            trial = Trial.of(self.searching, self.trials.outputs(graph, self.searching.feeds))
+            drops = [drop for goal in self.goals if (drop := goal.drop(trial)) is not None]
+            names = tuple(g.name for g in reverted)
+            self.tried[key] = Tried(names, self.share(reverted), trial.noise.db, drops[0] if drops else None)
+            self.enough[key] = all(goal.reached(trial) for goal in self.goals)
+            self.monitor.advance()
+        return self.tried[key]
+
+    def reaches(self, reverted: Collection[Group], floor: float) -> bool:
+        """Whether a choice reaches the goals where the search goes by, and the SQNR that judgements ask for."""
+        return self.measure(reverted).sqnr_db >= floor and self.enough[frozenset(g.name for g in reverted)]
+
+    def share(self, reverted: Collection[Group]) -> float:
+        """Share of the multiply-accumulates that stay in int8."""
+        decisions = self.trials.ready.plan.decisions
+        total = sum(d.macs for d in decisions)
+        lost = sum(g.macs for g in reverted)
+        return (sum(d.macs for d in decisions if d.quantized) - lost) / total if total else 0.0
+
+    def judge(self, reverted: Collection[Group]) -> tuple[Graph, Plan, tuple[Verdict, ...]]:
+        """The choice in the form that is shipped, and what the held-back samples say of it."""
+        graph, plan, ready = self.trials.final(reverted, self.monitor)
+        runs = graph
+        if plan.float_type == "bfloat16":  # which ONNX Runtime's CPU provider cannot run
+            runs = self.trials.graph(reverted)
+        trial = Trial.of(self.judging, self.trials.outputs(runs, self.judging.feeds))
+        verdicts = tuple(goal.verdict(trial) for goal in self.goals)
+        key = frozenset(g.name for g in reverted)
+        self.tried[key] = replace(self.measure(reverted), verdicts=verdicts)
+        if self.best is None or _shortfall(verdicts, self.goals) < _shortfall(self.best[0], self.goals):
+            self.best = verdicts, ready.plan.int8_share()
+        return graph, plan, verdicts
+
+    def raised(self, reverted: Collection[Group], verdicts: Sequence[Verdict]) -> float:
+        """The SQNR that the next choice must have after the held-back samples refused this one.
+
+        Higher by what the bound of an SQNR lacks; for a metric, which does not tell that, by a step.
+        """
+        lacking = [
+            goal.least - v.bound if isinstance(goal, MinSqnr) else STEP_DB
+            for v, goal in zip(verdicts, self.goals, strict=True)
+            if not v.met
+        ]
+        return self.measure(reverted).sqnr_db + min(max(LEAST_DB, *lacking), MOST_DB)
+
+    def budget(
+        self, reverted: Sequence[Group], plan: Plan, verdicts: tuple[Verdict, ...], costs_of: Sensitivity | None
+    ) -> Budget:
+        """What was found, as values."""
+        costs = {} if costs_of is None else {g.name: g for g in costs_of.groups}
+        sent = tuple(Reverted(g.name, g.nodes, costs[g.name].share, costs[g.name].output_db) for g in reverted)
+        tried = tuple(sorted(self.tried.values(), key=lambda t: (-t.mac_share, t.reverted)))
+        return Budget(verdicts, len(self.judging.feeds), sent, plan.int8_share(), tried, costs_of)
+
+
+def within(search: Search, sensitivity: Sensitivity, floor: float = -math.inf) -> tuple[Graph, Plan]:
+    """Search, and judge what is found until it holds; `floor` is an SQNR that the choice must have anyway.
+
+    Raises:
+        AccuracyError: it does not, or only with nothing in int8.
+    """
+    order = ranked(search.groups, sensitivity)
+    for _ in range(ROUNDS):
+        search.monitor.stage("Searching", None)
+        count = _smallest(search, order, floor)
+        if count == len(order):
+            search.judge(order[:-1])  # to say what the best is
+            break
+        chosen = _restored(search, order[:count], sensitivity, floor)
+        graph, plan, verdicts = search.judge(chosen)
+        if all(v.met for v in verdicts):
+            return graph, replace(plan, budget=search.budget(chosen, plan, verdicts, sensitivity))
+        floor = search.raised(chosen, verdicts)
+    raise unmet(search)
+
+
+def ranked(groups: Sequence[Group], sensitivity: Sensitivity) -> list[Group]:
+    """The groups, the one with the most noise for its multiply-accumulates first."""
+    noise = {g.name: max(g.ratios, default=0.0) for g in sensitivity.groups}
+    return sorted(groups, key=lambda g: (-noise[g.name] / max(g.macs, 1), g.name))
+
+
+def unmet(search: Search) -> AccuracyError:
+    """The error that says what the best was."""
+    goals = " and ".join(map(str, search.goals))
+    best = ""
+    if search.best is not None:
+        verdicts, share = search.best
+        said = "; ".join(map(str, verdicts))
+        count = len(search.judging.feeds)
+        best = f": the best on {count} held-back samples is {said} with {share:.1%} of the MACs in int8"
+    return AccuracyError(
+        f"{goals} could not be met{best}",
+        "Ask for less, give more data (the margin for chance shrinks), or try --effort balanced.",
+    )
+
+
+def _smallest(search: Search, order: Sequence[Group], floor: float) -> int:
+    """How many of the first groups must be in float at least; all of them where fewer do not reach it."""
+    low, high = -1, len(order)  # low does not reach it, high does
+    while high - low > 1:
+        middle = (low + high) // 2
+        if search.reaches(order[:middle], floor):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _restored(search: Search, chosen: Sequence[Group], sensitivity: Sensitivity, floor: float) -> list[Group]:
+    """The choice without groups that it holds without, the largest first."""
+    noise = {g.name: max(g.ratios, default=0.0) for g in sensitivity.groups}
+    kept = list(chosen)
+    tries = 0
+    goal = max([floor, *(g.least for g in search.goals if isinstance(g, MinSqnr))])
+    for group in sorted(chosen, key=lambda g: (-g.macs, g.name)):
+        rest = [g for g in kept if g is not group]
+        predicted = decibels(10 ** (-search.measure(kept).sqnr_db / 10) + noise[group.name])
+        if predicted < goal - 1.0 or not group.macs:  # the sum of noise is a guess, by a decibel or less
+            continue
+        if tries == RESTORED:
+            break
+        tries += 1
+        if search.reaches(rest, floor):
+            kept = rest
+    return kept
+
+
+def _shortfall(verdicts: Sequence[Verdict], goals: Sequence[Goal]) -> float:
+    """How far the worst goal is missed, in its own unit; below 0 when all are met."""
+    return max(
+        goal.least - v.bound if isinstance(goal, MinSqnr) else v.bound - goal.most
+        for v, goal in zip(verdicts, goals, strict=True)
+    )

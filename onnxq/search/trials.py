@@ -1,0 +1,76 @@
+"""Quantized forms of one model, made and run to be measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from onnxq.api import Prepared, lowered, planned
+from onnxq.collect import session_for
+from onnxq.monitor import QUIET, SILENT, Monitor
+from onnxq.search.groups import only, without
+from onnxq.search.noise import Exact, exact, run
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from onnxq.caches import Cache
+    from onnxq.data import Feed
+    from onnxq.graph import Graph
+    from onnxq.plan import Plan
+    from onnxq.runtime import Session
+    from onnxq.search.groups import Group
+    from onnxq.search.noise import Outputs
+    from onnxq.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Trials:
+    """A smoothed, prepared model and what was observed of it.
+
+    Attributes:
+        ready: the model; `plain` is the same with float32 in what is not int8, which a CPU is faster in.
+        statistics: of just this graph, without factors: they are in it. None in modes without ranges.
+        cache: scales that win over the statistics.
+    """
+
+    ready: Prepared
+    statistics: Statistics | None
+    cache: Cache | None = None
+    plain: Prepared = field(init=False)
+
+    def __post_init__(self) -> None:
+        recipe = replace(self.ready.recipe, high_precision="fp32", io_types="float32", format="qdq")
+        plain = Prepared(self.ready.graph, planned(self.ready.graph, recipe), recipe)
+        object.__setattr__(self, "plain", plain)
+
+    def graph(self, reverted: Collection[Group]) -> Graph:
+        """The quantized model with these groups in float, in float32 what is not int8."""
+        return self._lowered(without(self.plain, reverted))[0]
+
+    def graph_only(self, every: Collection[Group], kept: Group) -> Graph:
+        """The model with a single group in int8."""
+        return self._lowered(only(self.plain, every, kept))[0]
+
+    def final(self, reverted: Collection[Group], monitor: Monitor = SILENT) -> tuple[Graph, Plan, Prepared]:
+        """The model to ship with these groups in float, its plan, and what it was made from."""
+        ready = without(self.ready, reverted)
+        graph, plan = self._lowered(ready, monitor)
+        return graph, plan, ready
+
+    def session(self, graph: Graph, tensors: Sequence[str] = ()) -> Session:
+        """A form of the model, with these tensors as outputs in place of its own where some are named."""
+        recipe = self.ready.recipe
+        return session_for(graph, tensors, recipe.provider_list, recipe.custom_op_list)
+
+    def exact(self, feeds: Sequence[Feed], monitor: Monitor = QUIET) -> Exact:
+        """What the float model gives."""
+        return exact(self.session(self.ready.graph), feeds, monitor)
+
+    def outputs(self, graph: Graph, feeds: Sequence[Feed]) -> list[Outputs]:
+        """What a form of the model gives."""
+        session = self.session(graph)
+        return [run(session, feed) for feed in feeds]
+
+    def _lowered(self, ready: Prepared, monitor: Monitor = SILENT) -> tuple[Graph, Plan]:
+        return lowered(ready, self.statistics, monitor, self.cache)

@@ -1,0 +1,195 @@
+"""Budgets: kept on data that nobody saw, with the fewest multiply-accumulates in float, or refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from chains import chain, samples
+from legality import assert_legal
+from real_models import DIGITS, cached
+
+import onnxq
+from onnxq import Recipe, api
+from onnxq.errors import AccuracyError, DataError, RecipeError
+from onnxq.numerics import sqnr_db
+from onnxq.report import plan_json
+from onnxq.runtime import Session
+from onnxq.search.groups import groups, without
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxq.graph import Graph
+
+RECIPE = Recipe(calibrator="minmax", high_precision="fp32")
+
+
+def outputs(graph: Graph, data: list[dict[str, Any]]) -> list[list[Any]]:
+    session = Session(graph.to_proto().SerializeToString(), optimize=False)
+    return [session.run(feed) for feed in data]
+
+
+def sqnr(graph: Graph, quantized: Graph, data: list[dict[str, Any]]) -> float:
+    """Of the only output, in exact int8."""
+    a, b = (np.concatenate([found[0].reshape(-1) for found in outputs(g, data)]) for g in (graph, quantized))
+    return sqnr_db(a, b)
+
+
+def test_what_needs_nothing_reverts_nothing() -> None:
+    graph, data = chain(4), samples(40)
+    found, plan = onnxq.quantize(graph, data, replace(RECIPE, min_sqnr=10.0))
+    assert plan.budget is not None
+    assert plan.budget.reverted == ()
+    assert plan.int8_share() == 1
+    assert plan.budget.held_back == 10
+    assert sqnr(graph, found, samples(200, seed=5)) > 10
+
+
+def test_the_hard_layer_alone_goes_back() -> None:
+    graph, data = chain(6, hard=(2,)), samples(64)
+    plain, _ = onnxq.quantize(graph, data, RECIPE)
+    unseen = samples(200, seed=5)
+    assert sqnr(graph, plain, unseen) < 25
+    found, plan = onnxq.quantize(graph, data, replace(RECIPE, min_sqnr=28.0))
+    assert plan.budget is not None
+    [reverted] = plan.budget.reverted
+    assert reverted.name == [str(n.name) for n in graph.nodes if n.op_type == "MatMul"][2]
+    assert plan.int8_share() == plan.budget.mac_share == pytest.approx(5 / 6)
+    assert "hold the budget" in plan.skipped[reverted.name]
+    assert sqnr(graph, found, unseen) >= 28
+    assert_legal(found.to_proto())
+    said = json.loads(plan_json(plan, RECIPE, None))["budget"]
+    assert said["reverted"][0]["name"] == reverted.name
+    assert "dB" in said["reverted"][0]["reason"]
+    assert said["goals"][0]["met"] is True
+    assert [t["mac_share"] for t in said["pareto"]] == sorted((t["mac_share"] for t in said["pareto"]), reverse=True)
+
+
+def test_few_are_reverted_compared_with_every_choice() -> None:
+    """Against all 64 choices of groups, on the same held-back samples: one more at most is in float."""
+    graph, data = chain(6, hard=(1, 4)), samples(64)
+    _, plan = onnxq.quantize(graph, data, replace(RECIPE, min_sqnr=30.0))
+    assert plan.budget is not None
+    ready = api.prepared(graph, RECIPE)
+    statistics = api.measured(ready, data)
+    every, unseen = groups(ready.plan), samples(64, seed=3)
+
+    def holds(chosen: tuple[Any, ...]) -> bool:
+        quantized, _ = api.lowered(without(ready, chosen), statistics)
+        return sqnr(ready.graph, quantized, unseen) >= 30.0
+
+    fewest = next(k for k in range(7) if any(holds(chosen) for chosen in itertools.combinations(every, k)))
+    assert len(plan.budget.reverted) <= fewest + 1
+
+
+def test_it_cannot_be_met() -> None:
+    with pytest.raises(
+        AccuracyError, match=r"SQNR >= 120 dB could not be met: the best on 10 held-back samples is \d+"
+    ):
+        onnxq.quantize(chain(4), samples(40), replace(RECIPE, min_sqnr=120.0))
+
+
+def test_order_and_batches_do_not_matter() -> None:
+    graph, data = chain(5, hard=(2,)), samples(48)
+    recipe = replace(RECIPE, min_sqnr=28.0)
+    wanted, plan = onnxq.quantize(graph, data, recipe)
+    batches = [{"x": np.concatenate([f["x"] for f in data[i : i + 6]])} for i in range(0, 48, 6)][::-1]
+    for given in (data[::-1], batches, iter(data)):
+        found, again = onnxq.quantize(graph, given, recipe)
+        assert found.digest() == wanted.digest()
+        assert again.budget == plan.budget
+
+
+def test_a_metric() -> None:
+    graph, data = chain(6, hard=(2,)), samples(64)
+    session = Session(graph.to_proto().SerializeToString())
+
+    def agreement(feeds: list[Any], outputs: list[Any]) -> float:
+        """Minus the mean error against what the float model gives: 0 for itself."""
+        wanted = [session.run({"x": f["x"]})[0] for f in feeds]
+        return -float(np.mean([np.abs(o["y"] - y).mean() for o, y in zip(outputs, wanted, strict=True)]))
+
+    recipe = replace(RECIPE, max_drop=0.02, metric_direction="higher")
+    found, plan = onnxq.quantize(graph, data, recipe, evaluation=onnxq.Evaluation(metric=agreement))
+    assert plan.budget is not None
+    assert [r.name for r in plan.budget.reverted][:1] == [
+        [str(n.name) for n in graph.nodes if n.op_type == "MatMul"][2]
+    ]
+    unseen = samples(100, seed=9)
+    assert agreement(unseen, [{"y": y} for (y,) in outputs(found, unseen)]) >= -0.02
+    assert all(t.drop is not None for t in plan.budget.tried)
+    with pytest.raises(AccuracyError, match="drop of agreement <= 0 could not be met"):
+        onnxq.quantize(graph, data, replace(recipe, max_drop=0.0), evaluation=onnxq.Evaluation(metric=agreement))
+
+
+@pytest.mark.parametrize("mode", [{}, {"target": "ort-cpu", "mode": "dynamic", "high_precision": None}])
+def test_labels_come_with_the_data_and_stay_out_of_the_model(mode: dict[str, Any]) -> None:
+    graph = chain(3)
+    data = [{**f, "label": np.array([i])} for i, f in enumerate(samples(16))]
+
+    def metric(feeds: list[Any], outputs: list[Any]) -> float:
+        assert all(f["label"].shape == (1,) for f in feeds)
+        return float(len(outputs))
+
+    recipe = replace(RECIPE, max_drop=0.0, metric_direction="higher", labels="label", **mode)
+    _, plan = onnxq.quantize(graph, data, recipe, evaluation=onnxq.Evaluation(metric=metric))
+    assert plan.budget is not None
+    assert plan.budget.verdicts[0].value == 0
+
+
+def test_data_is_needed(tmp_path: Path) -> None:
+    graph, data = chain(3), samples(16)
+    onnxq.calibrate(graph, data, RECIPE).save(tmp_path / "s.npz")
+    recipe = replace(RECIPE, min_sqnr=10.0)
+    for given in (None, tmp_path / "s.npz", onnxq.Statistics.load(tmp_path / "s.npz")):
+        with pytest.raises(DataError, match="are judged on data"):
+            onnxq.quantize(graph, given, recipe)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_drop": 0.1}, "metric_direction"),
+        ({"metric": "m.py:f"}, "metric needs max_drop"),
+        ({"metric_direction": "higher"}, "needs max_drop"),
+        ({"max_drop": -0.1, "metric_direction": "higher"}, "max_drop is -0.1"),
+        ({"min_sqnr": float("nan")}, "min_sqnr is nan"),
+        ({"max_drop": 1.0, "metric_direction": "up"}, "unknown metric_direction 'up'"),
+    ],
+)
+def test_recipes_that_make_no_sense(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Recipe(**given)
+    with pytest.raises(RecipeError, match="not of the form"):
+        onnxq.quantize(chain(3), samples(8), Recipe(max_drop=1.0, metric_direction="higher", metric="accuracy"))
+
+
+def test_digits_holds_on_images_never_seen() -> None:
+    """With few samples, too."""
+    with np.load(DIGITS / "test.npz") as test:
+        images = [{"image": image[np.newaxis]} for image in test["image"]]
+    recipe = Recipe(min_sqnr=42.0, calibrator="minmax", high_precision="fp32")
+    model = api.load(DIGITS / "digits.onnx")
+    for count in (12, 100):  # of the images that the network was not trained on either
+        evaluation = onnxq.Evaluation(images[:count])
+        graph, plan = onnxq.quantize(model, DIGITS / "calib.npz", recipe, evaluation=evaluation)
+        assert plan.budget is not None
+        assert plan.budget.reverted
+        assert plan.int8_share() > 0.3
+        assert sqnr(model, graph, images[100:]) >= 42
+
+
+def test_minilm_holds_on_sentences_never_seen() -> None:
+    files = sorted(cached("minilm/calib").glob("*.npz"))
+    feeds = [dict(np.load(file)) for file in files[:56]]
+    recipe = Recipe(min_sqnr=15.0, calibrator="minmax", high_precision="fp32")
+    graph, plan = onnxq.quantize(cached("minilm/minilm.onnx"), feeds[:20], recipe)
+    assert plan.budget is not None
+    assert plan.budget.reverted
+    assert plan.int8_share() > 0.5
+    assert sqnr(api.load(cached("minilm/minilm.onnx")), graph, feeds[20:]) >= 15.0

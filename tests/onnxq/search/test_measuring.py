@@ -1,0 +1,131 @@
+"""Sensitivity: what it measures, how many passes it takes, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from chains import chain, samples
+from graphs import run
+
+import onnxq
+from onnxq import Recipe, api
+from onnxq.numerics import sqnr_db
+from onnxq.runtime import Session
+from onnxq.search.groups import groups, only
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECIPE = Recipe(calibrator="minmax", high_precision="fp32")
+
+
+def test_a_hard_layer_comes_first_and_its_numbers_are_those_of_numpy() -> None:
+    graph, data, judged = chain(5, hard=(2,)), samples(24), samples(9, seed=1)
+    found = onnxq.sensitivity(graph, data, RECIPE, eval_data=judged)
+    assert [g.name for g in found.groups] == [str(n.name) for n in graph.nodes if n.op_type == "MatMul"]
+    worst = found.worst[0]
+    assert worst is found.groups[2]
+    assert all(g.share == pytest.approx(0.2) for g in found.groups)
+
+    ready = api.prepared(graph, RECIPE)
+    alone, _ = api.lowered(only(ready, groups(ready.plan), groups(ready.plan)[2]), api.measured(ready, data))
+    assert sum(n.op_type == "QuantizeLinear" for n in alone.nodes) == 1
+    kept = [f for f in judged if any(np.array_equal(f["x"], used["x"]) for used in _judging(data, judged))]
+    a, b = (np.stack([run(g, f)[0] for f in kept]) for g in (ready.graph, alone))
+    assert worst.output_db == pytest.approx(sqnr_db(a, b), abs=0.01)
+    assert found.int8_db < worst.output_db
+    assert worst.own_db is not None
+    assert worst.own_db < min(g.own_db or 0 for g in found.groups if g is not worst)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["groups"][0]["name"] == worst.name
+
+
+def _judging(data: list[Any], judged: list[Any]) -> tuple[Any, ...]:
+    from onnxq.collect import session_for
+    from onnxq.data import input_specs, open_source
+    from onnxq.search.split import split
+
+    graph = chain(5, hard=(2,))
+    first, second = (open_source(d, input_specs(graph)) for d in (data, judged))
+    return split(session_for(graph, (), ("cpu",)), first, second).judging
+
+
+class Counted:
+    """Forward passes of ONNX Runtime, by counting runs of the evaluation's samples."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> None:
+        self.runs = 0
+        inner, known = Session.run, {f["x"].tobytes() for f in judged}
+
+        def counting(session: Session, feed: Any, outputs: Any = None) -> list[Any]:  # noqa: ANN401  as the method's
+            self.runs += feed["x"].tobytes() in known
+            return inner(session, feed, outputs)
+
+        monkeypatch.setattr(Session, "run", counting)
+
+
+def test_passes_over_a_hundred_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = samples(4, seed=1)
+    counted = Counted(monkeypatch, judged)
+    found = onnxq.sensitivity(chain(101), samples(4), RECIPE, eval_data=judged)
+    assert len(found.groups) == 101
+    assert found.samples == 2  # the other two would be searched on
+    assert found.passes == 103
+    assert counted.runs <= 120 * found.samples
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data, aside = chain(6, hard=(1,)), samples(16), tmp_path / "s.partial"
+    wanted = onnxq.sensitivity(graph, data, RECIPE)
+    made: list[object] = []
+    lowered = api.lowered
+
+    def stopping(*given: Any) -> Any:  # noqa: ANN401  as the function's
+        made.append(given)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return lowered(*given)
+
+    monkeypatch.setattr("onnxq.search.trials.lowered", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        onnxq.sensitivity(graph, data, RECIPE, aside=aside)
+    assert len(aside.read_text().splitlines()) == 4  # the key, and three groups
+    with aside.open("a") as file:
+        file.write('["/half a li')  # as a machine that lost power leaves it
+    monkeypatch.setattr("onnxq.search.trials.lowered", lowered)
+    found = onnxq.sensitivity(graph, data, RECIPE, aside=aside)
+    assert found.groups == wanted.groups
+    assert found.passes == wanted.passes - 3
+    assert not aside.exists()
+
+
+def test_results_of_another_run_are_dropped(tmp_path: Path) -> None:
+    graph, data, aside = chain(3), samples(16), tmp_path / "s.partial"
+    aside.write_text('"another key"\n["/m0/MatMul", [1.0, ["0x0p+0"]]]\n')
+    said: list[str] = []
+    found = onnxq.sensitivity(graph, data, RECIPE, onnxq.monitor.Monitor(warn=said.append), aside=aside)
+    assert found.groups == onnxq.sensitivity(graph, data, RECIPE).groups
+    assert any("beginning anew" in text for text in said)
+
+
+def test_other_data_and_other_weights_have_other_keys() -> None:
+    from onnxq.search.flow import _trials
+    from onnxq.search.measuring import key_of
+
+    keys = set()
+    for graph, data, recipe in (
+        (chain(3), samples(16), RECIPE),
+        (chain(3, hard=(1,)), samples(16), RECIPE),
+        (chain(3), samples(17), RECIPE),
+        (chain(3), samples(16), Recipe(calibrator="mse", high_precision="fp32")),
+    ):
+        trials, parts = _trials(api.prepared(graph, recipe), data, None, onnxq.monitor.SILENT)
+        keys.add(key_of(trials, parts.key))
+    assert len(keys) == 4
+
+
+def test_order_does_not_matter() -> None:
+    graph, data = chain(4, hard=(1,)), samples(20)
+    assert onnxq.sensitivity(graph, data[::-1], RECIPE) == onnxq.sensitivity(graph, data, RECIPE)
