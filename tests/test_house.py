@@ -214,6 +214,16 @@ def test_the_packages_shipped_are_the_folders_on_disk() -> None:
     assert not without, "these folders have no __init__.py"
 
 
+def test_the_files_shipped_beside_the_code_are_those_on_disk() -> None:
+    said = {
+        (ROOT.joinpath(*package.split(".")) / name).relative_to(ROOT)
+        for package, names in PYPROJECT["tool"]["setuptools"]["package-data"].items()
+        for name in names
+    }
+    found = {path.relative_to(ROOT) for path in (ROOT / "onnxq").rglob("*") if path.is_file()}
+    assert {path for path in found if path.suffix not in {".py", ".pyc"}} == said
+
+
 def test_the_passes_are_linked_into_onnxq() -> None:
     link = ROOT / "onnxq" / "passes"
     assert link.is_symlink()
