@@ -6,6 +6,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
+from onnxq.formats import cell, check_cell
+from onnxq.formats.grammar import SMALLEST_BLOCK
+from onnxq.schemes import formats_of, weight_format
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node
@@ -20,13 +23,8 @@ FEW_ROWS = 16
 Follows from the bytes that each form moves; measured on no GPU.
 """
 
-BLOCKED_OPSET = 21
-"""The first opset with 4-bit tensors and with scales of blocks."""
-
 HALF_OPSET = 19
 """The first opset whose Q/DQ nodes take scales in half precision: `onnxq.precision` has it too, a floor above."""
-
-SMALLEST_BLOCK = 16
 
 
 def check_mode(recipe: Recipe, target: Target) -> None:
@@ -56,6 +54,8 @@ def check_mode(recipe: Recipe, target: Target) -> None:
         raise RecipeError(
             f"{target.name} takes weights in blocks in {known} bits only", "Choose other bits, or no block_size."
         )
+    if recipe.mode == "weight-only":
+        check_cell(weight_format(recipe, target), "weights", target.name)
     if recipe.float_type == "bfloat16" and target.products == "integer":
         raise RecipeError(
             f"{target.name} cannot run with bf16: its QuantizeLinear takes float32 and float16", "Give fp16 or fp32."
@@ -64,9 +64,10 @@ def check_mode(recipe: Recipe, target: Target) -> None:
 
 def lowest_opset(recipe: Recipe, target: Target) -> int:
     """The lowest opset in which everything the recipe asks for can be written."""
-    blocked = recipe.weight_bits == 4 or recipe.block_size is not None
     half = recipe.float_type != "float32"
-    return max(target.min_opset, HALF_OPSET if half else 0, BLOCKED_OPSET if blocked else 0)
+    weights = max(cell(f, "weights", target.name).opset for f in formats_of(recipe, target))
+    activations = max(cell(f, "activations", target.name).opset for f in formats_of(recipe, target))
+    return max(target.min_opset, HALF_OPSET if half else 0, weights, activations)
 
 
 def mode_of(graph: Graph, target: Target, recipe: Recipe) -> str:

@@ -10,11 +10,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from onnxq.formats import Format
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnxq.numerics import QType, QuantParams, Range
     from onnxq.outcome import Budget
+
+
+INT8 = Format("int8", "channel")
+"""What a weight is stored in unless something else was asked for."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,25 @@ class WeightPoint:
         tensor: its name.
         uses: (node name, input index) of every use that reads it quantized.
         axis: the output-channel axis, None for one scale.
-        bits: 8, or 4 for codes from -8 to 7.
-        block_size: values along the reduction axis (an embedding's last) that share a scale; None for all of them.
+        format: type and what shares a scale; blocks lie along the reduction axis (an embedding's last).
         qtype: its grid where that is not the target's for weights: that of a scalar added to an activation.
     """
 
     tensor: str
     uses: tuple[tuple[str, int], ...]
     axis: int | None
-    bits: int = 8
-    block_size: int | None = None
+    format: Format = INT8
     qtype: QType | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of a stored code."""
+        return self.format.kind.bits
+
+    @property
+    def block_size(self) -> int | None:
+        """Values that share a scale, None where there are no blocks."""
+        return self.format.block_size
 
 
 @dataclass(frozen=True)
@@ -184,8 +198,8 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
 def _weight_dict(weight: WeightPoint) -> dict[str, Any]:
     said = {"tensor": weight.tensor, "axis": weight.axis, "uses": [list(u) for u in weight.uses]}
-    narrow = {"bits": weight.bits, "block_size": weight.block_size}
-    return said | {key: value for key, value in narrow.items() if value not in (8, None)}
+    narrow = {"bits": weight.bits, "block_size": weight.block_size, "format": str(weight.format)}
+    return said | {key: value for key, value in narrow.items() if value not in (8, None, str(INT8))}
 
 
 def _tensor_dict(point: Point) -> dict[str, Any]:

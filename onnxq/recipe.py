@@ -14,6 +14,7 @@ from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError, known_names
 from onnxq.modes import MODES, check_mode
 from onnxq.runtime import provider_names
+from onnxq.schemes import check_formats, mode_for, parsed
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Rule:
         quantize: False leaves the nodes in float; True quantizes them against the target's advice (tiny layers).
         calibrator: calibrator of the nodes' inputs.
         per_channel: False gives the nodes' weights one scale.
+        weights: format of the nodes' weights, as `onnxq.formats` reads it.
+        activations: format of the nodes' inputs; float where only the weights are to be narrow.
 
     Raises:
         RecipeError: the rule has no effect or names an unknown calibrator.
@@ -52,12 +55,16 @@ class Rule:
     quantize: bool | None = None
     calibrator: str | None = None
     per_channel: bool | None = None
+    weights: str | None = None
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         given: object = self.ops  # a recipe file may hold one text in place of a list
         object.__setattr__(self, "ops", (given,) if isinstance(given, str) else tuple(self.ops))
-        if self.quantize is None and self.calibrator is None and self.per_channel is None:
-            raise RecipeError(f"the rule for {self} changes nothing", "Give it quantize, calibrator or per_channel.")
+        effects = [f.name for f in fields(self) if f.name not in ("nodes", "ops")]
+        if all(getattr(self, name) is None for name in effects):
+            raise RecipeError(f"the rule for {self} changes nothing", f"Give it one of {', '.join(effects)}.")
+        _normalize(self)
         if self.calibrator is not None:
             make_calibrator(self.calibrator)
 
@@ -115,9 +122,17 @@ class Recipe:
     )
     weight_bits: int | None = _option(None, "Width of weights, 8 or 4 (mode weight-only). [default: 8]")
     block_size: int | None = _option(None, "Values along K that share a scale (mode weight-only). [default: column]")
+    weights: str | None = _option(
+        None, "Format of weights, as int8/channel, int4/block:32, nf4/block:64+double; `onnxq formats` lists them."
+    )
+    activations: str | None = _option(
+        None, "Format of activations, as int8/tensor, uint8/tensor+dynamic; float for narrow weights alone."
+    )
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
+        _normalize(self)
+        object.__setattr__(self, "mode", mode_for(parsed(self.weights), parsed(self.activations), self.mode))
         object.__setattr__(self, "rules", tuple(self.rules))
         if self.max_samples is not None and self.max_samples < 1:
             raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
@@ -135,6 +150,7 @@ class Recipe:
             "format",
         ):
             _check_choice(name, getattr(self, name))
+        check_formats(self, get_target(self.target))
         check_mode(self, get_target(self.target))
         _check_cpu(self)
         provider_names(self.provider_list)
@@ -287,6 +303,12 @@ def _check_cpu(recipe: Recipe) -> None:
             f"{recipe.target} runs its float part in fp32, not {recipe.high_precision}",
             "Its integer kernels take float32 scales, and half precision is slow on CPUs. Leave high_precision out.",
         )
+
+
+def _normalize(holder: Recipe | Rule) -> None:
+    for name in ("weights", "activations"):
+        if (found := parsed(getattr(holder, name))) is not None:
+            object.__setattr__(holder, name, str(found))
 
 
 def _said(rule: Rule, name: str) -> bool:

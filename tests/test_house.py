@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 # to name a type of a floor above is to know that floor. A package is one entry, with all its files.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "numerics", "blocks", "histogram", "monitor"),
-    ("graph", "files", "runtime", "calibrators", "customs"),
+    ("graph", "files", "runtime", "calibrators", "customs", "formats"),
     (
         "targets",
         "statistics",
@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "rescaling",
         "exposing",
     ),
-    ("recipe", "modes", "inventory"),
+    ("recipe", "modes", "schemes", "inventory"),
     (
         "smoothing",
         "sampling",

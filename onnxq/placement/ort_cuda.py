@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.pairs import existing_pair, kept, origin
-from onnxq.placement.embeddings import TABLE_BLOCK, table_reason
+from onnxq.placement.embeddings import TABLE, table_reason
 from onnxq.placement.tensorrt import BOUNDED
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float, why_small
-from onnxq.plan import Decision, Plan, Point, WeightPoint
+from onnxq.plan import INT8, Decision, Plan, Point, WeightPoint
 
 if TYPE_CHECKING:
+    from onnxq.formats import Format
     from onnxq.graph import Graph, Node, Value
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
@@ -31,7 +32,7 @@ def place_cuda(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     values: dict[str, Value] = {}
     calibrators: dict[str, str] = {}
     joins: list[tuple[str, int, str]] = []
-    weights: dict[tuple[str, int | None, int | None], list[tuple[str, int]]] = {}
+    weights: dict[tuple[str, int | None, Format], list[tuple[str, int]]] = {}
     decisions = []
     for node in graph.nodes:
         name = node.name or ""
@@ -40,12 +41,12 @@ def place_cuda(graph: Graph, target: Target, recipe: Recipe) -> Plan:
         if not chosen or reason.endswith("already"):
             continue
         if node.op_type == "Gather":
-            weights.setdefault((_name(node.inputs[0]), None, TABLE_BLOCK), []).append((name, 0))
+            weights.setdefault((_name(node.inputs[0]), None, TABLE), []).append((name, 0))
             continue
         weight = weight_of(graph, node, target)
         assert weight is not None  # noqa: S101  `_decide` has seen it
         axis = None if recipe.rule_value(name, node.op_type, "per_channel") is False else weight.axis
-        weights.setdefault((_name(weight.value), axis, None), []).append((name, weight.index))
+        weights.setdefault((_name(weight.value), axis, INT8), []).append((name, weight.index))
         value = node.inputs[0]
         if value is not None and (pair := existing_pair(graph, value)) is not None:
             joins.append((name, 0, _name(pair)))
@@ -57,7 +58,7 @@ def place_cuda(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     return Plan(
         target=target.name,
         points={n: _point(graph, values[n], where, calibrators.get(n)) for n, where in uses.items()},
-        weights=tuple(WeightPoint(n, tuple(w), axis, block_size=size) for (n, axis, size), w in weights.items()),
+        weights=tuple(WeightPoint(n, tuple(w), axis, stored) for (n, axis, stored), w in weights.items()),
         decisions=tuple(decisions),
         kept=kept(graph),
         joins=tuple(joins),

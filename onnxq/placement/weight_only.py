@@ -7,14 +7,15 @@ weight on every call. TensorRT takes a DequantizeLinear on every weight, in bloc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.placement.embeddings import TABLE_BLOCK, table_reason
+from onnxq.placement.embeddings import TABLE, table_reason
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
 from onnxq.plan import Decision, Plan, WeightPoint
+from onnxq.schemes import node_weights
 
 if TYPE_CHECKING:
+    from onnxq.formats import Format
     from onnxq.graph import Graph, Node
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
@@ -23,42 +24,32 @@ PRODUCTS = ("MatMul", "Gemm")
 DEQUANTIZED_AGAIN = "a convolution would dequantize its weight on every call; a rule with quantize = true takes it"
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What is stored of one weight."""
-
-    bits: int
-    block_size: int | None
-
-
 def place_weights(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     """Decide for every node whether its weight is stored narrow."""
-    bits = recipe.weight_bits or 8
-    size = recipe.block_size or (target.block_size if bits == 4 else None)
-    uses: dict[tuple[str, int | None, int, int | None], list[tuple[str, int]]] = {}
+    uses: dict[tuple[str, int | None, Format], list[tuple[str, int]]] = {}
     decisions = []
     for node in graph.nodes:
-        reason, choice = _decide(graph, node, target, recipe, _Choice(bits, size))
+        wanted = node_weights(recipe, target, node.name or "", node.op_type)
+        reason, choice = _decide(graph, node, target, recipe, wanted)
         if choice is not None:
             weight = weight_of(graph, node, target) if node.op_type in target.weighted else None
             value, index = (node.inputs[0], 0) if weight is None else (weight.value, weight.index)
             assert value is not None  # noqa: S101  a table is a constant
-            key = (str(value.name), None if weight is None else weight.axis, choice.bits, choice.block_size)
+            key = (str(value.name), None if weight is None else weight.axis, choice)
             uses.setdefault(key, []).append((node.name or "", index))
         work = macs(graph, node, target)
         decisions.append(Decision(node.name or "", node.op_type, choice is not None, reason, work))
-    weights = tuple(WeightPoint(name, tuple(where), axis, b, s) for (name, axis, b, s), where in uses.items())
+    weights = tuple(WeightPoint(name, tuple(where), axis, stored) for (name, axis, stored), where in uses.items())
     return Plan(target.name, {}, weights, tuple(decisions))
 
 
-def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: _Choice) -> tuple[str, _Choice | None]:
+def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: Format) -> tuple[str, Format | None]:
     """(Reason, what is stored, None for the float weight)."""
     if recipe.rule_value(node.name or "", node.op_type, "quantize") is False:
         return "excluded by a rule", None
     if node.op_type == "Gather" and not node.domain:
         reason = table_reason(graph, node, target)
-        # In 8 bits always: rows of 4 bits are the whole input of a model, and save little beside its products.
-        return (reason, None) if reason is not None else ("table of int8 rows", _Choice(8, TABLE_BLOCK))
+        return (reason, None) if reason is not None else ("table of int8 rows", TABLE)
     if node.op_type not in target.weighted or node.domain:
         return "has no weight that is read narrow", None
     if is_quantized_already(graph, node, target):
@@ -67,13 +58,11 @@ def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: _C
     reason = why_float(graph, node, target) or _why_wide(graph, node, target, wanted, insists=insists)
     if reason is not None:
         return reason, None
-    kind = f"int{wanted.bits} weight, " + (
-        f"blocks of {wanted.block_size}" if wanted.block_size else "a scale per column"
-    )
-    return f"{kind}, float input", wanted
+    shared = {"block": f"blocks of {wanted.block_size}", "channel": "a scale per column", "tensor": "one scale"}
+    return f"{wanted.type} weight, {shared[wanted.granularity]}, float input", wanted
 
 
-def _why_wide(graph: Graph, node: Node, target: Target, wanted: _Choice, *, insists: bool) -> str | None:
+def _why_wide(graph: Graph, node: Node, target: Target, wanted: Format, *, insists: bool) -> str | None:
     """Why the weight stays as wide as it is, although it could be quantized; None when it need not."""
     if node.op_type in PRODUCTS:
         return _why_wide_product(graph, node, target, wanted)
@@ -82,7 +71,7 @@ def _why_wide(graph: Graph, node: Node, target: Target, wanted: _Choice, *, insi
     return None if insists or target.placement == "tensorrt" else DEQUANTIZED_AGAIN
 
 
-def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: _Choice) -> str | None:
+def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: Format) -> str | None:
     blocked = wanted.block_size is not None
     shape = graph.shape(node.inputs[1]) or ()
     if len(shape) != 2:

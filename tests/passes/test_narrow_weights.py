@@ -7,6 +7,7 @@ from optimized import operators
 from placing import net
 
 from onnxq.blocks import stored_bytes
+from onnxq.formats import Format
 from onnxq.passes.narrow_weights import NarrowWeights
 from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.placement import placed
@@ -19,6 +20,10 @@ RNG = np.random.default_rng(5)
 
 def plan_of(*weights: WeightPoint) -> Plan:
     return Plan("ort-cuda", {}, weights, ())
+
+
+def stored(bits: int, size: int | None) -> Format:
+    return Format(f"int{bits}", "block" if size else "channel", size)
 
 
 def recipe(**choices: object) -> Recipe:
@@ -84,7 +89,7 @@ def test_products(size: int | None, bits: int, rows: int, op: str) -> None:
     text = f"(float[5, {rows}] x) => (float[5, 48] y) {{ y = {op} }}"
     graph = graph_of(text, 21, w=w.T if transposed else w, **({"c": c} if transposed else {}))
     node = graph.nodes[0]
-    point = WeightPoint("w", ((str(node.name), 1),), 0 if transposed else 1, bits, size)
+    point = WeightPoint("w", ((str(node.name), 1),), 0 if transposed else 1, stored(bits, size))
     assert NarrowWeights(plan_of(point))(graph) == 1
     graph.remove_unused()
     feeds = random_feeds(graph)
@@ -112,7 +117,7 @@ def test_a_weight_read_both_ways_is_stored_twice_and_float_where_it_must() -> No
 def test_tables(width: int) -> None:
     table = RNG.normal(size=(50, width)).astype(np.float32)
     graph = graph_of(f"(int64[3] i) => (float[3, {width}] y) {{ y = Gather(t, i) }}", t=table)
-    point = WeightPoint("t", ((str(graph.nodes[0].name), 0),), None, 8, 128)
+    point = WeightPoint("t", ((str(graph.nodes[0].name), 0),), None, stored(8, 128))
     assert QuantizeTables(plan_of(point))(graph) == 1
     graph.remove_unused()
     assert graph.domains["com.microsoft"] == 1

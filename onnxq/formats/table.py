@@ -1,0 +1,130 @@
+"""Which target takes which format: one explicit table, read by the validation and by `onnxq formats`.
+
+A cell is (role, type, granularity, target). `ROWS` lists those that work, with the form that is written and the
+runtime that was seen to run it; every other cell is refused with the first reason of `WHY_NOT` that speaks of it.
+tests/onnxq/test_format_cells.py runs each cell whose runtime is on the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxq.errors import RecipeError
+from onnxq.formats.grammar import KINDS, Format
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TARGETS = ("tensorrt@8", "tensorrt@10", "tensorrt@11", "ort-cpu", "ort-cuda")
+"""The DLA's variants take int8 alone, as their TensorRT does."""
+
+TENSORRT = ("tensorrt@8", "tensorrt@10", "tensorrt@11")
+NEW_TENSORRT = ("tensorrt@10", "tensorrt@11")
+ORT = ("ort-cpu", "ort-cuda")
+CPU = "ONNX Runtime, CPU"
+"""Was seen to run the form, by the tests of this repository."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells that work in one way.
+
+    Attributes:
+        role: "weights" or "activations".
+        types: names of types.
+        granularities: of them.
+        targets: of them.
+        opset: the lowest in which the form can be written.
+        form: what is written.
+        seen: the runtime that was seen to run the form; empty where documentation alone says so.
+    """
+
+    role: str
+    types: tuple[str, ...]
+    granularities: tuple[str, ...]
+    targets: tuple[str, ...]
+    opset: int
+    form: str
+    seen: str = CPU
+
+
+ROWS: tuple[Row, ...] = (
+    Row("weights", ("int8",), ("channel",), (*TENSORRT, *ORT), 13, "DequantizeLinear"),
+    Row("weights", ("int8", "int4"), ("block",), ORT, 21, "DequantizeLinear(block_size)"),
+    Row("weights", ("int4",), ("channel",), ORT, 21, "DequantizeLinear"),
+    Row("weights", ("int4",), ("block",), NEW_TENSORRT, 21, "DequantizeLinear(block_size)"),
+    Row("activations", ("int8",), ("tensor",), (*TENSORRT, "ort-cuda"), 13, "QuantizeLinear, DequantizeLinear"),
+    Row("activations", ("uint8",), ("tensor",), ("ort-cpu",), 13, "QuantizeLinear, DequantizeLinear"),
+    Row("activations", ("uint8+dynamic",), ("tensor",), ("ort-cpu",), 13, "DynamicQuantizeLinear"),
+    Row("activations", ("float",), ("",), (*TENSORRT, *ORT), 13, "as it is"),
+)
+
+WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
+    ("", (), ("tensorrt@8+dla", "tensorrt@10+dla", "tensorrt@11+dla"), "a DLA computes in int8 and fp16 only"),
+    ("", ("fp8e4m3", "fp8e5m2"), ("tensorrt@8",), "TensorRT has float8 from 10 on"),
+    ("", ("fp8e5m2",), NEW_TENSORRT, "of the float8 types TensorRT takes E4M3 only"),
+    ("", ("int16", "uint16"), TENSORRT, "TensorRT has no 16-bit integers"),
+    ("", ("uint8", "uint4"), TENSORRT, "TensorRT's zero points are all 0, so it takes signed types only"),
+    ("", ("int8",), TENSORRT, "TensorRT takes blocks of 4-bit weights only, and scales that are constants"),
+    ("", ("int4",), ("tensorrt@8",), "TensorRT has 4-bit weights from 10 on"),
+    ("", ("int4",), NEW_TENSORRT, "TensorRT takes 4-bit weights in blocks only"),
+    ("", (), TENSORRT, "TensorRT's parser has no such type, and would expand the tables that spell it to float"),
+    ("activations", (), ("ort-cuda",), "on CUDA ONNX Runtime has integer products of int8 with one scale only"),
+    ("weights", (), ("ort-cuda",), "on CUDA only MatMulNBits and MatMulBnb4 read narrow weights; this is neither"),
+    ("activations", (), ("ort-cpu",), "ONNX Runtime's CPU kernels quantize to uint8, and compute nothing in this type"),
+    ("weights", (), ("ort-cpu",), "ONNX Runtime's CPU provider has no operator that reads it"),
+)
+"""(role or "", types or () for all, targets, the reason); the first that fits is told."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table; `reason` is empty where it works, and then `form` and `opset` say how."""
+
+    role: str
+    format: Format
+    target: str
+    opset: int = 0
+    form: str = ""
+    seen: str = ""
+    reason: str = ""
+
+
+def cell(format_: Format, role: str, target: str) -> Cell:
+    """What becomes of a format as weights or activations on a target."""
+    name = format_.type + ("+dynamic" if "dynamic" in format_.modifiers else "")
+    base = target.removesuffix("+dla")
+    if base == target or format_.type in ("int8", "float"):
+        for row in ROWS:
+            fits = row.role == role and name in row.types and format_.granularity in row.granularities
+            if fits and base in row.targets:
+                return Cell(role, format_, target, row.opset, row.form, row.seen)
+    for said, types, targets, reason in WHY_NOT:
+        if said in ("", role) and (not types or format_.type in types) and target in targets:
+            return Cell(role, format_, target, reason=reason)
+    return Cell(role, format_, target, reason=f"{target} has no {format_.type}")
+
+
+def check_cell(format_: Format, role: str, target: str) -> Cell:
+    """The cell, where it works.
+
+    Raises:
+        RecipeError: it does not; the message says why, the hint what the target has.
+    """
+    found = cell(format_, role, target)
+    if found.reason:
+        known = ", ".join(str(c.format) for c in cells() if c.target == target and c.role == role and not c.reason)
+        raise RecipeError(f"{target} cannot run {role} in {format_}: {found.reason}", f"It has: {known}.")
+    return found
+
+
+def cells() -> Iterator[Cell]:
+    """Every cell of the table, by role, type, granularity and target."""
+    for role in ("weights", "activations"):
+        for kind in KINDS.values():
+            choices = [Format(kind.name, granularity) for granularity in kind.granularities or ("",)]
+            choices += [Format(kind.name, "tensor", modifiers=frozenset({m})) for m in kind.modifiers if m == "dynamic"]
+            for choice in choices:
+                if any(row.role == role and choice.type in {t.split("+")[0] for t in row.types} for row in ROWS):
+                    yield from (cell(choice, role, target) for target in TARGETS)
