@@ -19,7 +19,7 @@ from onnxq.graph import Graph
 from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, SILENT, Monitor
-from onnxq.passes import Smooth, lower, prepare
+from onnxq.passes import Smooth, lower, prepare, share_weights
 from onnxq.placement import placed, settled
 from onnxq.placement.bodies import within
 from onnxq.placement.dla import cover
@@ -360,6 +360,7 @@ def lowered(
     for part in reversed(tuple(graph.parts())):  # inner ones first: they know what they read by its name of now
         inside = ready.recipe if part.body is None else replace(ready.recipe, io_types="float32")
         pipeline.run(part, lower(within(plan, part), target, inside))
+    pipeline.run(graph, (share_weights,))
     return graph, plan
 
 

@@ -7,9 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from onnx import ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
     Seen = tuple[str, tuple[int, ...]]
 
@@ -56,8 +56,8 @@ class Executed:
     Attributes:
         name: unique in the model.
         op_type: its operator.
-        runs: "integer", "moves int8", "int8 weight" (multiplies in float), "conversion", "float behind DQ", "float"
-            or "other" (shapes, indices).
+        runs: "integer", "moves int8", "int8 weight" (multiplies in float), "conversion", "float behind DQ", "float",
+            "other" (shapes, indices), or "not run": in a branch that was not taken, and in float or other.
         macs: multiply-accumulates of the run that was profiled.
         lost: whether all that it reads says int8, and for an operator without weights all that reads it too.
     """
@@ -79,25 +79,39 @@ class _Tensors:
 
 
 def executed(model: ModelProto, seen: Mapping[str, Seen], inserted: Collection[str] = ()) -> tuple[Executed, ...]:
-    """The nodes of the main graph of an optimized model, in order.
+    """The nodes of an optimized model in order, those of bodies behind the node that holds them.
 
     `seen` gives (element type, shape) of the activations as they were when it ran, under ONNX Runtime's type names.
     `inserted` names nodes that only the optimizer knows: a Transpose of its own between pairs was not meant for int8.
     """
     tensors = _tensors(model, seen)
-    return tuple(_node(node, tensors, own=node.name not in inserted) for node in model.graph.node)
+    return tuple(_node(node, tensors, own=node.name not in inserted) for node in every_node(model.graph))
+
+
+def every_node(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph and of the bodies inside it, those of a body behind the node that holds it."""
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from every_node(body)
+
+
+def bodies(node: NodeProto) -> list[GraphProto]:
+    """The graphs that a node holds."""
+    return [body for a in node.attribute for body in ([a.g] if a.HasField("g") else a.graphs)]
 
 
 def _tensors(model: ModelProto, seen: Mapping[str, Seen]) -> _Tensors:
-    graph = model.graph
-    shapes = {name: shape for name, (_, shape) in seen.items()} | {t.name: tuple(t.dims) for t in graph.initializer}
+    nodes = list(every_node(model.graph))
+    weights = [t for graph in (model.graph, *(b for n in nodes for b in bodies(n))) for t in graph.initializer]
+    shapes = {name: shape for name, (_, shape) in seen.items()} | {t.name: tuple(t.dims) for t in weights}
     types = {name: kind for name, (kind, _) in seen.items()}
-    makers = {output: node for node in graph.node for output in node.output}
+    makers = {output: node for node in nodes for output in node.output}
     users: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
+    for node in nodes:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    return _Tensors(shapes, types, makers, users, frozenset(t.name for t in graph.initializer))
+    return _Tensors(shapes, types, makers, users, frozenset(t.name for t in weights))
 
 
 def _node(node: NodeProto, tensors: _Tensors, *, own: bool) -> Executed:
@@ -106,7 +120,7 @@ def _node(node: NodeProto, tensors: _Tensors, *, own: bool) -> Executed:
 
 
 def _runs(node: NodeProto, tensors: _Tensors, *, lost: bool) -> str:
-    kinds = [tensors.types.get(name, "") for name in node.output if name]
+    kinds = [tensors.types[name] for name in node.output if name in tensors.types]
     if node.op_type in _INTEGER or node.op_type.startswith("QLinear"):
         return "integer"
     if node.op_type in _NARROW_WEIGHT:
@@ -115,6 +129,12 @@ def _runs(node: NodeProto, tensors: _Tensors, *, lost: bool) -> str:
         return "conversion"
     if kinds and all(kind in BYTES for kind in kinds):
         return "moves int8"
+    return _runs_in_float(node, tensors, kinds, lost=lost)
+
+
+def _runs_in_float(node: NodeProto, tensors: _Tensors, kinds: list[str], *, lost: bool) -> str:
+    if not kinds and node.output:
+        return "not run"
     if not any(kind in FLOATS for kind in kinds):
         return "other"
     return "float behind DQ" if lost or any(_dequantized(name, tensors) for name in node.input) else "float"

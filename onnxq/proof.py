@@ -9,13 +9,14 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.errors import ModelError
-from onnxq.executed import Executed, executed
-from onnxq.runtime import Session
+from onnxq.executed import Executed, bodies, every_node, executed
+from onnxq.runtime import PROVIDERS, Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,12 +52,14 @@ class Proof:
         nodes: those of the optimized model.
         shares: node name -> share of the time of all nodes.
         latency: against the float model, where that was asked for.
+        elsewhere: node name -> the provider that ran it, where it is another one.
     """
 
     provider: str
     nodes: tuple[Executed, ...]
     shares: Mapping[str, float]
     latency: Latency | None = None
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def lost(self) -> tuple[Executed, ...]:
@@ -77,19 +80,24 @@ class Proof:
         """(how it runs, op type, nodes, MACs, share of time), integers first, then by time."""
         found: dict[tuple[str, str], list[Executed]] = {}
         for node in self.nodes:
-            found.setdefault((node.runs, node.op_type), []).append(node)
+            found.setdefault((node.runs, "..." if node.runs == "not run" else node.op_type), []).append(node)
         rows = [
             (runs, op, len(members), sum(n.macs for n in members), sum(self.shares.get(n.name, 0.0) for n in members))
             for (runs, op), members in found.items()
         ]
-        order = ("integer", "moves int8", "int8 weight", "conversion", "float behind DQ", "float", "other")
+        order = ("integer", "moves int8", "int8 weight", "conversion", "float behind DQ", "float", "other", "not run")
         return sorted(rows, key=lambda row: (order.index(row[0]), -row[4], -row[3], row[1]))
 
     def to_dict(self) -> dict[str, Any]:
         """The proof as plain values: {summary, nodes}."""
         summary = {"provider": self.provider, "lost": [n.name for n in self.lost], "mac_share": self.mac_share()}
         latency = None if self.latency is None else asdict(self.latency)
-        nodes = [asdict(node) | {"time_share": self.shares.get(node.name)} for node in self.nodes]
+        nodes = [
+            asdict(node)
+            | {"time_share": self.shares.get(node.name)}
+            | ({"provider": self.elsewhere[node.name]} if node.name in self.elsewhere else {})
+            for node in self.nodes
+        ]
         return {"summary": summary | {"latency": latency}, "nodes": nodes}
 
 
@@ -115,16 +123,19 @@ def prove(model: Path, feed: Feed, *, provider: str = "cpu", reference: Path | N
             proto = onnx.load(str(written))
         except OSError as error:
             raise ModelError(f"ONNX Runtime wrote no optimized model of {model}", "Is it larger than 2 GB?") from error
-        known = {node.name for node in onnx.load(str(model), load_external_data=False).graph.node}
+        known = {node.name for node in every_node(onnx.load(str(model), load_external_data=False).graph)}
         inserted = set()
-        for index, node in enumerate(proto.graph.node):
+        for index, node in enumerate(every_node(proto.graph)):
             own = node.name in known
             node.name = f"{index}:{node.name or node.op_type}"  # the profile knows nodes by name only
             inserted |= set() if own else {node.name}
         events = _profile(proto.SerializeToString(), provider, feed, Path(folder))
     nodes = executed(proto, _seen(proto, events, feed), inserted)
+    holders = {node.name for node in every_node(proto.graph) if bodies(node)}  # their time is that of what they hold
     latency = None if reference is None else measure(reference, model, feed, provider=provider)
-    return Proof(provider, nodes, _shares(events), latency)
+    return Proof(
+        provider, nodes, _shares([e for e in events if e["name"] not in holders]), latency, _elsewhere(events, provider)
+    )
 
 
 def measure(reference: Path, model: Path, feed: Feed, *, provider: str = "cpu", runs: int = RUNS) -> Latency:
@@ -164,7 +175,7 @@ def _seen(model: ModelProto, events: Sequence[Mapping[str, Any]], feed: Feed) ->
     """Activation -> (element type in ONNX Runtime's words, shape)."""
     names = {"float32": "float", "float64": "double"}
     found = {name: (names.get(array.dtype.name, array.dtype.name), array.shape) for name, array in feed.items()}
-    outputs = {node.name: [name for name in node.output if name] for node in model.graph.node}
+    outputs = {node.name: [name for name in node.output if name] for node in every_node(model.graph)}
     for event in events:
         made = [next(iter(one.items())) for one in event["args"].get("output_type_shape", ()) if one]
         for tensor, (kind, shape) in zip(outputs.get(event["name"], ()), made, strict=False):
@@ -180,6 +191,12 @@ def _shares(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     medians = {name: statistics.median(each) for name, each in spent.items()}
     total = sum(medians.values())
     return {name: micros / total for name, micros in medians.items()} if total else {}
+
+
+def _elsewhere(events: Sequence[Mapping[str, Any]], provider: str) -> dict[str, str]:
+    """Node -> the provider that ran it, where that is not the one it was optimized for."""
+    ran = {e["name"]: str(e["args"].get("provider", PROVIDERS[provider])) for e in events}
+    return {name: where for name, where in ran.items() if where != PROVIDERS[provider]}
 
 
 # -- in words --------------------------------------------------------------------------------------------------
@@ -202,6 +219,10 @@ def rows(proof: Proof, *, every: bool = False) -> list[tuple[str, str, str, str,
 def lines(proof: Proof) -> list[str]:
     """What was lost, and the sums."""
     said = [f"lost: {n.name} ({n.op_type}) is between Q/DQ pairs, but runs in float" for n in proof.lost]
+    for where in dict.fromkeys(proof.elsewhere.values()):
+        fell = [n for n in proof.nodes if proof.elsewhere.get(n.name) == where]
+        kinds = ", ".join(f"{count} {op}" for op, count in Counter(n.op_type for n in fell).items())
+        said.append(f"on {where}: {kinds}")
     said.append(f"{proof.mac_share():.1%} of the multiply-accumulates in integer kernels, {len(proof.lost)} nodes lost")
     if (ratio := proof.latency) is not None:
         quartiles = f"{ratio.low:.2f} to {ratio.high:.2f}"

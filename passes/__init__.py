@@ -36,6 +36,7 @@ from onnxq.passes.raise_opset import RaiseOpset
 from onnxq.passes.remove_identities import remove_identities
 from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
 from onnxq.passes.remove_unused import remove_unused
+from onnxq.passes.share_weights import share_weights
 from onnxq.passes.smooth import Smooth
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
@@ -62,6 +63,7 @@ __all__ = [
     "prepare",
     "remove_identities",
     "remove_unused",
+    "share_weights",
     "sum_to_add",
 ]
 

@@ -129,16 +129,14 @@ def test_silero(name: str, tmp_path: Path) -> None:
     quiet = np.random.default_rng(0)
     feeds = [_audio(quiet, rows, inputs) for _ in range(8)]
     _, plan = quantized(model, feeds, tmp_path, onnxq.Recipe(shapes=shapes))
-    assert summarize(plan).int8 >= 5
+    assert summarize(plan).int8 >= 3
 
 
 @pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])
-def test_silero_inside_an_if_is_refused_with_the_reason(name: str) -> None:
+def test_silero_inside_an_if_is_refused_for_tensorrt_with_the_reason(name: str) -> None:
     with pytest.raises(onnxq.ModelError, match="nothing to quantize") as caught:
         onnxq.quantize(cached(f"silero/{name}.onnx"))
-    assert "inside the body of a If" in caught.value.hint
-    plan = onnxq.make_plan(cached(f"silero/{name}.onnx"))
-    assert sum(d.reason == "inside the body of a If" for d in plan.decisions) >= 12
+    assert "TensorRT runs bodies in float unless asked" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from onnxq.graph.graph import Attribute, Graph, Node, Value
 from onnxq.graph.normal import Body, normalize
+from onnxq.graph.sharing import share
 from onnxq.graph.validity import check_proto, tensor_bytes
 from onnxq.graph.values import Dim
 
-__all__ = ["Attribute", "Body", "Dim", "Graph", "Node", "Value", "check_proto", "normalize", "tensor_bytes"]
+__all__ = ["Attribute", "Body", "Dim", "Graph", "Node", "Value", "check_proto", "normalize", "share", "tensor_bytes"]

@@ -16,8 +16,9 @@ import onnxq
 from onnxq import Recipe, Rule
 from onnxq.collect import session_for
 from onnxq.errors import RecipeError
+from onnxq.graph import share
 from onnxq.modes import MODES
-from onnxq.passes import prepare
+from onnxq.passes import prepare, share_weights
 from onnxq.pipeline import run as run_passes
 from onnxq.runtime import Session
 from onnxq.targets import TARGETS
@@ -183,6 +184,28 @@ def test_one_scale_for_a_tensor_that_two_branches_read() -> None:
     _, plan = onnxq.quantize(in_if(bare), samples(bare, cond=TRUE) + samples(bare, cond=FALSE), CPU)
     assert len(plan.points["x"].uses) == 2
     assert not plan.modes
+
+
+def test_weights_that_two_branches_share_are_stored_once() -> None:
+    bare = linear()
+    proto = in_if(bare, outside=True).to_proto()
+    then_branch, else_branch = proto.graph.node[0].attribute
+    else_branch.g.CopyFrom(then_branch.g)
+    graph = onnxq.Graph.from_proto(proto)
+    quantized, _ = onnxq.quantize(graph, samples(bare, cond=TRUE) + samples(bare, cond=FALSE), CPU)
+    feed = samples(bare, 1, cond=TRUE)[0]
+    want = optimized(quantized, feed)
+    merged = quantized.copy()
+    assert share(merged, lambda _: True) == 2  # w and v; small as they are, share_weights leaves them
+    assert share_weights(quantized) == 0
+    np.testing.assert_allclose(optimized(merged, feed), want, atol=1e-5)
+    onnx.checker.check_model(merged.to_proto(), full_check=True)
+    narrow, _ = onnxq.quantize(graph, None, replace(CPU, mode="weight-only", reduce_range=False))
+    assert share_weights(narrow) == 0  # MatMulNBits wants its weight in its own graph
+
+
+def test_a_model_without_bodies_has_nothing_to_share() -> None:
+    assert share(linear(), lambda _: True) == 0
 
 
 # --- values out of bodies -----------------------------------------------------------------------------
