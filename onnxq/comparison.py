@@ -70,11 +70,15 @@ class TensorError:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Errors of the compared tensors, in the model's order, and the histograms that were asked for."""
+    """Errors of the compared tensors, in the model's order, and the histograms that were asked for.
+
+    `shapes` gives the largest size seen of every dimension of a tensor, those of the inputs too.
+    """
 
     errors: tuple[TensorError, ...]
     samples: int
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def worst(self) -> tuple[TensorError, ...]:
@@ -224,9 +228,11 @@ class _Seen:
         self._tallies = {name: Tally() for name in (*inputs, *names) if name in histograms}
         self._inputs = tuple(name for name in inputs if name in self._tallies)
         self._monitor = monitor
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, name: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
         """One tensor of one sample, in the float and in the quantized model."""
+        self._see(name, a)
         if name in self._tallies and a.dtype.name in _FLOATS:
             self._tallies[name].add(a)
         if name not in self._sums:
@@ -240,12 +246,20 @@ class _Seen:
 
     def add_inputs(self, feed: Feed) -> None:
         """The inputs of one sample."""
+        for name, array in feed.items():
+            self._see(name, array)
         for name in self._inputs:
             self._tallies[name].add(feed[name])
 
     def comparison(self, samples: int) -> Comparison:
         errors = (s.error(name, output=name in self._outputs) for name, s in self._sums.items())
-        return Comparison(tuple(errors), samples, {name: t.histogram() for name, t in self._tallies.items()})
+        histograms = {name: tally.histogram() for name, tally in self._tallies.items()}
+        return Comparison(tuple(errors), samples, histograms, self._shapes)
+
+    def _see(self, name: str, array: npt.NDArray[Any]) -> None:
+        before = self._shapes.get(name, array.shape)
+        if len(before) == array.ndim:
+            self._shapes[name] = tuple(map(max, before, array.shape))
 
     def _drop(self, name: str, why: str) -> None:
         if name in self._outputs:

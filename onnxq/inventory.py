@@ -24,7 +24,7 @@ from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from onnx import ModelProto, NodeProto
 
@@ -41,6 +41,9 @@ BITS = {"uint4": 4, "int4": 4, "fp4 (e2m1)": 4, "uint2": 2, "int2": 2}
 
 _BYTES = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4}
 _BYTES |= {"float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2}
+
+NO_SHAPES: Mapping[str, tuple[int, ...]] = {}
+"""Nothing is known but what the file says."""
 
 _NARROW = ("MatMulNBits", "GatherBlockQuantized")
 _DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
@@ -84,7 +87,7 @@ class Layer:
         op_type: its operator.
         precision: "int8", "fp8 (e4m3)", ... when it computes in it; "int8 weight" when it computes in float; else the
             float type, "unknown" when nothing tells it.
-        macs: multiply-accumulates of one run, unknown dimensions counted as 1.
+        macs: multiply-accumulates of one run, dimensions that are not known counted as 1.
         outputs: names of the tensors it makes, and behind them those that are the same in another float type.
     """
 
@@ -141,28 +144,44 @@ def is_low(precision: str) -> bool:
     return precision not in {NAMES[kind] for kind in FLOATS} | {"float64", "unknown"} and "weight" not in precision
 
 
-def look_at(path: str | os.PathLike[str]) -> Inventory:
-    """The inventory of a file.
+def look_at(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES) -> Inventory:
+    """The inventory of a file; `shapes` as for `take_stock`.
 
     Raises:
         ModelError: it cannot be read, is no ONNX model, or its nodes are not in order.
     """
-    return take_stock(build.read(path), str(Path(path).parent))
+    return take_stock(build.read(path), str(Path(path).parent), shapes)
 
 
-def take_stock(proto: ModelProto, base_dir: str = "") -> Inventory:
+def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES) -> Inventory:
     """Look through a model; it is not changed.
+
+    Args:
+        proto: the model.
+        base_dir: folder of its external data.
+        shapes: of tensors, as they were when it ran, where the file leaves them open: work is counted with them.
 
     Raises:
         ModelError: its nodes are not in order.
     """
     if disorder := next(unsorted(proto.graph), None):
         raise ModelError(f"the nodes are not in order: {disorder.message}", "Sort the graph and save it again.")
-    models = list(build.graphs(proto, base_dir, get_version("tensorrt")))
+    models = [_sized(model, shapes) for model in build.graphs(proto, base_dir, get_version("tensorrt"))]
     layers = [found for model in models for found in _layers(model)]
     tensors = [found for model in models for found in _holdings(model)]
     producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
     return Inventory(producer, models[0].opset, tuple(layers), tuple(_joined(tensors)), _sizes(models))
+
+
+def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+    """The model with these shapes, which its Q and DQ nodes hand on."""
+    if not shapes or not model.main:
+        return model
+    known = dict(shapes)
+    for node in model.nodes:
+        if is_qdq(node) and node.input[0] in known:
+            known.setdefault(node.output[0], known[node.input[0]])
+    return replace(model, shapes={**model.shapes, **known})
 
 
 # -- nodes ---------------------------------------------------------------------------------------------------

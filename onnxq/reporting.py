@@ -97,8 +97,9 @@ def run_histograms(plan: Plan, statistics: Statistics | None) -> dict[str, Histo
 
 def _page(models: tuple[Path, Path], found: Comparison | None, known: page.Known, version: str) -> str:
     reference, quantized = models
+    stock = look_at(quantized, {} if found is None else found.shapes)
     sizes = files.model_bytes(reference), files.model_bytes(quantized)
-    content = page.gather(page.Files(reference.name, quantized.name, *sizes), look_at(quantized), found, known)
+    content = page.gather(page.Files(reference.name, quantized.name, *sizes), stock, found, known)
     return page.render(content, version)
 
 

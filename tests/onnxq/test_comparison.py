@@ -148,6 +148,7 @@ def test_tensors_that_do_not_fit_are_compared_in_groups(monkeypatch: pytest.Monk
     assert found.samples == len(FEEDS)
     rows = np.concatenate([f["x"] for f in FEEDS])
     assert set(found.histograms) == {"x", "a", "z"}
+    assert found.shapes == dict.fromkeys(("x", "a", "y", "z"), (1, 4))
     assert found.histograms["x"] == Histogram.of(rows)
     assert found.histograms["a"].amax == pytest.approx(np.abs(rows @ W).max(), rel=1e-5)
 

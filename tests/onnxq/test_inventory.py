@@ -156,6 +156,16 @@ def test_conversions_between_float_types_are_no_layers() -> None:
     ]
 
 
+def test_work_is_counted_with_the_shapes_of_a_run() -> None:
+    text = (
+        "(float[N,32] x, float[M,N] u) => (float[M,32] y) { q = QuantizeLinear(x, k, z) d = DequantizeLinear(q, k, z) "
+    )
+    text += "y = MatMul(u, d) }"
+    proto = parsed(text, k=np.float32(0.1), z=np.int8(0))
+    assert take_stock(proto).macs() == {"float32": 32}
+    assert take_stock(proto, shapes={"x": (5, 32), "u": (3, 5), "y": (3, 32)}).macs() == {"float32": 3 * 5 * 32}
+
+
 def test_bodies_are_looked_into() -> None:
     text = """(float[4] x, bool c) => (float[4] y) {
         y = If(c) <
