@@ -28,6 +28,7 @@ from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
+from onnxq.weights import chosen_weights, with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -243,7 +244,12 @@ def improved(ready: Prepared, data: object, monitor: Monitor = QUIET, *, all_ten
         DataError: the data cannot be read or does not fit.
     """
     recipe, target = ready.recipe, get_target(ready.recipe.target)
-    source, factors = open_data(data, ready.graph, recipe), {}
+    source = open_data(data, ready.graph, recipe)
+    factors: dict[str, Factor] = {}
+    if ready.plan.mode == "weight-only" and recipe.weight_method != "nearest":
+        source = rereadable(source)
+        better, factors, weights = with_weights(ready, source, smoothed, monitor)
+        return replace(observe(better, source, monitor), smoothing=factors, weights=weights)
     fits = target.activation.symmetric and target.activation.signed and not target.every_tensor
     if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
         source = rereadable(source)
@@ -357,9 +363,10 @@ def lowered(
         monitor.warn(note)
     monitor.stage("Quantizing", None)
     graph = ready.graph.copy()
+    chosen = chosen_weights(plan, ready.recipe.weight_method, statistics)
     for part in reversed(tuple(graph.parts())):  # inner ones first: they know what they read by its name of now
         inside = ready.recipe if part.body is None else replace(ready.recipe, io_types="float32")
-        pipeline.run(part, lower(within(plan, part), target, inside))
+        pipeline.run(part, lower(within(plan, part), target, inside, chosen))
     pipeline.run(graph, (share_weights,))
     return graph, plan
 

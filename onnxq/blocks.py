@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-LARGEST = {8: 127, 4: 7}
+LARGEST = {8: 127, 4: 7, 3: 3, 2: 1}
 """Bits -> the largest code that is used; codes are symmetric, so that a scale is positive and the zero point 0."""
 
 _PART = 1 << 20
@@ -37,6 +37,16 @@ class Blocks:
     axis: int
     size: int
     bits: int
+
+    def __eq__(self, other: object) -> bool:
+        """Bit for bit."""
+        if not isinstance(other, Blocks):
+            return NotImplemented
+        same = (self.axis, self.size, self.bits) == (other.axis, other.size, other.bits)
+        return same and np.array_equal(self.codes, other.codes) and np.array_equal(self.scale, other.scale)
+
+    def __hash__(self) -> int:
+        return hash((self.codes.tobytes(), self.scale.tobytes(), self.axis, self.size, self.bits))
 
     def dequantized(self) -> npt.NDArray[np.float64]:
         """The weight as it reads back, before any rounding to a narrower type."""
@@ -83,11 +93,11 @@ def _quantized(
     w: npt.NDArray[Any], axis: int, size: int, bits: int, method: str
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
     amax = _per_block(np.abs(w.astype(np.float64)), axis, size, np.maximum)
-    scale = _stored(amax, bits, w.dtype)
+    scale = stored_scale(amax, bits, w.dtype)
     if method == "mse":
         best = _error(w, scale, axis, size, bits)
         for factor in _FACTORS:
-            tried = _stored(amax * factor, bits, w.dtype)
+            tried = stored_scale(amax * factor, bits, w.dtype)
             error = _error(w, tried, axis, size, bits)
             scale, best = np.where(error < best, tried, scale), np.minimum(error, best)
     return _codes(w, scale, axis, size, bits), scale
@@ -104,7 +114,7 @@ def _across(w: npt.NDArray[Any], axis: int) -> int:
     return 0 if w.ndim == 1 or axis != 0 else 1
 
 
-def _stored(amax: npt.NDArray[np.float64], bits: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def stored_scale(amax: npt.NDArray[np.float64], bits: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The scale in its type: no smaller than that type's smallest normal number, which backends flush to zero."""
     scale = np.where(amax == 0, 1.0, np.maximum(amax / LARGEST[bits], float(np.finfo(dtype).tiny)))
     stored: npt.NDArray[Any] = scale.astype(dtype)

@@ -97,7 +97,8 @@ def quantize(
         cache = read_cache(cache_file) if cache_file else None
         given = Statistics.load(statistics_file) if statistics_file else data
         ready = api.prepared(model, recipe, monitor)
-        if given is None and cache is None and ready.plan.mode == "static":
+        wants = ready.plan.mode == "static" or recipe.weight_method != "nearest"
+        if given is None and cache is None and wants:
             given = _data_beside(model, monitor.warn)
         graph, plan, statistics = api.carried_out(ready, given, monitor, cache, search.Evaluation(eval_data))
         monitor.stage("Checking and writing", None)

@@ -44,12 +44,17 @@ def check_mode(recipe: Recipe, target: Target) -> None:
             f"weight_bits and block_size are choices of mode weight-only, not of {recipe.mode}",
             "Add mode = 'weight-only', or leave them out.",
         )
-    if bits not in (None, 4, 8):
-        raise RecipeError(f"weight_bits is {bits}", "Give 4 or 8.")
+    if bits not in (None, 3, 4, 8):
+        raise RecipeError(f"weight_bits is {bits}", "Give 8, 4, or 3.")
+    if recipe.weight_method != "nearest" and recipe.mode not in ("weight-only", "auto"):
+        raise RecipeError(
+            f"weight_method {recipe.weight_method} is a choice of mode weight-only, not of {recipe.mode}",
+            "Add mode = 'weight-only', or leave it out.",
+        )
     if size is not None and (size < SMALLEST_BLOCK or size & (size - 1)):
         raise RecipeError(f"block_size is {size}", f"Give a power of two, {SMALLEST_BLOCK} or more.")
-    blocked = bits == 4 or size is not None
-    if blocked and (bits or 8) not in target.blocked_bits:
+    blocked = bits in (3, 4) or size is not None
+    if blocked and (4 if bits == 3 else bits or 8) not in target.blocked_bits:
         known = " and ".join(map(str, sorted(target.blocked_bits))) or "no"
         raise RecipeError(
             f"{target.name} takes weights in blocks in {known} bits only", "Choose other bits, or no block_size."

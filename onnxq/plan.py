@@ -76,8 +76,8 @@ class WeightPoint:
 
     @property
     def bits(self) -> int:
-        """Of a stored code."""
-        return self.format.kind.bits
+        """Of the range that codes use: 3 for int3, which is stored in 4."""
+        return self.format.kind.width or self.format.kind.bits
 
     @property
     def block_size(self) -> int | None:

@@ -25,6 +25,7 @@ HIGH_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Name on the command line -> numpy's name."""
 IO_TYPES = ("float32", "high-precision")
 WEIGHT_RANGES = ("absmax", "mse")
+WEIGHT_METHODS = ("nearest", "gptq", "awq")
 EFFORTS = ("fast", "balanced")
 FORMATS = ("qdq", "qoperator")
 
@@ -128,6 +129,9 @@ class Recipe:
     activations: str | None = _option(
         None, "Format of activations, as int8/tensor, uint8/tensor+dynamic; float for narrow weights alone."
     )
+    weight_method: str = _option(
+        "nearest", "How codes are chosen (mode weight-only); but nearest, from data.", WEIGHT_METHODS
+    )
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -148,6 +152,7 @@ class Recipe:
             "io_types",
             "mode",
             "format",
+            "weight_method",
         ):
             _check_choice(name, getattr(self, name))
         check_formats(self, get_target(self.target))

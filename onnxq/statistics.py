@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from onnxq.blocks import Blocks
 from onnxq.errors import StatisticsError
 from onnxq.histogram import Histogram
 
@@ -79,6 +80,7 @@ class Statistics:
         nonfinite: tensor name -> the (alphabetically first) sample in which it held NaN or infinity.
         smoothing: name of a site -> the factors that the model had taken when it was observed. `model` is the digest
             with them in it.
+        weights: weight -> the codes and scales that were found for it from the data; see `onnxq.weights`.
         bounds: tensor name -> (smallest, largest) finite value, of tensors of which nothing else is asked.
     """
 
@@ -90,6 +92,7 @@ class Statistics:
     nonfinite: Mapping[str, str] = field(default_factory=dict)
     smoothing: Mapping[str, Factor] = field(default_factory=dict)
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weights: Mapping[str, Blocks] = field(default_factory=dict)
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -108,6 +111,11 @@ class Statistics:
             raise StatisticsError(
                 "these statistics are of one model smoothed in different ways",
                 "Smoothing is chosen from the data, so parts of it differ. Collect the parts with --effort fast.",
+            )
+        if dict(self.weights) != dict(other.weights):
+            raise StatisticsError(
+                "these statistics hold weights that were chosen from different data",
+                "What one part's data chose is wrong for the other's: give `quantize` all of it as --data.",
             )
         if self.model != other.model:
             raise StatisticsError(
@@ -132,6 +140,7 @@ class Statistics:
             _merge_names(self.nonfinite, other.nonfinite),
             self.smoothing,
             _merge_bounds(self.bounds, other.bounds),
+            self.weights,
         )
 
     def check_model(self, digest: str) -> None:
@@ -164,6 +173,11 @@ class Statistics:
             for index, name in enumerate(sorted(self.smoothing)):
                 factor = self.smoothing[name]
                 arrays |= {f"s{index}.scale": factor.scale, f"s{index}.shift": factor.shift}
+        if self.weights:
+            meta["weights"] = [[n, b.axis, b.size, b.bits] for n, b in sorted(self.weights.items())]
+            for index, name in enumerate(sorted(self.weights)):
+                found = self.weights[name]
+                arrays |= {f"w{index}.codes": found.codes, f"w{index}.scale": found.scale}
         text = json.dumps(meta | {"arrays": sorted(arrays)})
         arrays = {"meta": np.frombuffer(text.encode(), np.uint8), **arrays}
         with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_DEFLATED) as archive:
@@ -253,6 +267,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         dict(meta["nonfinite"]),
         {n: Factor(**grouped[f"s{i}"]) for i, n in enumerate(meta.get("smoothing", ()))},
         {str(n): (float.fromhex(low), float.fromhex(high)) for n, low, high in meta.get("bounds", ())},
+        {n: Blocks(*grouped[f"w{i}"].values(), *form) for i, (n, *form) in enumerate(meta.get("weights", ()))},
     )
 
 

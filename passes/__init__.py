@@ -43,8 +43,9 @@ from onnxq.passes.to_operators import ToOperators
 from onnxq.pipeline import Everywhere
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from onnxq.blocks import Blocks
     from onnxq.graph import Graph
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
@@ -96,8 +97,13 @@ def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
     )
 
 
-def lower(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
-    """Write a resolved plan into the prepared graph as Q/DQ nodes and int8 weights."""
+def lower(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Blocks] | None = None) -> tuple[Pass, ...]:
+    """Write a resolved plan into the prepared graph as Q/DQ nodes and int8 weights.
+
+    `chosen` has the codes and scales of the weights for which they were found from data (mode weight-only).
+    """
+    if chosen:
+        return _lower_weights(plan, target, recipe, chosen)
     kind = target.placement if plan.mode == "static" else plan.mode
     return LOWERINGS.get(kind, _lower_qdq)(plan, target, recipe)
 
@@ -146,14 +152,16 @@ def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     )
 
 
-def _lower_weights(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
-    if target.placement == "tensorrt" and not any(w.block_size for w in plan.weights):
+def _lower_weights(
+    plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Blocks] | None = None
+) -> tuple[Pass, ...]:
+    if target.placement == "tensorrt" and not chosen and not any(w.block_size for w in plan.weights):
         return _lower_qdq(plan, target, recipe)  # it takes a DequantizeLinear on every kind of weight
     half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
     ops = {d.node: d.op_type for d in plan.decisions}
     others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose"))
     return (
-        NarrowWeights(plan, recipe.weight_range),
+        NarrowWeights(plan, recipe.weight_range, chosen or {}),
         QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),

@@ -7,7 +7,7 @@ weight of other operators gets a scale per output channel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -16,12 +16,16 @@ import numpy as np
 from onnxq.blocks import quantize_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
+    from onnxq.blocks import Blocks
     from onnxq.graph import Graph, Node, Value
     from onnxq.plan import Plan, WeightPoint
 
-TYPES = {8: np.dtype(np.int8), 4: np.dtype(ml_dtypes.int4)}
+TYPES = {8: np.dtype(np.int8), 4: np.dtype(ml_dtypes.int4), 3: np.dtype(ml_dtypes.int4)}
+"""Bits -> what holds a code: ONNX has no type of 3 bits, so that codes of 3 bits take 4 in the file."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,12 @@ class NarrowWeights:
     Attributes:
         plan: which weights, in how many bits, in which blocks.
         method: "absmax" or "mse", as `blocks.quantize_blocks` knows it.
+        chosen: weight -> codes and scales [K, N] that were found from data (`onnxq.weights`); they win.
     """
 
     plan: Plan
     method: Any = "absmax"
+    chosen: Mapping[str, Blocks] = field(default_factory=dict)
 
     def __call__(self, graph: Graph) -> int:
         """Return how many weights were stored narrow."""
@@ -61,7 +67,9 @@ class NarrowWeights:
             graph.set_attribute(node, "transB", None)
 
     def _dequantized(self, graph: Graph, name: str, matrix: npt.NDArray[Any], point: WeightPoint) -> Value:
-        blocks = quantize_blocks(matrix, 0, point.block_size, point.bits, self.method)
+        blocks = self.chosen.get(point.tensor)
+        if blocks is None:
+            blocks = quantize_blocks(matrix, 0, point.block_size, point.bits, self.method)
         per_column = point.block_size is None
         scale = blocks.scale[0] if per_column else blocks.scale
         kind = TYPES[point.bits]

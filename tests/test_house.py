@@ -50,7 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "precision",
         "placement",
     ),
-    ("passes", "collect", "comparison", "proof", "improve"),
+    ("passes", "collect", "comparison", "proof", "improve", "weights"),
     ("page", "api", "report", "exchange", "proving", "reporting", "search"),
     (
         "cli",

@@ -39,6 +39,7 @@ class Kind:
         fixed: whether no other block size exists.
         modifiers: those it takes.
         symmetric: no zero point, or a fixed one.
+        width: bits of the range that codes use, where that is less than is stored; 0 for all of them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Kind:
     fixed: bool = False
     modifiers: tuple[str, ...] = ()
     symmetric: bool = True
+    width: int = 0
 
 
 _ANY = ("channel", "tensor", "block")
@@ -66,6 +68,7 @@ KINDS: dict[str, Kind] = {
         Kind("int8", 8, "int8", "symmetric integers, ±127", (*_ANY, "token"), 32, modifiers=("pow2",)),
         Kind("uint8", 8, "uint8", "integers with a zero point", _ANY, 32, modifiers=("dynamic",), symmetric=False),
         Kind("int4", 4, "int4", "symmetric integers, ±7", _NARROW, 32, modifiers=("pow2",)),
+        Kind("int3", 4, "int4", "symmetric integers, ±3, stored in 4 bits", _NARROW, 32, width=3),
         Kind("uint4", 4, "uint4", "integers with a zero point", _NARROW, 32, symmetric=False),
         Kind("int2", 2, "int2", "integers -2 to 1, the extreme value at -2", _NARROW, 32),
         Kind("fp8e4m3", 8, "float8_e4m3fn", "float8, 3 bits of mantissa, up to 448", ("channel", "tensor")),

@@ -51,9 +51,9 @@ class Row:
 
 ROWS: tuple[Row, ...] = (
     Row("weights", ("int8",), ("channel",), (*TENSORRT, *ORT), 13, "DequantizeLinear"),
-    Row("weights", ("int8", "int4"), ("block",), ORT, 21, "DequantizeLinear(block_size)"),
-    Row("weights", ("int4",), ("channel",), ORT, 21, "DequantizeLinear"),
-    Row("weights", ("int4",), ("block",), NEW_TENSORRT, 21, "DequantizeLinear(block_size)"),
+    Row("weights", ("int8", "int4", "int3"), ("block",), ORT, 21, "DequantizeLinear(block_size)"),
+    Row("weights", ("int4", "int3"), ("channel",), ORT, 21, "DequantizeLinear"),
+    Row("weights", ("int4", "int3"), ("block",), NEW_TENSORRT, 21, "DequantizeLinear(block_size)"),
     Row("activations", ("int8",), ("tensor",), (*TENSORRT, "ort-cuda"), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8",), ("tensor",), ("ort-cpu",), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8+dynamic",), ("tensor",), ("ort-cpu",), 13, "DynamicQuantizeLinear"),
@@ -67,8 +67,8 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", ("int16", "uint16"), TENSORRT, "TensorRT has no 16-bit integers"),
     ("", ("uint8", "uint4"), TENSORRT, "TensorRT's zero points are all 0, so it takes signed types only"),
     ("", ("int8",), TENSORRT, "TensorRT takes blocks of 4-bit weights only, and scales that are constants"),
-    ("", ("int4",), ("tensorrt@8",), "TensorRT has 4-bit weights from 10 on"),
-    ("", ("int4",), NEW_TENSORRT, "TensorRT takes 4-bit weights in blocks only"),
+    ("", ("int4", "int3"), ("tensorrt@8",), "TensorRT has 4-bit weights from 10 on"),
+    ("", ("int4", "int3"), NEW_TENSORRT, "TensorRT takes 4-bit weights in blocks only"),
     ("", (), TENSORRT, "TensorRT's parser has no such type, and would expand the tables that spell it to float"),
     ("activations", (), ("ort-cuda",), "on CUDA ONNX Runtime has integer products of int8 with one scale only"),
     ("weights", (), ("ort-cuda",), "on CUDA only MatMulNBits and MatMulBnb4 read narrow weights; this is neither"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         ({"target": "tensorrt@10", "mode": "dynamic"}, "scales that are constants"),
         ({"target": "ort-cuda", "mode": "dynamic"}, "no CUDA kernel"),
         ({"target": "ort-cuda", "high_precision": "bf16"}, "float32 and float16"),
-        ({"mode": "weight-only", "weight_bits": 3}, "weight_bits is 3"),
+        ({"mode": "weight-only", "weight_bits": 5}, "weight_bits is 5"),
         ({"target": "ort-cuda", "mode": "weight-only", "block_size": 48}, "block_size is 48"),
         ({"target": "ort-cuda", "mode": "weight-only", "block_size": 8}, "block_size is 8"),
         ({"target": "tensorrt", "mode": "weight-only", "block_size": 32}, "in 4 bits only"),

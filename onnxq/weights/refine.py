@@ -1,0 +1,222 @@
+"""Weights chosen from data for a plan of mode weight-only: which layers, what they read, and the method's result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from onnxq.errors import DataError, StatisticsError
+from onnxq.linear import Linear, linear_at
+from onnxq.monitor import QUIET, Monitor
+from onnxq.rescaling import find_sites
+from onnxq.weights.awq import awq_factor
+from onnxq.weights.clip import clipped_blocks
+from onnxq.weights.gptq import quantize_gptq
+from onnxq.weights.moments import moments, picked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from onnxq.blocks import Blocks
+    from onnxq.data import Feed, Source
+    from onnxq.graph import Graph
+    from onnxq.plan import Plan, WeightPoint
+    from onnxq.recipe import Recipe
+    from onnxq.statistics import Factor, Statistics
+
+    Floats = npt.NDArray[np.float64]
+    Method = Callable[[npt.NDArray[Any], Floats, int | None, int], Blocks]
+    """(w [K, N], Gram matrix of its inputs [K, K], rows of a block, bits) -> codes and scales"""
+
+METHODS: dict[str, Method] = {"gptq": quantize_gptq, "awq": clipped_blocks}
+"""Weight method of a recipe -> how a layer's codes are found. AWQ's factors are in the model by then."""
+
+EXPLICIT_DB = 0.5
+"""What a factor must gain where x / s needs a node of its own: it reads and writes x once more."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A prepared model, and the samples it is run on.
+
+    Attributes:
+        graph: the prepared graph.
+        plan: its plan.
+        feeds: the samples.
+        providers: where ONNX Runtime runs it.
+        custom_ops: libraries with its custom operators.
+    """
+
+    graph: Graph
+    plan: Plan
+    feeds: Sequence[Feed]
+    providers: tuple[str, ...] = ("cpu",)
+    custom_ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A weight of the plan and the inputs of all that read it narrow."""
+
+    point: WeightPoint
+    tensors: tuple[str, ...]
+    transposed: bool
+    value: Any
+
+    def matrix(self, graph: Graph) -> npt.NDArray[Any]:
+        """[K, N], for y = x W."""
+        array = graph.const(self.value)
+        assert array is not None  # noqa: S101  the plan holds only constants
+        return array.T if self.transposed else array
+
+
+def refined(seen: Seen, method: str, monitor: Monitor = QUIET) -> dict[str, Blocks]:
+    """Weight -> its codes and scales [K, N]. Tables, and weights that are read in two ways, are left to rounding.
+
+    Raises:
+        DataError: the samples do not fit the model, or a tensor held NaN or infinity.
+    """
+    layers = _layers(seen.graph, seen.plan)
+    readers: dict[str, list[_Layer]] = {}
+    for layer in layers:
+        for tensor in layer.tensors:
+            readers.setdefault(tensor, []).append(layer)
+    channels = {tensor: len(group[0].matrix(seen.graph)) for tensor, group in readers.items()}
+    monitor.stage(f"Weights of {len(layers)} layers by {method}", len(channels))
+    waiting: dict[str, tuple[Floats, int]] = {}
+    found: dict[str, Blocks] = {}
+    for tensor, now in _moments(seen, channels, monitor):
+        for layer in readers[tensor]:
+            name = layer.point.tensor
+            gram, count = waiting.pop(name, (np.zeros(()), 0))
+            gram, count = gram + now.gram, count + 1
+            if count < len(layer.tensors):
+                waiting[name] = gram, count
+                continue
+            found[name] = METHODS[method](layer.matrix(seen.graph), gram, layer.point.block_size, layer.point.bits)
+    return {layer.point.tensor: found[layer.point.tensor] for layer in layers}
+
+
+def awq_factors(seen: Seen, monitor: Monitor = QUIET) -> dict[str, Factor]:
+    """Site -> the factors that AWQ scales it with; see `onnxq.weights.awq`.
+
+    Raises:
+        DataError: the samples do not fit the model, or a tensor held NaN or infinity.
+    """
+    narrow = {user: layer for layer in _layers(seen.graph, seen.plan) for user, _ in layer.point.uses}
+    sites = {
+        site.tensors[0]: site
+        for site in find_sites(seen.graph)
+        if len(site.tensors) == 1 and not site.clips and all(name in narrow for _, name in site.readers)
+    }
+    channels = {tensor: site.channels for tensor, site in sites.items()}
+    monitor.stage(f"AWQ factors of {len(channels)} tensors", len(channels))
+    found: dict[str, Factor] = {}
+    for tensor, now in _moments(seen, channels, monitor):
+        site = sites[tensor]
+        layers = [narrow[name] for _, name in site.readers]
+        point = layers[0].point
+        matrices = [layer.matrix(seen.graph) for layer in layers]
+        margin = EXPLICIT_DB if site.explicit else 0.0
+        factor = awq_factor(matrices, now, point.block_size, point.bits, margin)
+        if factor is not None:
+            found[site.name] = factor
+    return found
+
+
+class Model(Protocol):
+    """A prepared model, its plan and its recipe."""
+
+    @property
+    def graph(self) -> Graph:
+        """The prepared graph."""
+
+    @property
+    def plan(self) -> Plan:
+        """Its plan."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Every choice."""
+
+
+Prepared = TypeVar("Prepared", bound=Model)
+
+
+def with_weights(
+    ready: Prepared,
+    source: Source,
+    smoothed: Callable[[Prepared, Mapping[str, Factor]], Prepared],
+    monitor: Monitor = QUIET,
+) -> tuple[Prepared, dict[str, Factor], dict[str, Blocks]]:
+    """(the model with AWQ's factors in it, these factors, weight -> codes and scales), by the recipe's method.
+
+    Raises:
+        DataError: the data cannot be read or does not fit, or a tensor held NaN or infinity.
+    """
+    method, where = ready.recipe.weight_method, (ready.recipe.provider_list, ready.recipe.custom_op_list)
+    feeds = picked(ready.graph, source, *where)
+    factors = awq_factors(Seen(ready.graph, ready.plan, feeds, *where), monitor) if method == "awq" else {}
+    better = smoothed(ready, factors)
+    return better, factors, refined(Seen(better.graph, better.plan, feeds, *where), method, monitor)
+
+
+def chosen_weights(plan: Plan, method: str, statistics: Statistics | None) -> Mapping[str, Blocks]:
+    """The weights that the method found from the data; none where the plan's mode or the method needs none.
+
+    Raises:
+        DataError: it needs data, and there is none.
+        StatisticsError: they were found for other bits or blocks, or not at all.
+    """
+    if method == "nearest" or plan.mode != "weight-only":
+        return {}
+    if statistics is None:
+        raise DataError(
+            f"weight_method {method} needs data: it weighs errors by what each layer reads",
+            "Give --data, or take weight_method nearest.",
+        )
+    forms = {(p.tensor, p.bits, p.block_size) for p in plan.weights}
+    odd = [n for n, b in statistics.weights.items() if not {(n, b.bits, b.size), (n, b.bits, None)} & forms]
+    if odd or not statistics.weights:
+        raise StatisticsError(
+            f"the statistics hold no weights chosen by {method} in these bits" + (f": {odd[0]!r}" if odd else ""),
+            "Run `onnxq calibrate` with the same recipe.",
+        )
+    return statistics.weights
+
+
+def _moments(seen: Seen, channels: Mapping[str, int], monitor: Monitor) -> Any:  # noqa: ANN401  as `moments` has it
+    return moments(seen.graph, channels, seen.feeds, seen.providers, seen.custom_ops, monitor)
+
+
+def _layers(graph: Graph, plan: Plan) -> list[_Layer]:
+    nodes = {str(n.name): n for n in graph.nodes}
+    found = []
+    for point in plan.weights:
+        linears = [linear_at(graph, nodes[name]) for name, _ in point.uses]
+        layer = _layer(graph, point, [linear for linear in linears if linear is not None])
+        if layer is not None and len(linears) == len(point.uses) and None not in linears:
+            found.append(layer)
+    return found
+
+
+INTEGERS = ("int8", "int4", "int3")
+"""Types of weights that the methods choose codes for: symmetric integers with plain scales."""
+
+
+def _layer(graph: Graph, point: WeightPoint, linears: Sequence[Linear]) -> _Layer | None:
+    turned = {bool(graph.attribute(linear.node, "transB", 0)) for linear in linears}
+    plain = all(linear.node.op_type in ("MatMul", "Gemm") for linear in linears)
+    whole = point.format.type in INTEGERS and not point.format.modifiers
+    if (
+        len(turned) != 1
+        or not (plain and whole)
+        or any(graph.attribute(linear.node, "transA", 0) for linear in linears)
+    ):
+        return None
+    tensors = tuple(dict.fromkeys(str(linear.node.inputs[0].name) for linear in linears if linear.node.inputs[0]))
+    return _Layer(point, tensors, turned.pop(), linears[0].weight)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+
+from onnxq.blocks import quantize_blocks
+from onnxq.weights.awq import RATIOS, awq_factor, awq_scale
+from onnxq.weights.moments import Moments
+
+
+def seen(x: np.ndarray) -> Moments:
+    return Moments(x.T @ x, np.abs(x).mean(axis=0), np.abs(x).max(axis=0), len(x))
+
+
+def test_scales_are_the_papers() -> None:
+    mean = np.array([0.0, 1.0, 4.0, 16.0])
+    scale = awq_scale(mean[1:], 0.5)
+    np.testing.assert_allclose(scale, np.array([1, 2, 4]) / 2)  # sqrt, over sqrt(4 * 1)
+    np.testing.assert_array_equal(awq_scale(mean, 0.0), np.ones(4))
+    assert (awq_scale(mean, 0.9) > 0).all()  # a channel of zeros
+
+
+def test_the_least_error_of_the_outputs_wins() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 64)) * np.where(np.arange(64) % 16 == 0, 30, 1)
+    weights = [rng.normal(size=(64, 16)).astype(np.float32) for _ in range(2)]
+
+    def loss(scale: np.ndarray) -> float:
+        total = 0.0
+        for w in weights:
+            y = x @ w
+            total += (
+                np.square((x / scale) @ quantize_blocks(w * scale[:, None], 0, 32, 4).dequantized() - y).sum()
+                / np.square(y).sum()
+            )
+        return total
+
+    factor = awq_factor(weights, seen(x), 32, 4)
+    assert factor is not None
+    assert not factor.shift.any()
+    tried = [loss(awq_scale(np.abs(x).mean(axis=0), r)) for r in RATIOS]
+    np.testing.assert_allclose(loss(factor.scale), min(tried), rtol=1e-3)
+    assert min(tried) < tried[0] / 2
+
+
+def test_equal_channels_are_left_alone() -> None:
+    x = np.eye(32).repeat(4, axis=0)
+    w = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
+    assert awq_factor([w], seen(x), 16, 4) is None
