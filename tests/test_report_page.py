@@ -12,7 +12,11 @@ from browser import PHONE, Browser, started
 from graphs import graph_of
 from real_models import DIGITS
 
-from onnxq import cli
+from onnxq import cli, page
+from onnxq.comparison import Comparison, TensorError
+from onnxq.histogram import Histogram
+from onnxq.inventory import Holding, Inventory, Layer
+from onnxq.page import MOST_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,10 +56,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def test_the_page_opens_without_complaint_and_without_a_request(report: Path, browser: Browser, tmp_path: Path) -> None:
-    for page in (report, report.with_name("run.html")):
-        browser.open(page)
+    for file in (report, report.with_name("run.html")):
+        browser.open(file)
         assert browser.complaints() == []
-        assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
+        assert [url for url in browser.requests() if not url.startswith("data:")] == [file.as_uri()]
         assert "digits.int8.onnx" in browser.driver.title
         assert browser.run("return document.querySelectorAll('#along-chart circle').length") > 30
         browser.screenshot(tmp_path / "page.png")
@@ -151,12 +155,30 @@ def test_names_are_shown_and_never_run(browser: Browser, tmp_path: Path) -> None
         node.name = HOSTILE + node.output[0]
     proto.graph.node[0].output[0] = proto.graph.node[1].input[0] = HOSTILE
     onnx.save(proto, tmp_path / "m.onnx")
-    page = tmp_path / "m.html"
-    run("quantize", tmp_path / "m.onnx", "--data", "random:4", "-o", tmp_path / "q.onnx", "--report", page, "-q")
-    browser.open(page)
+    made = tmp_path / "m.html"
+    run("quantize", tmp_path / "m.onnx", "--data", "random:4", "-o", tmp_path / "q.onnx", "--report", made, "-q")
+    browser.open(made)
     assert browser.run("return window.hacked") is None
     assert browser.complaints() == []
     assert any(HOSTILE in row for row in browser.run(SHOWN))
     assert HOSTILE in browser.run(
         "return [...document.querySelectorAll('#tensors-list .name')].map(name => name.textContent)"
     )
+
+
+def test_thousands_of_layers(browser: Browser, tmp_path: Path) -> None:
+    layers = tuple(Layer(f"/block.{i}/linear/MatMul", "MatMul", "int8", i, (f"t{i}",)) for i in range(MOST_LAYERS))
+    tensors = tuple(Holding(f"t{i}", "int8", False, "per tensor", 1, 0.1, 0.1, 0) for i in range(100))
+    found = Comparison(tuple(TensorError(f"t{i}", 20 + i % 17, 0.99, 0.1, 3.0) for i in range(MOST_LAYERS)), 1)
+    values = Histogram.of(np.random.default_rng(0).normal(size=1000).astype(np.float32))
+    known = page.Known(histograms=dict.fromkeys((t.tensor for t in tensors), values))
+    stock = Inventory("", 19, layers, tensors, ())
+    (tmp_path / "m.html").write_text(page.render(page.gather(page.Files("a", "b", 1, 1), stock, found, known), "1"))
+    browser.open(tmp_path / "m.html", PHONE)
+    assert browser.complaints() == []
+    marks = browser.run("return document.querySelectorAll('#along-chart circle').length")
+    assert 10 < marks < PHONE[0]
+    assert "each mark is the worst of" in browser.run("return document.getElementById('along-legend').textContent")
+    browser.driver.find_element("id", "layers-search").send_keys("block.3999/")
+    assert len(browser.run(SHOWN)) == 1
+    assert browser.run("return document.documentElement.scrollWidth") <= PHONE[0]

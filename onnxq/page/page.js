@@ -52,7 +52,7 @@
     return found;
   }
 
-  /** An empty drawing as wide as its box, with the y axis drawn. */
+  /** An empty drawing as wide as its box. */
   function canvas(box, height, label) {
     box.replaceChildren();
     const width = Math.max(280, Math.floor(box.clientWidth));
