@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq import checks, files, pipeline
 from onnxq.caches import Cache
-from onnxq.choose import resolve, uncached, weights_only
+from onnxq.choose import resolve, uncached, weights_only, with_codes
 from onnxq.collect import collect, learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
-from onnxq.data import Source, input_specs, label_specs, open_source, parse_shapes, rereadable
+from onnxq.data import Source, input_specs, label_specs, open_source, parse_shapes
 from onnxq.errors import DataError, ModelError
 from onnxq.graph import Graph
-from onnxq.improve import Inspected, smoothing_factors
 from onnxq.modes import lowest_opset
-from onnxq.monitor import QUIET, SILENT, Monitor
-from onnxq.passes import Smooth, lower, prepare, share_weights
+from onnxq.monitor import QUIET, Monitor
+from onnxq.passes import Smooth, lower, prepare, share_weights, weight_grid
 from onnxq.placement import placed, settled
 from onnxq.placement.bodies import within
 from onnxq.placement.dla import cover
@@ -28,12 +27,11 @@ from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.targets import get_target
-from onnxq.weights import chosen_weights, with_weights
+from onnxq.weights import chosen_weights
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from onnxq.data import Feed
     from onnxq.plan import Plan
     from onnxq.search import Evaluation
     from onnxq.statistics import Factor
@@ -100,6 +98,8 @@ def calibrate(
         OnnxqError: see its children.
     """
     ready = prepared(model, recipe, monitor)
+    from onnxq.improving import improved  # it is made of the steps below
+
     return improved(ready, data, monitor, all_tensors=all_tensors)
 
 
@@ -237,41 +237,6 @@ def smoothed(ready: Prepared, factors: Mapping[str, Factor]) -> Prepared:
     return Prepared(graph, planned(graph, ready.recipe), ready.recipe)
 
 
-def improved(ready: Prepared, data: object, monitor: Monitor = QUIET, *, all_tensors: bool = False) -> Statistics:
-    """Statistics of the model after what the recipe's effort improves in it; they carry the factors.
-
-    Raises:
-        DataError: the data cannot be read or does not fit.
-    """
-    recipe, target = ready.recipe, get_target(ready.recipe.target)
-    source = open_data(data, ready.graph, recipe)
-    factors: dict[str, Factor] = {}
-    if ready.plan.mode == "weight-only" and recipe.weight_method != "nearest":
-        source = rereadable(source)
-        better, factors, weights = with_weights(ready, source, smoothed, monitor)
-        return replace(observe(better, source, monitor), smoothing=factors, weights=weights)
-    fits = target.activation.symmetric and target.activation.signed and not target.every_tensor
-    if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
-        source = rereadable(source)
-        factors = smoothing_factors(_inspected(ready), source, monitor)
-    better = smoothed(ready, factors)
-    unseen = set() if recipe.custom_ops else behind_customs(better.graph)
-    others = [name for name in activations(better.graph) if name not in unseen] if all_tensors else []
-    names = tuple(dict.fromkeys([*better.plan.observe, *others]))
-    return replace(observe(better, source, monitor, names), smoothing=factors)
-
-
-def _inspected(ready: Prepared) -> Inspected:
-    recipe = replace(ready.recipe, high_precision="fp32", io_types="float32")  # a CPU is slow in float16
-    plain = Prepared(ready.graph, planned(ready.graph, recipe), recipe)
-
-    def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
-        trial = smoothed(plain, factors)
-        return lowered(trial, observe(trial, list(feeds), SILENT), SILENT)[0]
-
-    return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list)
-
-
 def observe(
     ready: Prepared,
     data: object,
@@ -309,6 +274,8 @@ def measured(ready: Prepared, data: object, monitor: Monitor = QUIET, cache: Cac
     if data is None or isinstance(data, Statistics):
         return data
     if cache is None:
+        from onnxq.improving import improved  # it is made of the steps below
+
         return improved(ready, data, monitor)
     lacking = uncached(ready.plan, cache)
     if not lacking:
@@ -359,6 +326,8 @@ def lowered(
         plan = resolve(ready.plan, statistics, ready.recipe, target, cache)
     if plan.float_type != "float32":
         plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.reach)
+    if statistics is not None:
+        plan = with_codes(plan, statistics.rounding, weight_grid(target, ready.recipe))
     for note in plan.notes:
         monitor.warn(note)
     monitor.stage("Quantizing", None)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from onnxq.caches import Cache
-    from onnxq.numerics import Range
-    from onnxq.plan import Decision, Plan, Point
+    from onnxq.numerics import QType, Range
+    from onnxq.plan import Decision, Plan, Point, WeightPoint
     from onnxq.recipe import Recipe
-    from onnxq.statistics import Statistics
+    from onnxq.statistics import Rounded, Statistics
     from onnxq.targets.target import Target
 
 _CLIPPING_BY_CHOICE = ("auto", "entropy")  # they would clip a protected tensor without being told to
@@ -64,6 +64,33 @@ def resolve(
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
     return replace(plan, points=ordered, notes=tuple(notes))
+
+
+def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType) -> Plan:
+    """The resolved plan with the codes that were chosen for its weights, where they still fit.
+
+    They were chosen for one scale of the layer's input and one grid of the weight: with another calibrator, or where a
+    layer stays in float, weights are rounded to the nearest.
+    """
+    scales = {use: p.params.scale for p in plan.points.values() if p.params is not None for use in p.uses}
+
+    def fits(point: WeightPoint, found: Rounded) -> bool:
+        (name, _), *others = point.uses
+        seen = scales.get((name, 0))
+        plain = not others and point.bits == 8 and point.block_size is None and point.qtype is None
+        per_channel = (point.axis is not None) == (found.scale.ndim == 1)
+        near = seen is not None and bool(np.isclose(seen, found.input_scale, rtol=_SCALE_TOLERANCE, atol=0))
+        return plain and per_channel and near and found.limit == weight.qmax
+
+    weights = (
+        replace(w, rounded=rounding[w.tensor]) if w.tensor in rounding and fits(w, rounding[w.tensor]) else w
+        for w in plan.weights
+    )
+    return replace(plan, weights=tuple(weights))
+
+
+_SCALE_TOLERANCE = 2.0**-10
+"""Scales nearer than this are one: float16 rounds them so much."""
 
 
 def uncached(plan: Plan, cache: Cache) -> tuple[Point, ...]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from onnxq.numerics import QType, QuantParams, Range
     from onnxq.outcome import Budget
+    from onnxq.statistics import Rounded
 
 
 INT8 = Format("int8", "channel")
@@ -66,6 +67,7 @@ class WeightPoint:
         axis: the output-channel axis, None for one scale.
         format: type and what shares a scale; blocks lie along the reduction axis (an embedding's last).
         qtype: its grid where that is not the target's for weights: that of a scalar added to an activation.
+        rounded: its codes where they were chosen; None where each is the nearest.
     """
 
     tensor: str
@@ -73,6 +75,7 @@ class WeightPoint:
     axis: int | None
     format: Format = INT8
     qtype: QType | None = None
+    rounded: Rounded | None = None
 
     @property
     def bits(self) -> int:

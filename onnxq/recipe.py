@@ -26,7 +26,7 @@ HIGH_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 IO_TYPES = ("float32", "high-precision")
 WEIGHT_RANGES = ("absmax", "mse")
 WEIGHT_METHODS = ("nearest", "gptq", "awq")
-EFFORTS = ("fast", "balanced")
+EFFORTS = ("fast", "balanced", "best")
 FORMATS = ("qdq", "qoperator")
 
 
@@ -92,7 +92,8 @@ class Recipe:
     weight_range: str = _option("absmax", "How weight ranges are chosen.", WEIGHT_RANGES)
     effort: str = _option(
         "fast",
-        "fast: calibrate only; balanced: also smooth the inputs of layers where that lowers the measured error.",
+        "fast: calibrate only; balanced: also smooth layers' inputs and choose weight codes, where that lowers the "
+        "measured error; best: look at more samples and try more.",
         EFFORTS,
     )
     weight_form: str | None = _option(

@@ -67,6 +67,33 @@ class Factor:
         return hash((self.scale.tobytes(), self.shift.tobytes()))
 
 
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A weight's codes, rounded with regard to its inputs; see `onnxq.improvement.rounding`.
+
+    Attributes:
+        codes: int8, of the weight's shape.
+        scale: float32, of the weight: () or one for each output channel.
+        input_scale: that of the layer's input, for which the codes were chosen.
+        limit: the largest code that was allowed.
+    """
+
+    codes: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    input_scale: npt.NDArray[np.float32]
+    limit: int = 127
+
+    def __eq__(self, other: object) -> bool:
+        """Bit for bit."""
+        if not isinstance(other, Rounded):
+            return NotImplemented
+        pairs = ((self.codes, other.codes), (self.scale, other.scale), (self.input_scale, other.input_scale))
+        return self.limit == other.limit and all(np.array_equal(a, b) for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.codes.tobytes(), self.scale.tobytes()))
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Observations of one prepared model over some samples; `a + b` is that of both, bit for bit in any order.
@@ -82,6 +109,7 @@ class Statistics:
             with them in it.
         weights: weight -> the codes and scales that were found for it from the data; see `onnxq.weights`.
         bounds: tensor name -> (smallest, largest) finite value, of tensors of which nothing else is asked.
+        rounding: weight name -> the codes chosen for it.
     """
 
     model: str
@@ -93,6 +121,7 @@ class Statistics:
     smoothing: Mapping[str, Factor] = field(default_factory=dict)
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     weights: Mapping[str, Blocks] = field(default_factory=dict)
+    rounding: Mapping[str, Rounded] = field(default_factory=dict)
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -107,10 +136,10 @@ class Statistics:
 
     def __add__(self, other: Statistics) -> Statistics:
         """Raises StatisticsError when they are of different models or tensors."""
-        if dict(self.smoothing) != dict(other.smoothing):
+        if dict(self.smoothing) != dict(other.smoothing) or dict(self.rounding) != dict(other.rounding):
             raise StatisticsError(
-                "these statistics are of one model smoothed in different ways",
-                "Smoothing is chosen from the data, so parts of it differ. Collect the parts with --effort fast.",
+                "these statistics are of one model improved in different ways",
+                "What improves it is chosen from the data, so parts differ. Collect the parts with --effort fast.",
             )
         if dict(self.weights) != dict(other.weights):
             raise StatisticsError(
@@ -141,6 +170,7 @@ class Statistics:
             self.smoothing,
             _merge_bounds(self.bounds, other.bounds),
             self.weights,
+            self.rounding,
         )
 
     def check_model(self, digest: str) -> None:
@@ -178,6 +208,12 @@ class Statistics:
             for index, name in enumerate(sorted(self.weights)):
                 found = self.weights[name]
                 arrays |= {f"w{index}.codes": found.codes, f"w{index}.scale": found.scale}
+        if self.rounding:
+            meta["rounding"] = [[name, self.rounding[name].limit] for name in sorted(self.rounding)]
+            for index, name in enumerate(sorted(self.rounding)):
+                codes = self.rounding[name]
+                arrays[f"r{index}.codes"], arrays[f"r{index}.scale"] = codes.codes, codes.scale
+                arrays[f"r{index}.input"] = found.input_scale
         text = json.dumps(meta | {"arrays": sorted(arrays)})
         arrays = {"meta": np.frombuffer(text.encode(), np.uint8), **arrays}
         with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_DEFLATED) as archive:
@@ -212,13 +248,6 @@ class Statistics:
         return found
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz, every checksum looked at: np.load stops before the end of a member, where it would be."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
-    return {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
-
-
 def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
     """The sum of statistics or statistics files: the same, bit for bit, in any order.
 
@@ -236,6 +265,13 @@ def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
     if total is None:
         raise StatisticsError("there are no statistics to merge", "Name at least one file.")
     return total
+
+
+def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz, every checksum looked at: np.load stops before the end of a member, where it would be."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
+    return {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
 
 
 def is_statistics(path: str | os.PathLike[str]) -> bool:
@@ -268,7 +304,12 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         {n: Factor(**grouped[f"s{i}"]) for i, n in enumerate(meta.get("smoothing", ()))},
         {str(n): (float.fromhex(low), float.fromhex(high)) for n, low, high in meta.get("bounds", ())},
         {n: Blocks(*grouped[f"w{i}"].values(), *form) for i, (n, *form) in enumerate(meta.get("weights", ()))},
+        {str(n): _rounded(grouped[f"r{i}"], int(limit)) for i, (n, limit) in enumerate(meta.get("rounding", ()))},
     )
+
+
+def _rounded(arrays: dict[str, Any], limit: int) -> Rounded:
+    return Rounded(arrays["codes"], arrays["scale"], arrays["input"], limit)
 
 
 def _number(value: float) -> str:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from onnxq.blocks import Blocks
     from onnxq.graph import Graph
+    from onnxq.numerics import QType
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
@@ -123,12 +124,16 @@ def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     )
 
 
+def weight_grid(target: Target, recipe: Recipe) -> QType:
+    """The grid that weights are rounded to."""
+    return replace(target.weight, limit=REDUCED) if recipe.reduce_range else target.weight
+
+
 def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
-    weight = replace(target.weight, limit=REDUCED) if recipe.reduce_range else target.weight
     return (
         InsertQDQ(plan),
         remove_redundant_qdq,  # behind pairs that the model already had
-        QuantizeWeights(plan, weight, recipe.weight_range, "dq"),
+        QuantizeWeights(plan, weight_grid(target, recipe), recipe.weight_range, "dq"),
         pad_channels,  # an image has three channels, and the fast kernels want four
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,  # a Gemm that writes float is replaced only with an int32 bias

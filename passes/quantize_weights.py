@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from onnxq.numerics import QuantParams, params_from_range, quantize, weight_params
+from onnxq.numerics import QuantParams, dequantize, params_from_range, quantize, weight_params
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,7 +48,11 @@ class QuantizeWeights:
         weight = graph.const(value)
         assert weight is not None  # noqa: S101  the plan holds only constants
         method = cast("Literal['absmax', 'mse']", self.method)  # the recipe has checked it
-        if point.qtype is not None and not point.qtype.symmetric:  # a scalar beside an activation
+        chosen = point.rounded
+        if chosen is not None:
+            zero = np.zeros(chosen.scale.shape, np.int8)
+            found = QuantParams(chosen.scale, zero, point.qtype or self.qtype, point.axis)
+        elif point.qtype is not None and not point.qtype.symmetric:  # a scalar beside an activation
             found = params_from_range(float(weight.min()), float(weight.max()), point.qtype)
         else:
             found = weight_params(weight, point.axis, method, point.qtype or self.qtype)
@@ -58,9 +62,13 @@ class QuantizeWeights:
         scale = graph.constant(f"{name}_scale", params.scale.astype(weight.dtype))
         zero_point = graph.constant(f"{name}_zero_point", params.zero_point)
         if self.form == "dq":
-            codes = graph.constant(f"{name}_quantized", quantize(weight, params))
+            codes = graph.constant(f"{name}_quantized", quantize(weight, params) if chosen is None else chosen.codes)
         else:
-            source = value if self.method == "absmax" else graph.constant(f"{name}_clipped", _clipped(weight, params))
+            source = value
+            if chosen is not None:
+                source = graph.constant(f"{name}_rounded", dequantize(chosen.codes, params))
+            elif self.method != "absmax":
+                source = graph.constant(f"{name}_clipped", _clipped(weight, params))
             codes = graph.add(
                 "QuantizeLinear", [source, scale, zero_point], name=f"{name}_quantized", attributes=attributes
             )

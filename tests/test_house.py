@@ -40,8 +40,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("recipe", "modes", "schemes", "inventory"),
     (
-        "smoothing",
-        "sampling",
         "outcome",
         "plan",
         "pipeline",
@@ -50,8 +48,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "precision",
         "placement",
     ),
-    ("passes", "collect", "comparison", "proof", "improve", "weights"),
-    ("page", "api", "report", "exchange", "proving", "reporting", "search"),
+    ("passes", "collect", "comparison", "proof", "improvement", "weights"),
+    ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving"),
     (
         "cli",
         "cli_options",

@@ -11,7 +11,8 @@ from legality import assert_legal
 from onnxq import Recipe, Rule, api
 from onnxq.errors import StatisticsError
 from onnxq.exchange import make_cache
-from onnxq.improve import gains
+from onnxq.improvement import factors, rounding
+from onnxq.improvement.judging import gains
 from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics, merge
@@ -103,7 +104,7 @@ def test_statistics_carry_the_factors(tmp_path: Path) -> None:
 def test_statistics_of_unlike_factors_do_not_merge() -> None:
     graph = block()
     one, other = (api.calibrate(graph, samples(24, seed), BALANCED) for seed in (4, 5))
-    with pytest.raises(StatisticsError, match="smoothed in different ways") as error:
+    with pytest.raises(StatisticsError, match="improved in different ways") as error:
         merge([one, other])
     assert "--effort fast" in error.value.hint
 
@@ -123,10 +124,11 @@ def test_too_few_samples(count: int) -> None:
 
 
 def test_what_does_not_help_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxq import improve
-
-    monkeypatch.setattr(improve, "gains", lambda *_: False)
-    assert not api.calibrate(block(), samples(24), BALANCED).smoothing
+    for module in (factors, rounding):
+        monkeypatch.setattr(module, "gains", lambda *_: False)
+    found = api.calibrate(block(), samples(24), BALANCED)
+    assert not found.smoothing
+    assert not found.rounding
 
 
 def test_gains_beyond_chance() -> None:
@@ -136,6 +138,7 @@ def test_gains_beyond_chance() -> None:
     assert not gains(before, before * 2)
     assert not gains(before, before * 10 ** -np.array([3, -2.9] * 4))  # 0.5 dB on average, by chance
     assert not gains(before, np.full(8, np.inf))
+    assert not gains(before, before * 10 ** -np.array([0.2] * 7 + [-1]))  # one sample pays for all the others
 
 
 def test_no_calibration_cache_of_a_smoothed_model() -> None:

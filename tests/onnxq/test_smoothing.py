@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from graphs import Array, graph_of, random_feeds, run
 
+from onnxq.improvement.sampling import patches, positions, rows, weight_as_rows
+from onnxq.improvement.smoothing import Allowed, Reading, choose
 from onnxq.linear import linear_at
 from onnxq.numerics import INT8, dequantize, params_from_range, quantize, sqnr_db, weight_params
 from onnxq.passes.infer_shapes import infer_shapes
-from onnxq.sampling import patches, positions, rows, weight_as_rows
-from onnxq.smoothing import Allowed, Reading, choose
 from onnxq.statistics import Factor
 
 ANY = Allowed(shift=True, weights=True, margin=0.3)

@@ -73,7 +73,7 @@ def patches(graph: Graph, linear: Linear, x: Array, count: int, seed: int) -> Ar
 
 
 def weight_as_rows(graph: Graph, linears: Sequence[Linear]) -> Array:
-    """The weights of nodes that read the same patches, as (G, k * C / G, N / G): see `onnxq.smoothing.Reading`."""
+    """The weights of nodes that read the same patches, (G, k * C / G, N / G), as `smoothing.Reading` has them."""
     return np.concatenate([_one_weight(graph, linear) for linear in linears], axis=2)
 
 
@@ -86,3 +86,14 @@ def _one_weight(graph: Graph, linear: Linear) -> Array:
     # (O, C / G, k...) -> (G, O / G, C / G, k) -> (G, k, C / G, O / G)
     grouped = weight.reshape(groups, linear.channels // groups, reads, -1).transpose(0, 3, 2, 1)
     return np.ascontiguousarray(grouped.reshape(groups, -1, linear.channels // groups))
+
+
+def rows_as_weight(graph: Graph, linear: Linear, rows: Array) -> Array:
+    """What `weight_as_rows` makes of one node's weight, back in the weight's own shape."""
+    if linear.node.op_type != "Conv":
+        transposed = linear.node.op_type == "Gemm" and graph.attribute(linear.node, "transB", 0)
+        return np.ascontiguousarray(rows[0].T if transposed else rows[0])
+    shape = [int(d) for d in graph.shape(linear.weight) or () if isinstance(d, int)]
+    groups, _, outputs = rows.shape
+    grouped = rows.reshape(groups, -1, shape[1], outputs).transpose(0, 3, 2, 1)
+    return np.ascontiguousarray(grouped.reshape(shape))

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.numerics import INT8, INT8_WEIGHT
+from onnxq.numerics import INT8, INT8_WEIGHT, affine
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from onnxq.numerics import QType
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,7 +33,7 @@ MARGIN_DB = 0.3
 
 EXPLICIT_DB = 1.5
 """Likewise where x' needs a node of its own. In a transformer that node joins the pointwise kernel that ends in Q; it
-must be worth the constants it reads. In front of a convolution see `onnxq.improve.POINTWISE`."""
+must be worth the constants it reads. In front of a convolution see `onnxq.improvement.factors.POINTWISE`."""
 
 _PROBES = ((0.0, 0.0), (0.5, 0.5), (1.0, 0.0))
 _EXPONENTS = (*_PROBES, (0.25, 0.75), (0.75, 0.25), (0.85, 0.15), (0.5, 0.0), (0.75, 0.0))
@@ -64,11 +66,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a site can take: a shift; weights in the factors; and the margin that a change must gain, in dB."""
+    """What a site can take: a shift; weights in the factors; and the margin that a change must gain, in dB.
+
+    `grid` is that of its tensors: a zero point makes a shift of the whole tensor needless, one per channel still helps.
+    """
 
     shift: bool
     weights: bool
     margin: float
+    grid: QType = INT8
 
 
 def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
@@ -89,7 +95,7 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
         total = 0.0
         for reading, y, power in zip(readings, exact, powers, strict=True):
             if power > 0:
-                total += _noise(reading, y, scale, shift) / power
+                total += _noise(reading, y, scale, shift, allowed.grid) / power
         return total
 
     still = np.zeros(low.size, np.float32)
@@ -144,10 +150,10 @@ def _columns(readings: Sequence[Reading], channels: int) -> npt.NDArray[np.float
 # -- the layer in int8 -----------------------------------------------------------------------------------------
 
 
-def _noise(reading: Reading, exact: Floats, scale: Floats, shift: Floats) -> float:
+def _noise(reading: Reading, exact: Floats, scale: Floats, shift: Floats, grid: QType) -> float:
     """Sum of squared differences between the outputs in float and in int8."""
     rows = (reading.rows - shift) / scale
-    rounded = _rounded(rows, _step(rows))
+    rounded = on_grid(rows, grid)
     weight = reading.weight
     if weight is None:
         found, exact = _outputs(rounded * scale, None), exact - shift
@@ -172,20 +178,21 @@ def _outputs(rows: Floats, weight: Floats | None) -> Floats:
     return outputs
 
 
-def _step(rows: Floats) -> float:
-    """The scale of least squared error of symmetric int8, on evenly spaced values."""
+def on_grid(rows: Floats, grid: QType) -> Floats:
+    """The rows rounded to the grid, over the range of least squared error on evenly spaced values of them."""
+    low, high = float(rows.min(initial=0.0)), float(rows.max(initial=0.0))
+    if low == high:
+        return rows.copy()
     values = rows.reshape(-1)
-    largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
-    if largest == 0.0:
-        return 1.0
     values = values[:: max(1, values.size // _VALUES)]
-    steps = (largest * _SHARES / INT8.qmax).astype(np.float32)
-    errors = [float(np.square(_rounded(values, step) - values).sum(dtype=np.float64)) for step in steps]
-    return float(steps[int(np.argmin(errors))])
+    scales, zeros = affine(low * _SHARES, high * _SHARES, grid)
+    tried = [(np.float32(scale), np.float32(zero)) for scale, zero in zip(scales, zeros, strict=True)]
+    errors = [float(np.square(_rounded(values, *t, grid) - values).sum(dtype=np.float64)) for t in tried]
+    return _rounded(rows, *tried[int(np.argmin(errors))], grid)
 
 
-def _rounded(rows: Floats, step: float) -> Floats:
+def _rounded(rows: Floats, step: np.float32, zero: np.float32, grid: QType) -> Floats:
     codes: Floats = np.rint(rows * np.float32(1 / step))
-    np.clip(codes, INT8.qmin, INT8.qmax, out=codes)
-    codes *= np.float32(step)
+    np.clip(codes, grid.qmin - zero, grid.qmax - zero, out=codes)
+    codes *= step
     return codes

@@ -1,0 +1,200 @@
+"""Factors that smooth a model before it is calibrated: chosen on some samples, judged on others.
+
+Some of the picked samples show the layers' inputs, from which `onnxq.improvement.smoothing` chooses factors; the
+others tell whether the quantized model really comes nearer to the float one. What does not, is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.improvement.judging import Judge, gains
+from onnxq.improvement.picking import run
+from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
+from onnxq.improvement.smoothing import EXPLICIT_DB, MARGIN_DB, Allowed, Reading, choose
+from onnxq.linear import linear_at
+from onnxq.monitor import QUIET, Monitor
+from onnxq.rescaling import find_sites
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph
+    from onnxq.improvement.picking import Inspected, Picked
+    from onnxq.linear import Linear
+    from onnxq.numerics import QType
+    from onnxq.plan import Plan
+    from onnxq.rescaling import Site
+    from onnxq.statistics import Factor
+
+    Array = npt.NDArray[Any]
+    Floats = npt.NDArray[np.float64]
+    Factors = dict[str, Factor]
+
+POINTWISE = ("Sqrt", "Exp", "Log", "Pow", "Tanh", "LayerNormalization")
+"""Makers behind which x' costs a convolution little: they run in float by themselves, and the factors join their
+kernel. Behind a convolution, an addition or a Concat they would keep that from writing int8, a pass over memory."""
+
+LEAST_ROWS = 64
+"""A layer input of which fewer rows were seen, over all samples, stays as it is: what its channels reach is not known.
+With 16 rows a new one passes the largest value of every seventeenth channel."""
+
+_WORK = 2**28
+"""Multiply-accumulates of a layer on its sampled rows at most: large layers are sampled less often."""
+
+
+def smoothing_axes(model: Inspected) -> dict[str, int]:
+    """Tensor -> channel axis, of the tensors whose reach `smoothing_factors` wants to know."""
+    return {w.tensor: w.axis for want in _wanted(model.graph, model.plan).values() for w in want}
+
+
+def smoothing_factors(model: Inspected, picked: Picked, monitor: Monitor = QUIET) -> Factors:
+    """Site name -> factors that bring the quantized model's outputs nearer to the float model's; often none."""
+    wanted = _wanted(model.graph, model.plan)
+    if not wanted:
+        return {}
+    found = _chosen(model, wanted, picked, monitor)
+    return _confirmed(model, found, picked, monitor) if found else {}
+
+
+# -- choosing ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A reading to be sampled.
+
+    Attributes:
+        tensor: what is read.
+        axis: its channel axis.
+        linears: the nodes that read the same rows; none where the tensor is only quantized, for an addition.
+    """
+
+    tensor: str
+    axis: int
+    linears: tuple[Linear, ...]
+
+
+def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
+    """What to look at, for every site that a quantized linear node reads."""
+    nodes = {str(n.name): n for n in graph.nodes}
+    uses = {use: point.tensor for point in plan.points.values() for use in point.uses}
+    found = {}
+    for site in find_sites(graph):
+        read: dict[tuple[str, str], list[Linear]] = {}
+        for tensor, name in site.readers:
+            linear = linear_at(graph, nodes[name])
+            if linear is not None and (name, 0) in uses:
+                conv = linear.node.op_type == "Conv"  # others read one row at a time, all the same rows
+                read.setdefault((tensor, name if conv else ""), []).append(linear)
+        if not read or not all(readable(graph, nodes[name]) for _, name in site.readers):
+            continue
+        if site.explicit and site.convolves and not _costs_little(graph, plan, site):
+            continue
+        found[site] = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
+        if not site.explicit:
+            found[site] += [
+                _Wanted(tensor, site.axis, ())
+                for (name, _), tensor in uses.items()
+                if tensor in site.tensors and nodes[name].op_type == "Add"
+            ]
+    return found
+
+
+def _costs_little(graph: Graph, plan: Plan, site: Site) -> bool:
+    """Whether x' may be computed in front of a convolution: nothing else is bound to its scale, see `POINTWISE`."""
+    point = plan.points.get(site.name)
+    value = graph.find(site.name)
+    alone = point is not None and [p.group for p in plan.points.values()].count(point.group) == 1
+    return alone and value is not None and graph.producer(value, *POINTWISE) is not None
+
+
+def _chosen(
+    model: Inspected,
+    wanted: Mapping[Site, Sequence[_Wanted]],
+    picked: Picked,
+    monitor: Monitor,
+) -> dict[Site, Factor]:
+    """The factors that each site's own prediction asks for."""
+    feeds, reach = picked.choosing, picked.reach
+    every = list(dict.fromkeys(w for want in wanted.values() for w in want))
+    session = model.session(tuple(dict.fromkeys(w.tensor for w in every)))
+    taken: dict[_Wanted, list[Array]] = {w: [] for w in every}
+    share = (len(feeds), model.effort.rows)
+    for seed, feed in enumerate(feeds):
+        arrays = run(session, feed)
+        for w in every:
+            taken[w].append(_taken(model.graph, w, arrays[w.tensor], seed, share))
+    monitor.stage(f"Choosing factors for {len(wanted)} sites", len(wanted))
+    found: dict[Site, Factor] = {}
+    for site, want in wanted.items():
+        readings = [_reading(model.graph, w, taken[w], reach[w.tensor][:2]) for w in want]
+        known = all(reach[w.tensor][2] >= LEAST_ROWS and taken[w][0].size for w in want)
+        factor = choose(readings, _allowed(site, model.grid)) if known else None
+        if factor is not None:
+            found[site] = factor
+        monitor.advance()
+    return found
+
+
+def _taken(graph: Graph, wanted: _Wanted, x: Array, seed: int, share: tuple[int, int]) -> Array:
+    """Sampled rows of one sample; `share`: how many samples there are, and how many rows of all of them."""
+    feeds, most = share
+    linear = wanted.linears[0] if wanted.linears else None
+    conv = linear is not None and linear.node.op_type == "Conv"
+    size = sum(graph.size(linear.weight) or 0 for linear in wanted.linears)
+    count = -(-max(min(most, _WORK // max(size, 1)), feeds) // feeds)
+    if conv and linear is not None:
+        return patches(graph, linear, x, count, seed)
+    return rows(x, wanted.axis, count, seed)
+
+
+def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: tuple[Array, Array]) -> Reading:
+    weight = weight_as_rows(graph, wanted.linears) if wanted.linears else None
+    return Reading(np.concatenate(taken), weight, *reach)
+
+
+def _allowed(site: Site, grid: QType) -> Allowed:
+    if not site.explicit:
+        return Allowed(site.shifts, weights=not site.clips, margin=MARGIN_DB, grid=grid)
+    return Allowed(site.shifts, weights=True, margin=EXPLICIT_DB, grid=grid)
+
+
+# -- confirming ----------------------------------------------------------------------------------------------
+
+
+def _confirmed(model: Inspected, found: Mapping[Site, Factor], picked: Picked, monitor: Monitor) -> Factors:
+    """Those of the factors that the model's outputs on the judging samples bear out.
+
+    All of them, if they gain; else each kind of site by itself, and what does not gain by halves.
+    """
+    judge = Judge(model, picked.judging)
+
+    def noise(sites: Sequence[Site]) -> Floats:
+        return judge.noise(model.quantizer({s.name: found[s] for s in sites}, picked.learning[: 2 * picked.judges]))
+
+    monitor.stage("Judging", None)
+    kept: list[Site] = []
+    least = noise(())
+    everything = list(found)
+    groups = [everything]
+    kinds = [[s for s in everything if (s.explicit, s.convolves) == kind] for kind in _KINDS]
+    tried = 0
+    while groups and tried < model.effort.trials:
+        group, tried = groups.pop(0), tried + 1
+        error = noise([*kept, *group])
+        if gains(least, error):
+            kept, least = [*kept, *group], error
+        elif group is everything and sum(map(bool, kinds)) > 1:
+            groups += [kind for kind in kinds if kind]
+        elif len(group) > 1:
+            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return {s.name: found[s] for s in everything if s in kept}
+
+
+_KINDS = ((False, False), (False, True), (True, False), (True, True))

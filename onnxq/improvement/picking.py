@@ -1,0 +1,170 @@
+"""The samples that a model is improved on: picked by the hash of their content, some to choose by, some to judge by.
+
+Neither the order of the samples nor their batches matter, and no sample that a choice was made on judges it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.collect import sample_hash, samples, session_for
+from onnxq.monitor import QUIET, Monitor
+from onnxq.numerics import INT8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from onnxq.data import Feed, Source
+    from onnxq.graph import Graph
+    from onnxq.numerics import QType
+    from onnxq.plan import Plan
+    from onnxq.runtime import Session
+    from onnxq.statistics import Factor
+
+    Array = npt.NDArray[Any]
+    Factors = dict[str, Factor]
+    Reach = dict[str, tuple[Array, Array, int]]
+    """Tensor -> the smallest and the largest value of each channel, and how many values each had."""
+    Quantizer = Callable[[Factors, Sequence[Feed]], Graph]
+    """(factors, feeds to calibrate on) -> the smoothed, quantized model."""
+
+_BYTES = 2**28
+"""Bytes of samples that are kept, where they are large."""
+
+LEAST = 16
+"""With fewer samples nothing is chosen: what few samples gain by is as often chance."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is looked at and tried.
+
+    Attributes:
+        picked: samples that are kept.
+        judges: how many of them judge at most.
+        rows: rows of a layer's input that factors are chosen on, over all samples.
+        trials: times that the quantized model is made and run at most to confirm factors.
+        work: multiply-accumulates that may be spent on the rounding of weights.
+    """
+
+    picked: int
+    judges: int
+    rows: int
+    trials: int
+    work: float
+
+
+LEVELS = {
+    "balanced": Effort(picked=96, judges=16, rows=384, trials=7, work=4e11),
+    "best": Effort(picked=512, judges=48, rows=1024, trials=25, work=1e13),
+}
+"""Name of an effort above `fast` -> what it spends."""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A prepared model and how it is run.
+
+    Attributes:
+        graph: the prepared graph.
+        plan: its plan.
+        quantizer: (factors, feeds to calibrate on) -> the smoothed and quantized graph, in float32 what is not int8.
+        providers: where ONNX Runtime runs it.
+        custom_ops: libraries with its custom operators.
+        grid: of its activations.
+        effort: how much is looked at.
+    """
+
+    graph: Graph
+    plan: Plan
+    quantizer: Quantizer
+    providers: tuple[str, ...] = ("cpu",)
+    custom_ops: tuple[str, ...] = ()
+    grid: QType = INT8
+    effort: Effort = LEVELS["balanced"]
+
+    def session(self, tensors: Sequence[str]) -> Session:
+        """The float model with these tensors as outputs, its own where none is named."""
+        return session_for(self.graph, tensors, self.providers, self.custom_ops)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Samples, and what all samples of the data show.
+
+    Attributes:
+        feeds: those of the smallest hashes, in the order of their hashes, equal ones once.
+        judges: how many judge at most.
+        reach: how far each channel of the tensors asked for goes in all samples: a channel that is quiet in most may
+            hold a rare, large value that matters.
+    """
+
+    feeds: Sequence[Feed]
+    reach: Reach
+    judges: int
+
+    @property
+    def judging(self) -> Sequence[Feed]:
+        """Every second one, as many as judge: no choice is made on them."""
+        return self.feeds[1::2][: self.judges]
+
+    @property
+    def choosing(self) -> Sequence[Feed]:
+        """As many of the others."""
+        return self.feeds[::2][: self.judges]
+
+    @property
+    def learning(self) -> Sequence[Feed]:
+        """All the others."""
+        return [*self.choosing, *self.feeds[2 * self.judges :]]
+
+
+def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Monitor = QUIET) -> Picked | None:
+    """The samples, None where there are too few; reads the source once.
+
+    Args:
+        model: run in float.
+        axes: tensor -> channel axis, of the tensors whose reach is asked for.
+        source: the samples.
+        monitor: progress, and a warning when there are too few.
+
+    Raises:
+        DataError: the data cannot be read or does not fit.
+    """
+    monitor.stage(f"Looking at {len(axes)} layer inputs on {source.name}", source.length)
+    session = model.session(tuple(axes))
+    largest = 1
+    kept: dict[int, Feed] = {}
+    heap: list[int] = []
+    reach: Reach = {}
+    for _, feed in samples(session, source, monitor):
+        arrays = run(session, feed) if axes else {}
+        for name, axis in axes.items():
+            others = tuple(i for i in range(arrays[name].ndim) if i != axis)
+            low, high = arrays[name].min(axis=others, initial=np.inf), arrays[name].max(axis=others, initial=-np.inf)
+            before = reach.get(name, (low, high, 0))
+            count = before[2] + arrays[name].size // max(low.size, 1)
+            reach[name] = np.minimum(before[0], low), np.maximum(before[1], high), count
+        key, largest = sample_hash(feed), max(largest, sum(array.nbytes for array in feed.values()))
+        most = max(2 * model.effort.judges, min(model.effort.picked, _BYTES // largest))  # it only falls
+        if key not in kept and (len(heap) < most or key < -heap[0]):
+            kept[key] = {name: array.copy() for name, array in feed.items()}
+            heapq.heappush(heap, -key)
+        while len(heap) > most:
+            del kept[-heapq.heappop(heap)]
+    if len(kept) < LEAST:
+        monitor.warn(f"{len(kept)} different samples are too few to improve the model on: effort is fast")
+        return None
+    return Picked([kept[key] for key in sorted(kept)], reach, model.effort.judges)
+
+
+def run(session: Session, feed: Feed) -> dict[str, Array]:
+    """Every tensor that the session computes, and the inputs."""
+    given = {name: feed[name] for name in session.inputs}
+    return {**feed, **dict(zip(session.outputs, session.run(given, session.outputs), strict=True))}

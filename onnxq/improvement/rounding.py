@@ -1,0 +1,267 @@
+"""Rounding of weights with regard to what they are multiplied with.
+
+Rounded one by one, weights err by half a step each, and so does the output. But an error in one weight can be made up
+for in those that are not yet rounded, as far as their inputs go together: with H = E[x x^T] of the layer's quantized
+inputs, the weights of input i are rounded to q_i, and those of the inputs j > i still to come move by
+
+    w_j -= (w_i - q_i) U_ij / U_ii,     U upper triangular, U^T U = H^-1.
+
+That is optimal brain compression as GPTQ arranges it (Frantar et al., 2023, arXiv 2210.17323, algorithm 1), with H of
+inputs on the very grid that is emitted. The scales are those of plain rounding. H is summed over rows of samples that
+choose; whether the model's outputs come nearer to what they are in float, other samples tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from onnxq.improvement.judging import Judge, gains
+from onnxq.improvement.picking import run
+from onnxq.improvement.sampling import patches, positions, readable, rows_as_weight, weight_as_rows
+from onnxq.linear import LINEAR, linear_at
+from onnxq.monitor import QUIET, Monitor
+from onnxq.numerics import dequantize, quantize, weight_params
+from onnxq.statistics import Rounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph
+    from onnxq.improvement.picking import Inspected, Picked
+    from onnxq.linear import Linear
+    from onnxq.numerics import QType, QuantParams
+    from onnxq.plan import Plan, WeightPoint
+
+    Array = npt.NDArray[Any]
+    Floats = npt.NDArray[np.float64]
+
+RIDGE = 0.01
+"""Added to the diagonal of H, as a share of its mean: what few rows say of rare directions is not trusted."""
+
+_ROWS_PER_INPUT = 3
+"""Rows that H is summed over, per input of the layer, where the samples have so many."""
+
+_LEAST_ROWS = 512
+
+_SAMPLES = 12
+"""Samples that the rows come from at least: those of one sample are alike."""
+
+_BYTES = 2**29
+"""Bytes of the matrices H that are summed in one run over the samples."""
+
+_BLOCK = 128
+"""Inputs after which what is still to come is brought up to date: a matrix product in place of many small steps."""
+
+
+def rounded_weights(
+    model: Inspected,
+    plan: Plan,
+    picked: Picked,
+    grid: tuple[QType, str],
+    trial: Callable[[Mapping[str, Rounded]], Graph],
+    monitor: Monitor = QUIET,
+) -> dict[str, Rounded]:
+    """Weight name -> its codes, where they bring the outputs of the quantized model nearer; often none.
+
+    Args:
+        model: the graph that is lowered, with the factors of smoothing in it.
+        plan: resolved.
+        picked: the samples.
+        grid: of the weights, and how their ranges are chosen.
+        trial: codes -> the model with them.
+        monitor: progress.
+    """
+    layers = _affordable(list(_layers(model.graph, plan)), model.effort.work)
+    if not layers:
+        return {}
+    monitor.stage(f"Rounding {len(layers)} weights", len(layers))
+    found: dict[str, Rounded] = {}
+    for part in _parts(layers):
+        for layer, hessian in zip(part, _hessians(model, part, picked), strict=True):
+            if hessian is not None:
+                found[layer.point.tensor] = _rounded(model.graph, layer, hessian, grid)
+            monitor.advance()
+    if not found:
+        return {}
+    monitor.stage("Judging", None)
+    judge = Judge(model, picked.judging)
+    return found if gains(judge.noise(trial({})), judge.noise(trial(found))) else {}
+
+
+# -- which -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A linear node whose input and weight are quantized; K inputs and N outputs in each of G groups."""
+
+    point: WeightPoint
+    linear: Linear
+    params: QuantParams
+    sizes: tuple[int, int, int]
+
+    @property
+    def tensor(self) -> str:
+        """What it reads."""
+        return str(self.linear.node.inputs[0].name) if self.linear.node.inputs[0] is not None else ""
+
+    @property
+    def wanted_rows(self) -> int:
+        """Rows that H is summed over."""
+        return max(_ROWS_PER_INPUT * self.sizes[1], _LEAST_ROWS)
+
+    @property
+    def work(self) -> float:
+        """Multiply-accumulates: the sums, an inverse and a factorization, and the feedback."""
+        groups, k, n = self.sizes
+        return groups * (float(k) ** 2 * (self.wanted_rows + 2 * k + n))
+
+
+def _layers(graph: Graph, plan: Plan) -> Iterator[_Layer]:
+    nodes = {str(n.name): n for n in graph.nodes}
+    params = {use: p.params for p in plan.points.values() for use in p.uses}
+    for point in plan.weights:
+        name, index = point.uses[0]
+        node = nodes.get(name)  # None in a body
+        if node is None or index != 1 or len(point.uses) > 1 or node.op_type not in _READ:
+            continue
+        linear = linear_at(graph, node)
+        grid = params.get((name, 0))
+        plain = point.bits == 8 and point.block_size is None and point.qtype is None
+        turned = node.op_type == "Gemm" and graph.attribute(node, "transA", 0)
+        known = linear is not None and grid is not None and plain and readable(graph, node) and not turned
+        if not known or linear is None or grid is None:
+            continue
+        if graph.dtype(linear.weight) != "float32" or str(linear.weight.name) != point.tensor:
+            continue
+        shape = [d for d in graph.shape(linear.weight) or () if isinstance(d, int)]
+        outputs = linear.channels // linear.groups
+        yield _Layer(point, linear, grid, (linear.groups, int(np.prod(shape)) // linear.channels, outputs))
+
+
+_READ = tuple(op for op in LINEAR if op != "ConvTranspose")
+
+
+def _affordable(layers: list[_Layer], work: float) -> list[_Layer]:
+    """The layers that cost least, as many as the work allows, in their own order."""
+    taken: set[int] = set()
+    for index in sorted(range(len(layers)), key=lambda i: (layers[i].work, i)):
+        work -= layers[index].work
+        if work < 0:
+            break
+        taken.add(index)
+    return [layer for index, layer in enumerate(layers) if index in taken]
+
+
+def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
+    """The layers in runs whose matrices fit into memory together."""
+    part: list[_Layer] = []
+    for layer in layers:
+        part.append(layer)
+        if sum(8 * x.sizes[0] * x.sizes[1] ** 2 for x in part) > _BYTES:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+# -- what they read ----------------------------------------------------------------------------------------
+
+
+def _hessians(model: Inspected, layers: Sequence[_Layer], picked: Picked) -> list[Floats | None]:
+    """H of each layer, (G, K, K); None where fewer rows were seen than it has inputs."""
+    session = model.session(tuple(dict.fromkeys(layer.tensor for layer in layers)))
+    keys = [_key(layer) for layer in layers]
+    readers = dict(zip(keys, layers, strict=True))
+    sums: dict[object, Floats] = {}
+    counts: dict[object, int] = dict.fromkeys(readers, 0)
+    for seed, feed in enumerate(picked.learning):
+        lacking = {key: layer for key, layer in readers.items() if counts[key] < layer.wanted_rows}
+        if not lacking:
+            break
+        arrays = run(session, feed)
+        for key, layer in lacking.items():
+            x = _taken(model.graph, layer, arrays[layer.tensor], seed)
+            x = dequantize(quantize(x, layer.params), layer.params)
+            grouped = _by_group(x, layer.sizes[0])
+            product = (grouped.transpose(0, 2, 1) @ grouped).astype(np.float64)
+            sums[key] = sums[key] + product if key in sums else product
+            counts[key] += len(x)
+    means = (
+        sums[key] / counts[key] if counts[key] >= x.sizes[1] else None for key, x in zip(keys, layers, strict=True)
+    )
+    return [None if mean is None or not np.isfinite(mean).all() else mean for mean in means]
+
+
+def _key(layer: _Layer) -> object:
+    """Layers of one key read the same rows: products all of a tensor's, a convolution its own."""
+    return layer.point.tensor if layer.linear.node.op_type == "Conv" else (layer.tensor, layer.sizes[1])
+
+
+def _taken(graph: Graph, layer: _Layer, x: Array, seed: int) -> Array:
+    """Some of what the layer reads of one sample, (R, k, C)."""
+    count = -(-layer.wanted_rows // _SAMPLES)
+    if layer.linear.node.op_type == "Conv":
+        return patches(graph, layer.linear, x, count, seed)
+    vectors = x.reshape(-1, x.shape[-1])
+    return vectors[positions(len(vectors), count, seed)][:, None]
+
+
+def _by_group(x: Array, groups: int) -> Array:
+    """(R, k, C) -> (G, R, k * C / G): the order of `weight_as_rows`."""
+    count, size, _ = x.shape
+    return np.ascontiguousarray(
+        x.reshape(count, size, groups, -1).transpose(2, 0, 1, 3).reshape(groups, count, -1), np.float32
+    )
+
+
+# -- rounding ----------------------------------------------------------------------------------------------
+
+
+def _rounded(graph: Graph, layer: _Layer, hessian: Floats, grid: tuple[QType, str]) -> Rounded:
+    qtype, method = grid
+    weight = np.asarray(graph.const(layer.linear.weight), np.float32)
+    params = weight_params(weight, layer.point.axis, cast("Literal['absmax', 'mse']", method), qtype)
+    groups, _, outputs = layer.sizes
+    scale = np.broadcast_to(params.scale.reshape(-1), (layer.linear.channels,)).reshape(groups, 1, outputs)
+    codes = feedback(weight_as_rows(graph, [layer.linear]), hessian, scale, qtype.qmax)
+    stored = rows_as_weight(graph, layer.linear, codes).astype(np.int8)
+    return Rounded(stored, params.scale, layer.params.scale, qtype.qmax)
+
+
+def feedback(weight: Array, hessian: Floats, scale: Array, limit: int) -> Floats:
+    """Codes of the weight, float64 (G, K, N): rounded input by input, each error fed to the inputs still to come.
+
+    Args:
+        weight: (G, K, N), K inputs and N outputs of G groups.
+        hessian: E[x x^T] of the inputs, (G, K, K).
+        scale: of the outputs, (G, 1, N).
+        limit: codes go from -limit to limit.
+    """
+    groups, size, _ = weight.shape
+    diagonal = np.diagonal(hessian, axis1=1, axis2=2)
+    ridge = np.maximum(RIDGE * diagonal.mean(axis=1), np.finfo(np.float32).tiny)
+    order = np.argsort(-diagonal, axis=1, kind="stable")  # what is large first, while all others can make up for it
+    which = np.arange(groups)[:, None]
+    ordered = hessian[which[:, :, None], order[:, :, None], order[:, None, :]]
+    ordered[:, np.arange(size), np.arange(size)] += ridge[:, None]
+    upper = np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1)
+    left = (weight / scale).astype(np.float64)[which, order]
+    codes = np.zeros_like(left)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        errors = np.zeros((groups, stop - start, left.shape[2]))
+        for i in range(start, stop):
+            codes[:, i] = np.clip(np.rint(left[:, i]), -limit, limit)
+            error = (left[:, i] - codes[:, i]) / upper[:, i, i, None]
+            left[:, i:stop] -= upper[:, i, i:stop, None] * error[:, None]
+            errors[:, i - start] = error
+        left[:, stop:] -= upper[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+    unordered = np.empty_like(codes)
+    unordered[which, order] = codes
+    return unordered

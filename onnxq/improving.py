@@ -1,0 +1,80 @@
+"""What an effort above `fast` does before a model is calibrated and lowered: the steps of `onnxq.api`, tried out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from onnxq import api
+from onnxq.choose import resolve
+from onnxq.customs import behind_customs
+from onnxq.data import rereadable
+from onnxq.improvement import LEVELS, Inspected, pick, rounded_weights, smoothing_axes, smoothing_factors
+from onnxq.monitor import QUIET, SILENT, Monitor
+from onnxq.passes import weight_grid
+from onnxq.targets import get_target
+from onnxq.weights import with_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnxq.data import Feed
+    from onnxq.graph import Graph
+    from onnxq.improvement import Picked
+    from onnxq.statistics import Factor, Rounded, Statistics
+
+
+def improved(ready: api.Prepared, data: object, monitor: Monitor = QUIET, *, all_tensors: bool = False) -> Statistics:
+    """Statistics of the model after what the recipe's effort improves in it; they carry that.
+
+    Raises:
+        DataError: the data cannot be read or does not fit.
+    """
+    recipe, source = ready.recipe, api.open_data(data, ready.graph, ready.recipe)
+    factors: dict[str, Factor] = {}
+    picked = None
+    if ready.plan.mode == "weight-only" and recipe.weight_method != "nearest":
+        source = rereadable(source)
+        better, factors, weights = with_weights(ready, source, api.smoothed, monitor)
+        return replace(api.observe(better, source, monitor), smoothing=factors, weights=weights)
+    if recipe.effort != "fast" and ready.plan.mode == "static" and not get_target(recipe.target).every_tensor:
+        source, model = rereadable(source), _inspected(ready)
+        picked = pick(model, smoothing_axes(model), source, monitor)
+        factors = {} if picked is None else smoothing_factors(model, picked, monitor)
+    better = api.smoothed(ready, factors)
+    unseen = set() if recipe.custom_ops else behind_customs(better.graph)
+    others = [name for name in api.activations(better.graph) if name not in unseen] if all_tensors else []
+    names = tuple(dict.fromkeys([*better.plan.observe, *others]))
+    found = replace(api.observe(better, source, monitor, names), smoothing=factors)
+    return found if picked is None else replace(found, rounding=_rounding(better, found, picked, monitor))
+
+
+def _in_float32(ready: api.Prepared) -> api.Prepared:
+    """The same without half precision, in which a CPU is slow."""
+    recipe = replace(ready.recipe, high_precision="fp32", io_types="float32")
+    return api.Prepared(ready.graph, api.planned(ready.graph, recipe), recipe)
+
+
+def _inspected(ready: api.Prepared) -> Inspected:
+    plain = _in_float32(ready)
+    recipe = plain.recipe
+
+    def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
+        trial = api.smoothed(plain, factors)
+        return api.lowered(trial, api.observe(trial, list(feeds), SILENT), SILENT)[0]
+
+    grid, level = get_target(recipe.target).activation, LEVELS[recipe.effort]
+    return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list, grid, level)
+
+
+def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> dict[str, Rounded]:
+    """Codes for the weights of the smoothed model."""
+    plain = _in_float32(better)
+    recipe, target = plain.recipe, get_target(plain.recipe.target)
+    plan = resolve(plain.plan, statistics, recipe, target)
+
+    def trial(codes: Mapping[str, Rounded]) -> Graph:
+        return api.lowered(plain, replace(statistics, smoothing={}, rounding=codes), SILENT)[0]
+
+    grid = (weight_grid(target, recipe), recipe.weight_range)
+    return rounded_weights(_inspected(better), plan, picked, grid, trial, monitor)

@@ -1,0 +1,172 @@
+"""Rounding with regard to the inputs, against dense float64 algebra written another way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from graphs import Array, graph_of, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from legality import assert_legal
+
+from onnxq import Recipe, api
+from onnxq.improvement.rounding import RIDGE, feedback
+from onnxq.improvement.sampling import rows_as_weight, weight_as_rows
+from onnxq.linear import linear_at
+from onnxq.numerics import sqnr_db
+from onnxq.statistics import Statistics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxq.graph import Graph
+
+RECIPE = Recipe(effort="balanced", high_precision="fp32")
+
+
+def one_by_one(weight: Array, hessian: Array, scale: Array, limit: int) -> Array:
+    """Optimal brain quantization of one group in a fixed order: the inverse is updated, not factorized.
+
+    Frantar and Alistarh, 2022, arXiv 2208.11580, eq. 7: after input i, H^-1 -= H^-1_:i H^-1_i: / H^-1_ii.
+    """
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    damped = hessian + RIDGE * np.diag(hessian).mean() * np.eye(len(hessian))
+    inverse, left = np.linalg.inv(damped), (weight / scale).astype(np.float64)
+    codes = np.zeros_like(left)
+    for i in order:
+        codes[i] = np.clip(np.rint(left[i]), -limit, limit)
+        left -= np.outer(inverse[:, i], (left[i] - codes[i]) / inverse[i, i])
+        inverse = inverse - np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
+        inverse[i, i] = 1.0  # it is done, and no longer read
+    return codes
+
+
+def correlated(rng: np.random.Generator, rows: int, size: int, groups: int = 1) -> Array:
+    mixed = rng.normal(size=(groups, rows, max(size // 2, 1))) @ rng.normal(size=(groups, max(size // 2, 1), size))
+    return mixed + 0.3 * rng.normal(size=mixed.shape) + rng.normal(size=(groups, 1, size))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 3), st.integers(0, 10**6))
+def test_as_by_updates_of_the_inverse(size: int, outputs: int, groups: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = correlated(rng, 64, size, groups), rng.normal(size=(groups, size, outputs)).astype(np.float32)
+    hessian = x.transpose(0, 2, 1) @ x / 64
+    scale = (np.abs(w).max(axis=1, keepdims=True) / 127).astype(np.float32)
+    found = feedback(w, hessian, scale, 127)
+    for g in range(groups):
+        np.testing.assert_array_equal(found[g], one_by_one(w[g], hessian[g], scale[g], 127))
+
+
+def test_long_layers_are_brought_up_to_date_in_blocks() -> None:
+    rng = np.random.default_rng(0)
+    x, w = correlated(rng, 900, 300), rng.normal(size=(1, 300, 4)).astype(np.float32)
+    hessian, scale = x.transpose(0, 2, 1) @ x / 900, np.full((1, 1, 4), 0.03, np.float32)
+    np.testing.assert_array_equal(feedback(w, hessian, scale, 127)[0], one_by_one(w[0], hessian[0], scale[0], 127))
+
+
+def test_the_output_errs_less_than_by_the_nearest_codes() -> None:
+    rng = np.random.default_rng(1)
+    x, w = correlated(rng, 600, 96), rng.normal(size=(1, 96, 32)).astype(np.float32)
+    scale = np.abs(w).max(axis=1, keepdims=True) / 7
+    seen, unseen = x[:, :400], x[:, 400:]
+    codes = feedback(w, seen.transpose(0, 2, 1) @ seen / 400, scale, 7)
+    assert np.abs(codes).max() <= 7
+    nearest = sqnr_db(unseen @ w, unseen @ (np.rint(w / scale) * scale))
+    assert sqnr_db(unseen @ w, unseen @ (codes * scale)) > nearest + 3
+
+
+def test_independent_inputs_and_dead_ones_get_the_nearest_codes() -> None:
+    rng = np.random.default_rng(2)
+    w, scale = rng.normal(size=(1, 8, 3)).astype(np.float32), np.full((1, 1, 3), 0.1, np.float32)
+    for hessian in (np.eye(8), np.diag([1.0, 0, 2, 0, 3, 4, 5, 6]), np.zeros((8, 8))):
+        np.testing.assert_array_equal(feedback(w, hessian[None], scale, 127), np.rint(w / scale))
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("Conv<group=1>(x, w)", (6, 4, 3, 2)),
+        ("Conv<group=2>(x, w)", (6, 2, 3, 2)),
+        ("Conv<group=4>(x, w)", (8, 1, 3, 3)),
+    ],
+)
+def test_rows_and_back(text: str, shape: tuple[int, ...]) -> None:
+    w = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    graph = graph_of(f"(float[1,4,8,8] x) => (float[1,M,H,W] y) {{ y = {text} }}", 17, w=w)
+    linear = linear_at(graph, graph.nodes[0])
+    assert linear is not None
+    np.testing.assert_array_equal(rows_as_weight(graph, linear, weight_as_rows(graph, [linear])), w)
+
+
+# --- in the flow --------------------------------------------------------------------------------------
+
+
+def model() -> Graph:
+    rng = np.random.default_rng(4)
+    arrays = {
+        "mix": rng.normal(size=(8, 64)),
+        "w": rng.normal(size=(64, 48)),
+        "v": rng.normal(size=(48, 32)),
+    }
+    text = (
+        "(float[N,8,8] x) => (float[N,8,32] y) {"
+        " m = MatMul(x, mix) t = Tanh(m) a = MatMul(t, w) r = Relu(a) y = MatMul(r, v) }"
+    )
+    return graph_of(text, 17, **{k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def feeds(count: int, seed: int = 0) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=(1, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def found() -> Statistics:
+    return api.calibrate(model(), feeds(100), RECIPE)
+
+
+def quality(graph: Graph) -> float:
+    pairs = [(run(model(), f)[0], run(graph, f)[0]) for f in feeds(24, seed=7)]
+    return sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True)))
+
+
+def test_codes_that_help_are_kept_and_saved(found: Statistics, tmp_path: Path) -> None:
+    assert {"w", "v"} <= {name.removesuffix("/folded") for name in found.rounding}
+    found.save(tmp_path / "s.npz")
+    assert Statistics.load(tmp_path / "s.npz") == found
+    assert (found + found).rounding == found.rounding
+    with_codes, plan = api.quantize(model(), found, RECIPE)
+    without, _ = api.quantize(model(), replace(found, rounding={}), RECIPE)
+    assert quality(with_codes) > quality(without) + 0.3
+    assert sum(w.rounded is not None for w in plan.weights) == len(found.rounding)
+    assert_legal(with_codes.to_proto())
+
+
+@pytest.mark.parametrize("form", ["dq", "qdq"])
+def test_both_forms_hold_the_codes(found: Statistics, form: str) -> None:
+    graph, _ = api.quantize(model(), found, replace(RECIPE, weight_form=form))
+    other, _ = api.quantize(model(), found, RECIPE)
+    for feed in feeds(3, seed=9):
+        np.testing.assert_allclose(run(graph, feed)[0], run(other, feed)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_codes_are_for_one_scale_of_the_input(found: Statistics) -> None:
+    _, plan = api.quantize(model(), found, replace(RECIPE, calibrator="percentile", percentile=90.0))
+    rounded = [w.tensor for w in plan.weights if w.rounded is not None]
+    assert rounded == ["w/folded"]  # the range of a Tanh is the same for every calibrator, nearly
+
+
+@pytest.mark.parametrize("effort", ["balanced", "best"])
+def test_the_same_bytes_in_any_order_and_batches(effort: str, tmp_path: Path) -> None:
+    data, recipe = feeds(60), replace(RECIPE, effort=effort)
+    shuffled = [data[i] for i in np.random.default_rng(5).permutation(len(data))]
+    batches = [{"x": np.concatenate([f["x"] for f in shuffled[i : i + 7]])} for i in range(0, len(data), 7)]
+    outputs = set()
+    for given_data in (data, shuffled, batches):
+        (path,) = api.export(api.quantize(model(), given_data, recipe)[0], tmp_path / "o.onnx")
+        outputs.add(path.read_bytes())
+    assert len(outputs) == 1
