@@ -101,7 +101,7 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
             found[site] += [
                 _Wanted(tensor, site.axis, ())
                 for (name, _), tensor in uses.items()
-                if tensor in site.tensors and nodes[name].op_type == "Add"
+                if tensor in site.tensors and name in nodes and nodes[name].op_type == "Add"
             ]
     return found
 
