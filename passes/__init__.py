@@ -28,6 +28,7 @@ from onnxq.passes.inline_if import inline_if
 from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.integer_products import integer_products
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
+from onnxq.passes.move_codes import move_codes
 from onnxq.passes.narrow_weights import NarrowWeights
 from onnxq.passes.pad_channels import pad_channels
 from onnxq.passes.quantize_tables import QuantizeTables
@@ -152,6 +153,7 @@ def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     return (
         *pairs,
         integer_products,  # behind the change of the float type: the accumulators of a product stay in float32
+        move_codes,  # what is moved to a product is moved as int8
         QuantizeTables(plan, recipe.weight_range),  # likewise, so that its scales have the type of its rows
         unused,
     )
