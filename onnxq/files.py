@@ -33,6 +33,11 @@ SPILL_BYTES = 32_000_000
 """A model with more weight bytes than this is worked on from a temporary file instead of from memory."""
 
 
+INLINE_BYTES = 4 * SPILL_BYTES
+"""Weights of so many bytes at most are written into the model that ONNX Runtime reads, beside those in files: those of
+one that was just quantized, for example."""
+
+
 def load(path: str | os.PathLike[str]) -> Graph:
     """Read an ONNX file. Weights in external data are read when they are needed.
 
@@ -117,8 +122,7 @@ def weight_bytes(graph: Graph) -> int:
 def write_for_runtime(graph: Graph, folder: Path) -> Path:
     """Write a model for ONNX Runtime to load; weights that already lie in a file of `folder` stay there."""
     path = folder / "run.onnx"
-    external = weight_bytes(graph) > SPILL_BYTES
-    if external and not _weights_in(graph, folder):
+    if _bytes_outside(graph, folder) > INLINE_BYTES:
         _write(graph, path, "run.weights")
     else:
         ir.save(graph.model, path, format="protobuf")
@@ -354,13 +358,14 @@ def _move_both(model: Path, model_to: Path, data: Path, data_to: Path) -> None:
         raise
 
 
-def _weights_in(graph: Graph, folder: Path) -> bool:
-    big = [
-        v.const_value
-        for v in graph.weights.values()
-        if v.const_value is not None and v.const_value.nbytes > SMALL_BYTES
-    ]
-    return all(isinstance(t, ir.ExternalTensor) and Path(t.path).parent == folder for t in big)
+def _bytes_outside(graph: Graph, folder: Path) -> int:
+    """Bytes of the large weights that do not lie in a file of the folder."""
+    tensors = [v.const_value for v in graph.weights.values() if v.const_value is not None]
+    return sum(
+        t.nbytes
+        for t in tensors
+        if t.nbytes > SMALL_BYTES and not (isinstance(t, ir.ExternalTensor) and Path(t.path).parent == folder)
+    )
 
 
 def _drop_stale_data(path: Path, keep: set[Path]) -> None:

@@ -73,11 +73,11 @@ class Search:
         """Measure a choice on the samples that the search goes by, once."""
         key = frozenset(g.name for g in reverted)
         if key not in self.tried:
-            graph = self.trials.graph(reverted)
+            graph, share = self.trials.graph(reverted)
             trial = Trial.of(self.searching, self.trials.outputs(graph, self.searching.feeds))
             drops = [drop for goal in self.goals if (drop := goal.drop(trial)) is not None]
             names = tuple(g.name for g in reverted)
-            self.tried[key] = Tried(names, self.share(reverted), trial.noise.db, drops[0] if drops else None)
+            self.tried[key] = Tried(names, share, trial.noise.db, drops[0] if drops else None)
             self.enough[key] = all(goal.reached(trial) for goal in self.goals)
             self.monitor.advance()
         return self.tried[key]
@@ -86,25 +86,18 @@ class Search:
         """Whether a choice reaches the goals where the search goes by, and the SQNR that judgements ask for."""
         return self.measure(reverted).sqnr_db >= floor and self.enough[frozenset(g.name for g in reverted)]
 
-    def share(self, reverted: Collection[Group]) -> float:
-        """Share of the multiply-accumulates that stay in int8."""
-        decisions = self.trials.ready.plan.decisions
-        total = sum(d.macs for d in decisions)
-        lost = sum(g.macs for g in reverted)
-        return (sum(d.macs for d in decisions if d.quantized) - lost) / total if total else 0.0
-
     def judge(self, reverted: Collection[Group]) -> tuple[Graph, Plan, tuple[Verdict, ...]]:
         """The choice in the form that is shipped, and what the held-back samples say of it."""
-        graph, plan, ready = self.trials.final(reverted, self.monitor)
+        graph, plan = self.trials.final(reverted, self.monitor)
         runs = graph
         if plan.float_type == "bfloat16":  # which ONNX Runtime's CPU provider cannot run
-            runs = self.trials.graph(reverted)
+            runs, _ = self.trials.graph(reverted)
         trial = Trial.of(self.judging, self.trials.outputs(runs, self.judging.feeds))
         verdicts = tuple(goal.verdict(trial) for goal in self.goals)
         key = frozenset(g.name for g in reverted)
         self.tried[key] = replace(self.measure(reverted), verdicts=verdicts)
         if self.best is None or _shortfall(verdicts, self.goals) < _shortfall(self.best[0], self.goals):
-            self.best = verdicts, ready.plan.int8_share()
+            self.best = verdicts, plan.int8_share()
         return graph, plan, verdicts
 
     def raised(self, reverted: Collection[Group], verdicts: Sequence[Verdict]) -> float:

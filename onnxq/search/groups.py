@@ -104,7 +104,7 @@ def _placed(ready: Prepared, names: set[str], insisting: tuple[Rule, ...]) -> Pr
 
 def float_rules(ready: Prepared, names: Collection[str]) -> tuple[Rule, ...]:
     """What takes nodes out of int8, in the model's order. A target with 16-bit activations could have them here."""
-    return tuple(_rule(str(node.name), False) for node in ready.graph.nodes if node.name in names)
+    return tuple(_rule(d.node, False) for d in ready.plan.decisions if d.node in names)
 
 
 REVERTED = "reverted to float to hold the budget"

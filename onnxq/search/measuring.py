@@ -56,7 +56,7 @@ def measure(
     layers = _layers(trials.ready.graph, every)
     passes = _Passes(trials, list(feeds), {n for names in layers.values() for n in names})
     monitor.advance()
-    whole = passes.run(trials.graph(()), [n for names in layers.values() for n in names])
+    whole = passes.run(trials.graph(())[0], [n for names in layers.values() for n in names])
     monitor.advance()
     found = []
     total = sum(d.macs for d in trials.ready.plan.decisions)
@@ -138,9 +138,9 @@ class _Passes:
 
 
 def _layers(graph: Graph, every: Sequence[Group]) -> dict[Group, list[str]]:
-    """Group -> what its layers make."""
+    """Group -> what its layers make; nothing of those in bodies, whose tensors do not leave them."""
     nodes = {str(n.name): n for n in graph.nodes}
-    return {group: [str(nodes[n].outputs[0].name) for n in group.nodes] for group in every}
+    return {group: [str(nodes[n].outputs[0].name) for n in group.nodes if n in nodes] for group in every}
 
 
 def _picked(array: Array) -> Array:

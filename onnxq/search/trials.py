@@ -44,19 +44,18 @@ class Trials:
         plain = Prepared(self.ready.graph, planned(self.ready.graph, recipe), recipe)
         object.__setattr__(self, "plain", plain)
 
-    def graph(self, reverted: Collection[Group]) -> Graph:
-        """The quantized model with these groups in float, in float32 what is not int8."""
-        return self._lowered(without(self.plain, reverted))[0]
+    def graph(self, reverted: Collection[Group]) -> tuple[Graph, float]:
+        """The quantized model with these groups in float, in float32 what is not int8; its share of MACs in int8."""
+        graph, plan = self._lowered(without(self.plain, reverted))
+        return graph, plan.int8_share()
 
     def graph_only(self, every: Collection[Group], kept: Group) -> Graph:
         """The model with a single group in int8."""
         return self._lowered(only(self.plain, every, kept))[0]
 
-    def final(self, reverted: Collection[Group], monitor: Monitor = SILENT) -> tuple[Graph, Plan, Prepared]:
-        """The model to ship with these groups in float, its plan, and what it was made from."""
-        ready = without(self.ready, reverted)
-        graph, plan = self._lowered(ready, monitor)
-        return graph, plan, ready
+    def final(self, reverted: Collection[Group], monitor: Monitor = SILENT) -> tuple[Graph, Plan]:
+        """The model to ship with these groups in float, and its plan."""
+        return self._lowered(without(self.ready, reverted), monitor)
 
     def session(self, graph: Graph, tensors: Sequence[str] = ()) -> Session:
         """A form of the model, with these tensors as outputs in place of its own where some are named."""
