@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from chains import chain, samples
+from graphs import graph_of
 from legality import assert_legal
 from real_models import DIGITS, cached
 
@@ -30,7 +31,7 @@ RECIPE = Recipe(calibrator="minmax", high_precision="fp32")
 
 
 def outputs(graph: Graph, data: list[dict[str, Any]]) -> list[list[Any]]:
-    session = Session(graph.to_proto().SerializeToString(), optimize=False)
+    session = Session(graph.to_proto().SerializeToString(), as_written=True)
     return [session.run(feed) for feed in data]
 
 
@@ -193,3 +194,65 @@ def test_minilm_holds_on_sentences_never_seen() -> None:
     assert plan.budget.reverted
     assert plan.int8_share() > 0.5
     assert sqnr(api.load(cached("minilm/minilm.onnx")), graph, feeds[20:]) >= 15.0
+
+
+@pytest.mark.parametrize(
+    ("given", "least"),
+    [
+        ({"target": "ort-cpu"}, 28.0),
+        ({"target": "ort-cpu", "format": "qoperator"}, 28.0),
+        ({"target": "ort-cpu", "mode": "dynamic"}, 28.0),
+        ({"target": "tensorrt@8", "weight_form": "qdq"}, 28.0),
+        ({"target": "tensorrt@11", "high_precision": "fp16"}, 28.0),
+        ({"target": "tensorrt@11", "high_precision": "bf16"}, 28.0),
+        ({"target": "tensorrt", "mode": "weight-only", "high_precision": "fp32"}, 28.0),
+        ({"target": "ort-cuda", "high_precision": "fp32"}, 28.0),
+    ],
+)
+def test_targets_forms_and_modes(given: dict[str, Any], least: float) -> None:
+    graph, data = chain(5, hard=(2,)), samples(48)
+    plain, _ = onnxq.quantize(graph, data, Recipe(calibrator="minmax", **given))
+    found, plan = onnxq.quantize(graph, data, Recipe(calibrator="minmax", min_sqnr=least, **given))
+    assert plan.budget is not None
+    assert 0 < len(plan.budget.reverted) < 5
+    assert 0 < plan.int8_share() < 1
+    unseen = samples(100, seed=5)
+    if given.get("high_precision") != "bf16":  # which the CPU cannot run
+        assert sqnr(graph, plain, unseen) < least
+        assert sqnr(graph, found, unseen) >= least
+
+
+def test_every_tensor_quantized_for_dla() -> None:
+    """Every group can be left out there too, whatever else is quantized for it."""
+    recipe = Recipe(target="tensorrt@10+dla", calibrator="minmax", max_samples=16, min_sqnr=34.0)
+    _, plan = onnxq.quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", recipe)
+    assert plan.budget is not None
+    assert plan.budget.reverted
+
+
+def test_smoothing_stays() -> None:
+    """With balanced effort the factors are chosen once, and the layers that are reverted read them as others do."""
+    graph, data = chain(6, hard=(2, 4)), samples(64)
+    recipe = replace(RECIPE, effort="balanced")
+    plain, _ = onnxq.quantize(graph, data, recipe)
+    unseen = samples(100, seed=5)
+    least = sqnr(graph, plain, unseen) + 2
+    found, plan = onnxq.quantize(graph, data, replace(recipe, min_sqnr=least))
+    assert plan.budget is not None
+    assert plan.budget.reverted
+    assert sqnr(graph, found, unseen) >= least
+    assert sqnr(graph, plain, unseen) > 15, "it was smoothed"
+
+
+def test_a_model_with_two_outputs_keeps_both() -> None:
+    text = (
+        "(float[N,32] x) => (float[N,32] y, float[N,32] z) {"
+        "a = MatMul(x, w0) y = Tanh(a) b = Relu(y) z = MatMul(b, w1) }"
+    )
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": (rng.normal(size=(32, 32)) / 6).astype(np.float32) for i in range(2)}
+    graph, data = graph_of(text, **weights), samples(48)
+    _, plan = onnxq.quantize(graph, data, replace(RECIPE, min_sqnr=42.0))
+    assert plan.budget is not None
+    [reverted] = plan.budget.reverted  # z alone would be saved by its own layer, y only by the first
+    assert "a" in reverted.name
