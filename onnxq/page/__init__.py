@@ -155,6 +155,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
     return {
         "name": short(picture.tensor),
         "kind": picture.kind,
+        "chosen": short(picture.chosen),
         "readers": [short(reader) for reader in picture.readers[:5]],
         "more": max(0, len(picture.readers) - 5),
         "start": _number(drawn.start),

@@ -49,12 +49,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """A quantized tensor with its histogram."""
+    """A quantized tensor with its histogram; `chosen` names the calibrator of its range, where the plan says it."""
 
     tensor: str
     kind: str
     readers: tuple[str, ...]
     drawn: Drawn
+    chosen: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def gather(files: Files, stock: Inventory, found: Comparison | None, known: Know
         measured=known.measured,
         rows=tuple(sorted(sorted(rows, key=_badness)[:MOST_LAYERS], key=lambda row: row.order)),
         all_rows=len(rows),
-        pictures=tuple(_pictures(drawable[:MOST_HISTOGRAMS], known.histograms)),
+        pictures=tuple(_pictures(drawable[:MOST_HISTOGRAMS], known)),
         all_pictures=len(drawable),
         search=search_of(known.plan),
         reasons=tuple(_reasons(nodes.values())[:MOST_REASONS]),
@@ -184,11 +185,14 @@ def _badness(row: Row) -> tuple[float, int]:
     return (math.inf if row.error is None else row.error.sqnr_db, -row.macs)
 
 
-def _pictures(tensors: Iterable[Holding], histograms: Mapping[str, Histogram]) -> Iterator[Picture]:
+def _pictures(tensors: Iterable[Holding], known: Known) -> Iterator[Picture]:
+    planned = known.plan.get("tensors")
     for tensor in tensors:
-        picture = drawn(histograms[tensor.tensor], _qtype(tensor), _used(tensor))
+        picture = drawn(known.histograms[tensor.tensor], _qtype(tensor), _used(tensor))
+        said = planned.get(tensor.tensor) if isinstance(planned, dict) else None
+        chosen = str(said.get("calibrator") or "") if isinstance(said, dict) else ""
         if picture is not None:
-            yield Picture(tensor.tensor, tensor.kind, tensor.readers, picture)
+            yield Picture(tensor.tensor, tensor.kind, tensor.readers, picture, chosen)
 
 
 def _qtype(tensor: Holding) -> QType | None:

@@ -250,7 +250,7 @@
     byId("tensors-name").textContent = picture.name;
     const readers = picture.readers.join(", ") + (picture.more ? ` and ${picture.more} more` : "");
     const zeros = picture.zeros ? `, ${percent(picture.zeros)} of them zero (not drawn)` : "";
-    byId("tensors-about").textContent = `${picture.kind}; ${many(picture.count)} values from ${digits(number(picture.low))} to ${digits(number(picture.high))}${zeros}.${readers ? ` Read by ${readers}.` : ""}`;
+    byId("tensors-about").textContent = `${picture.kind}; ${many(picture.count)} values from ${digits(number(picture.low))} to ${digits(number(picture.high))}${zeros}.${picture.chosen ? ` Range chosen by ${picture.chosen}.` : ""}${readers ? ` Read by ${readers}.` : ""}`;
     drawTensor();
     byId("tensors-table").hidden = !picture.ranges.length;
     byId("tensors-body").replaceChildren(...picture.ranges.map(([name, low, high, clipped, sqnr]) => element(

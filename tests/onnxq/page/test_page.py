@@ -42,6 +42,7 @@ PLAN = {
     "target": "tensorrt@11",
     "recipe": 'calibrator = "mse"\n',
     "notes": ["a note"],
+    "tensors": {"x": {"calibrator": "mse"}},
     "nodes": {
         "conv": {"op": "Conv", "precision": "int8", "reason": "int8 input and weight", "macs": 900},
         "relu": {"op": "Relu", "precision": "float16", "reason": "fuses"},
@@ -129,7 +130,7 @@ def test_budgets_in_other_words(budget: object) -> None:
 
 def test_pictures_of_activations_with_the_range_in_the_model() -> None:
     (picture,) = whole().pictures
-    assert (picture.tensor, picture.readers) == ("x", ("conv",))
+    assert (picture.tensor, picture.readers, picture.chosen) == ("x", ("conv",), "mse")
     first = picture.drawn.thresholds[0]
     assert first.name == "in the model"
     assert first.high == pytest.approx(0.02 * 127)
