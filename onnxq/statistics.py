@@ -213,7 +213,7 @@ class Statistics:
             for index, name in enumerate(sorted(self.rounding)):
                 codes = self.rounding[name]
                 arrays[f"r{index}.codes"], arrays[f"r{index}.scale"] = codes.codes, codes.scale
-                arrays[f"r{index}.input"] = found.input_scale
+                arrays[f"r{index}.input"] = codes.input_scale
         text = json.dumps(meta | {"arrays": sorted(arrays)})
         arrays = {"meta": np.frombuffer(text.encode(), np.uint8), **arrays}
         with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_DEFLATED) as archive:
