@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
     from onnxq.outcome import Budget, Sensitivity
+    from onnxq.parts import Running
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe, Rule
     from onnxq.search import Evaluation, sensitivity
@@ -60,6 +61,7 @@ _HOMES = {
     "Graph": "graph",
     "Histogram": "histogram",
     "Plan": "plan",
+    "Running": "parts",
     "Recipe": "recipe",
     "Rule": "recipe",
     "Sensitivity": "outcome",
@@ -84,6 +86,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "Rule",
+    "Running",
     "Sensitivity",
     "Statistics",
     "StatisticsError",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxq import checks, files, pipeline
 from onnxq.caches import Cache
 from onnxq.choose import resolve, uncached, weights_only, with_codes
-from onnxq.collect import collect, learn_types
+from onnxq.collect import learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
-from onnxq.data import Source, input_specs, label_specs, open_source, parse_shapes
-from onnxq.errors import DataError, ModelError
-from onnxq.graph import Graph
+from onnxq.errors import ModelError
+from onnxq.intake import Model, load, open_data
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
+from onnxq.parts import HERE, Running
 from onnxq.passes import Smooth, lower, prepare, share_weights, weight_grid
 from onnxq.placement import placed, settled
 from onnxq.placement.bodies import within
@@ -32,12 +32,10 @@ from onnxq.weights import chosen_weights
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from onnxq.graph import Graph
     from onnxq.plan import Plan
     from onnxq.search import Evaluation
     from onnxq.statistics import Factor
-
-Model = Any
-"""A path, a Graph, an onnx.ModelProto, or an onnx-graphsurgeon graph."""
 
 DEFAULT = Recipe()
 
@@ -89,10 +87,19 @@ def calibrate(
     monitor: Monitor = QUIET,
     *,
     all_tensors: bool = False,
+    running: Running = HERE,
 ) -> Statistics:
     """Collect statistics alone, of every float activation with `all_tensors`; arguments else as for `quantize`.
 
     Of all activations those are left out that depend on custom operators, unless the recipe has their libraries.
+
+    Args:
+        model: as for `quantize`.
+        data: as for `quantize`.
+        recipe: every choice.
+        monitor: progress and warnings.
+        all_tensors: observe every float activation.
+        running: in whose workers, and with checkpoints or without; the result is the same.
 
     Raises:
         OnnxqError: see its children.
@@ -100,7 +107,7 @@ def calibrate(
     ready = prepared(model, recipe, monitor)
     from onnxq.improving import improved  # it is made of the steps below
 
-    return improved(ready, data, monitor, all_tensors=all_tensors)
+    return improved(ready, data, monitor, all_tensors=all_tensors, running=running)
 
 
 def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) -> Plan:
@@ -161,23 +168,6 @@ def check(model: Model, target: str = "tensorrt") -> checks.Report:
 
 
 # -- the steps -----------------------------------------------------------------------------------------------
-
-
-def load(model: Model) -> Graph:
-    """A Graph of our own of whatever the caller has.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
-    if isinstance(model, Graph):
-        return model.copy()
-    if isinstance(model, str | os.PathLike):
-        return files.load(model)
-    if hasattr(model, "SerializeToString"):
-        return Graph.from_proto(model)
-    if type(model).__module__.startswith("onnx_graphsurgeon"):
-        return Graph.from_graphsurgeon(model)
-    raise ModelError(f"{type(model).__name__} is no model", "Give a path, an onnxq.Graph or an onnx.ModelProto.")
 
 
 def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
@@ -242,6 +232,7 @@ def observe(
     data: object,
     monitor: Monitor = QUIET,
     tensors: Sequence[str] | None = None,
+    running: Running = HERE,
 ) -> Statistics:
     """Run the prepared model over the data; `tensors` names what to observe when it is not what the plan asks for.
 
@@ -249,21 +240,26 @@ def observe(
         DataError: the data cannot be read or does not fit.
     """
     names = ready.plan.observe if tensors is None else tensors
-    source = open_data(data, ready.graph, ready.recipe)
+    source = open_data(data, ready.graph, ready.recipe, monitor)
     monitor.stage(f"Observing {len(names)} tensors on {source.name}", source.length)
-    libraries = ready.recipe.custom_op_list
-    return collect(
+    return running.collect(
         ready.graph,
         names,
         source,
         bounds=ready.plan.probes,
         providers=ready.recipe.provider_list,
-        custom_ops=libraries,
+        custom_ops=ready.recipe.custom_op_list,
         monitor=monitor,
     )
 
 
-def measured(ready: Prepared, data: object, monitor: Monitor = QUIET, cache: Cache | None = None) -> Statistics | None:
+def measured(
+    ready: Prepared,
+    data: object,
+    monitor: Monitor = QUIET,
+    cache: Cache | None = None,
+    running: Running = HERE,
+) -> Statistics | None:
     """Statistics of what the plan asks for and the cache lacks; None without data, or when the cache lacks nothing.
 
     Raises:
@@ -276,16 +272,21 @@ def measured(ready: Prepared, data: object, monitor: Monitor = QUIET, cache: Cac
     if cache is None:
         from onnxq.improving import improved  # it is made of the steps below
 
-        return improved(ready, data, monitor)
+        return improved(ready, data, monitor, running=running)
     lacking = uncached(ready.plan, cache)
     if not lacking:
         monitor.warn("the calibration cache has every scale; the data is not read")
         return None
-    return observe(ready, data, monitor, tuple(dict.fromkeys(p.observe for p in lacking)))
+    return observe(ready, data, monitor, tuple(dict.fromkeys(p.observe for p in lacking)), running)
 
 
 def carried_out(
-    ready: Prepared, data: object, monitor: Monitor, cache: Cache | None = None, evaluation: Evaluation | None = None
+    ready: Prepared,
+    data: object,
+    monitor: Monitor,
+    cache: Cache | None = None,
+    evaluation: Evaluation | None = None,
+    running: Running = HERE,
 ) -> tuple[Graph, Plan, Statistics | None]:
     """The quantized graph, its plan and what was observed, within the recipe's budget if it has one.
 
@@ -296,7 +297,7 @@ def carried_out(
         from onnxq import search  # it needs this module
 
         return search.within_budget(ready, data, monitor, evaluation or search.Evaluation(), cache)
-    statistics = measured(ready, data, monitor, cache)
+    statistics = measured(ready, data, monitor, cache, running)
     return (*lowered(ready, statistics, monitor, cache), statistics)
 
 
@@ -348,19 +349,6 @@ def export(graph: Graph, path: str | os.PathLike[str]) -> list[Path]:
         OutputError: it cannot be written.
     """
     return files.save(graph, path, check=True)
-
-
-def open_data(data: object, graph: Graph, recipe: Recipe) -> Source:
-    """The data as feeds of the graph's inputs, with the recipe's labels.
-
-    Raises:
-        DataError: it cannot be read or does not fit.
-    """
-    if isinstance(data, str | os.PathLike) and is_statistics(data):
-        raise DataError(f"{data} holds statistics, not calibration data", "It goes with `quantize --statistics`.")
-    shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
-    specs = (*input_specs(graph), *label_specs(recipe.label_list))
-    return open_source(data, specs, max_samples=recipe.max_samples, shapes=shapes)
 
 
 def default_output(model: Path) -> Path:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq import cli_search, cli_views
+from onnxq import cli_search, cli_statistics, cli_views
 from onnxq.cli_options import paths as _paths
 from onnxq.cli_options import recipe as _recipe
 from onnxq.cli_options import recipe_options as _recipe_options
+from onnxq.cli_options import resumable
+from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
 from onnxq.errors import OnnxqError, RecipeError
 
@@ -27,13 +30,14 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 
 def main() -> None:
     """Run the command line; every error meant for the user is printed here, without a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is as good as Ctrl-C
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; nothing was written", err=True)
+        click.echo("stopped; no output was written", err=True)
         sys.exit(130)
     except OnnxqError as error:
         click.echo(f"error: {error.message}", err=True)
@@ -54,8 +58,11 @@ def cli() -> None:
     """Quantize ONNX models to int8 for TensorRT and ONNX Runtime."""
 
 
-for view in (cli_views.compare, cli_views.show, cli_views.check, cli_search.sensitivity):
-    cli.add_command(view)
+for command in (
+    *(cli_statistics.calibrate, cli_statistics.merge, cli_statistics.export_cache),
+    *(cli_views.compare, cli_views.show, cli_views.check, cli_search.sensitivity),
+):
+    cli.add_command(command)
 
 # -- commands --------------------------------------------------------------------------------------------------
 
@@ -68,6 +75,7 @@ for view in (cli_views.compare, cli_views.show, cli_views.check, cli_search.sens
 @click.option("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
 @click.option("--eval-data", help="Held-back data to judge a budget on. [default: a quarter of --data]")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) on the result as well.")
+@_resume_option
 @_recipe_options
 @_talk_options
 def quantize(
@@ -83,6 +91,7 @@ def quantize(
     """Quantize MODEL to int8, and write it with its plan."""
     from onnxq import api, files, report, reporting, search, tables
     from onnxq.caches import read_cache
+    from onnxq.parts import Running
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
 
@@ -93,14 +102,15 @@ def quantize(
     plan_file = output.with_suffix(".plan.json")
     for file in (output, plan_file, *_paths(page)):
         files.check_writable(file, *_paths(model, data, statistics_file, cache_file, options["recipe_file"]))
-    with shown(quiet=options["quiet"]) as monitor:
+    with resumable(output, resume=options["resume"]) as keeper, shown(quiet=options["quiet"]) as monitor:
         cache = read_cache(cache_file) if cache_file else None
         given = Statistics.load(statistics_file) if statistics_file else data
         ready = api.prepared(model, recipe, monitor)
         wants = ready.plan.mode == "static" or recipe.weight_method != "nearest"
         if given is None and cache is None and wants:
             given = _data_beside(model, monitor.warn)
-        graph, plan, statistics = api.carried_out(ready, given, monitor, cache, search.Evaluation(eval_data))
+        running = Running(keeper=keeper)
+        graph, plan, statistics = api.carried_out(ready, given, monitor, cache, search.Evaluation(eval_data), running)
         monitor.stage("Checking and writing", None)
         written = api.export(graph, output)
         text = report.plan_json(plan, recipe, statistics)
@@ -122,86 +132,6 @@ def quantize(
             click.echo(line)
         for what, line in report.next_steps(plan, graph, output, statistics):
             click.echo(f"next, {what}:\n  {line}")
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="Calibration data, as for `quantize`.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Statistics file (.npz) to write.")
-@click.option("--all-tensors", is_flag=True, help="Observe every float activation, as `export-cache` wants it.")
-@_recipe_options
-@_talk_options
-def calibrate(
-    model: Path,
-    data: str,
-    output: Path,
-    all_tensors: bool,
-    **options: Any,
-) -> None:
-    """Run MODEL over the data once and save what was observed."""
-    from onnxq import api, files
-    from onnxq.progress import shown
-
-    recipe = _recipe(options)
-    files.check_writable(output, *_paths(model, data, options["recipe_file"]))
-    with shown(quiet=options["quiet"]) as monitor:
-        statistics = api.calibrate(model, data, recipe, monitor, all_tensors=all_tensors)
-        files.write_aside(output, statistics.save)
-    if not options["quiet"]:
-        click.echo(f"{output}: {len(statistics.tensors)} tensors, {statistics.samples} samples")
-
-
-@cli.command()
-@click.argument("statistics", nargs=-1, required=True, metavar="STATISTICS...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Statistics file (.npz) to write.")
-@_talk_options
-def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
-    """Add up statistics files of one model, in any order."""
-    from onnxq import files
-
-    files.check_writable(output, *_paths(*statistics))
-    total = onnxq.merge(statistics)
-    files.write_aside(output, total.save)
-    if not options["quiet"]:
-        click.echo(f"{output}: {len(total.tensors)} tensors, {total.samples} samples")
-
-
-@cli.command("export-cache")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--statistics", "statistics_file", required=True, help="From `onnxq calibrate --all-tensors`.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Cache to write.")
-@click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
-@click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")
-@click.option("--layout", type=click.Choice(["tensorrt", "ort"]), default="tensorrt", show_default=True)
-@_recipe_options
-@_talk_options
-def export_cache(
-    model: Path,
-    statistics_file: str,
-    output: Path,
-    algorithm: str,
-    trt_version: str,
-    layout: Literal["tensorrt", "ort"],
-    **options: Any,
-) -> None:
-    """Write a calibration cache for TensorRT 8 and 10, or the table of ONNX Runtime's TensorRT provider (ort)."""
-    from onnxq import exchange, files
-    from onnxq.caches import write_cache
-    from onnxq.progress import shown
-    from onnxq.statistics import Statistics
-
-    recipe = _recipe(options)
-    files.check_writable(output, *_paths(model, statistics_file, options["recipe_file"]))
-    seen = Statistics.load(statistics_file)
-    with shown(quiet=options["quiet"]) as monitor:
-        cache = exchange.make_cache(model, seen, recipe, algorithm=algorithm, version=trt_version, monitor=monitor)
-        write_cache(cache, output, layout)
-    if options["quiet"]:
-        return
-    click.echo(f"{output}: {len(cache.scales)} tensors")
-    if lacking := exchange.without_scale(model, cache):
-        click.echo(f"without a scale, so in float, {len(lacking)} tensors of the model: {', '.join(lacking)}")
-        click.echo("  More are observed by `onnxq calibrate --all-tensors`; those that folding removes need none.")
 
 
 @cli.command()

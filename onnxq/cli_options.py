@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click  # noqa: TID251  this is the wall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from onnxq.checkpoint import Keeper
     from onnxq.recipe import Recipe
 
 
@@ -60,3 +62,24 @@ def recipe(options: dict[str, Any]) -> Recipe:
 def paths(*given: str | Path | None) -> list[Path]:
     """What was given of files; a text that is none, as random:8, is a path that does not exist."""
     return [Path(item) for item in given if item]
+
+
+def resume_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--resume: go on where a run was stopped."""
+    text = "Go on where the same command was stopped: what it had counted lies beside the output."
+    return click.option("--resume", is_flag=True, help=text)(command)
+
+
+@contextmanager
+def resumable(output: Path, *, resume: bool) -> Iterator[Keeper]:
+    """Keeps a checkpoint beside the output while something is calibrated, and says so when that is stopped."""
+    from onnxq.checkpoint import Keeper, checkpoint_of
+
+    keeper = Keeper(checkpoint_of(output), resume)
+    try:
+        yield keeper
+    except (Exception, KeyboardInterrupt):
+        if keeper.path.exists():
+            click.echo(f"{keeper.path} has what was counted so far: the same command with --resume goes on", err=True)
+        raise
+    keeper.done()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import hashlib
 import tempfile
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.checkpoint import Checkpoint, gone
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
@@ -23,10 +26,11 @@ from onnxq.runtime import Session
 from onnxq.statistics import Statistics, merge_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
+    from onnxq.checkpoint import Keeper
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph, Value
     from onnxq.statistics import Bounds
@@ -38,7 +42,7 @@ _AHEAD_BYTES = 48_000_000
 """Bytes of one sample's tensors that may wait to be counted while the next sample runs."""
 
 
-def collect(
+def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     graph: Graph,
     tensors: Sequence[str],
     source: Source,
@@ -47,54 +51,127 @@ def collect(
     providers: Sequence[str] = ("cpu",),
     custom_ops: Sequence[str] = (),
     monitor: Monitor = QUIET,
+    keeper: Keeper | None = None,
+    session: Session | None = None,
 ) -> Statistics:
     """Run the prepared graph over the data and return what was seen of the named tensors.
 
     Of `tensors` histograms are made; of `bounds` only the smallest and largest value is kept, at less cost.
 
     Samples of a batch are run one at a time where the model allows it, so that the result does not depend on how
-    they were batched. Memory does not grow with the number of samples.
+    they were batched. Memory does not grow with the number of samples. A `session` that `session_for` made for just
+    these tensors is used again. With a `keeper` a run that is stopped can go
+    on later: samples that its checkpoint has counted are not run again, and the result is that of one run.
 
     Raises:
         DataError: no sample, NaN in an input, or a feed that the model refuses.
         ModelError: ONNX Runtime cannot load the model, or lacks custom operators that observed tensors depend on.
+        StatisticsError: the checkpoint does not belong to this run.
     """
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
     names = (*tensors, *(name for name in bounds if name not in tensors))
-    session = session_for(graph, names, providers, custom_ops)
+    session = session or session_for(graph, names, providers, custom_ops)
     if not custom_ops and custom_nodes(graph):
         monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
-    seen = _Seen({name: Tally() if name in tensors else Extent() for name in names})
+    seen = _seen(graph, tensors, bounds)
+    start = Checkpoint(seen.statistics()) if keeper is None else keeper.begin(seen.statistics())
+    left = Counter(start.counted)
+
+    def current() -> Checkpoint:
+        return Checkpoint(start.statistics + seen.statistics(), start.counted + seen.counted)
+
+    def count(arrays: dict[str, npt.NDArray[Any]], sample: _Sample, room: Event) -> None:
+        try:
+            seen.count(arrays, sample.label, monitor, room)
+            seen.note(sample)
+            if keeper is not None:
+                keeper.keep(current)
+        finally:
+            room.set()  # a failure is told by the future
+
+    try:
+        _count_all(session, names, source, left, count, monitor)
+    except KeyboardInterrupt:
+        if keeper is not None and seen.samples:  # the counting thread has ended: no sample is half counted
+            keeper.keep(current, now=True)
+        raise
+    if keeper is not None and (lost := gone(left, keeper.path)) is not None:
+        raise lost
+    total = current().statistics
+    if not total.samples:
+        raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
+    return total
+
+
+def nothing_seen(graph: Graph, tensors: Sequence[str], bounds: Sequence[str] = ()) -> Statistics:
+    """The statistics of these tensors over no sample."""
+    return _seen(graph, tensors, bounds).statistics()
+
+
+def _seen(graph: Graph, tensors: Sequence[str], bounds: Sequence[str]) -> _Seen:
+    return _Seen(graph.digest(), {name: Extent() for name in bounds} | {name: Tally() for name in tensors})
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What is remembered of a sample: the words that say where it came from, its hash and the shapes of its inputs."""
+
+    label: str
+    hash: int
+    shapes: dict[str, Bounds]
+
+
+def _count_all(
+    session: Session,
+    names: Sequence[str],
+    source: Source,
+    left: Counter[int],
+    count: Callable[[dict[str, npt.NDArray[Any]], _Sample, Event], None],
+    monitor: Monitor,
+) -> None:
+    """Run every sample that is not among those `left` of a checkpoint, and count it while the next one runs.
+
+    One thread counts, in order: the result is as without it, and an interrupt, which only the main thread sees,
+    leaves no sample half counted.
+    """
     counted: Future[None] | None = None
-    # One sample is counted while the next one runs. One thread counts, in order: the result is as without it.
     with ThreadPoolExecutor(1) as counter:
         for label, feed in samples(session, source, monitor):
-            _check_inputs(feed, label)
-            seen.note(feed)
-            arrays = _observed(session, feed, names)
+            sample = _Sample(label, sample_hash(feed), {k: (v.shape, v.shape) for k, v in feed.items()})
+            if left[sample.hash]:
+                left[sample.hash] -= 1
+                continue
+            arrays = _tried(session, feed, names, label, source)
             if counted is not None:
                 counted.result()
-            seen.count(_without_last(arrays, _AHEAD_BYTES), label, monitor)
-            counted = counter.submit(seen.count, arrays, label, monitor)
+            if arrays is None:
+                continue
+            room = Event()
+            counted = counter.submit(count, arrays, sample, room)
+            room.wait()
         if counted is not None:
             counted.result()
-    if not seen.samples:
-        raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
-    return Statistics(
-        graph.digest(),
-        {name: tally.histogram() for name, tally in seen.tensors.items() if isinstance(tally, Tally)},
-        seen.samples,
-        seen.hash,
-        seen.shapes,
-        seen.nonfinite,
-        bounds={name: extent.bounds for name, extent in seen.tensors.items() if isinstance(extent, Extent)},
-    )
+
+
+def _tried(
+    session: Session, feed: Feed, names: Sequence[str], label: str, source: Source
+) -> dict[str, npt.NDArray[Any]] | None:
+    """The tensors of one sample; None where it cannot be run and such samples are skipped."""
+    try:
+        return _observed(session, feed, names)
+    except DataError as error:
+        bad = DataError(f"{label}: {error.message}", error.hint)
+        if source.bad is None:
+            raise bad from error
+        source.bad(bad)
+        return None
 
 
 @dataclass
 class _Seen:
     """Running totals of one collection."""
 
+    model: str
     tensors: dict[str, Tally | Extent]
     samples: int = 0
     hash: int = 0
@@ -102,10 +179,18 @@ class _Seen:
     def __post_init__(self) -> None:
         self.shapes: dict[str, Bounds] = {}
         self.nonfinite: dict[str, str] = {}
+        self.counted: Counter[int] = Counter()
 
-    def count(self, arrays: dict[str, npt.NDArray[Any]], label: str, monitor: Monitor) -> None:
-        """Add a sample's tensors, which are used up; say once per tensor that it held NaN or infinity."""
+    def count(self, arrays: dict[str, npt.NDArray[Any]], label: str, monitor: Monitor, room: Event) -> None:
+        """Add a sample's tensors, which are used up; say once per tensor that it held NaN or infinity.
+
+        `room` is set when so few of them are left that the next sample may run.
+        """
+        left = sum(array.nbytes for array in arrays.values())
         for name in tuple(arrays):
+            if left <= _AHEAD_BYTES:
+                room.set()
+            left -= arrays[name].nbytes
             tally = self.tensors[name]
             before = tally.nonfinite
             tally.add(arrays.pop(name))
@@ -119,11 +204,24 @@ class _Seen:
                 )
             self.nonfinite[name] = min(label, self.nonfinite.get(name, label))
 
-    def note(self, feed: Feed) -> None:
-        """Remember that a sample was seen, and its shapes, whatever the order."""
+    def note(self, sample: _Sample) -> None:
+        """Remember that a sample was counted, and its shapes, whatever the order."""
         self.samples += 1
-        self.hash = (self.hash + sample_hash(feed)) % 2**64
-        self.shapes = merge_shapes(self.shapes, {k: (v.shape, v.shape) for k, v in feed.items()})
+        self.hash = (self.hash + sample.hash) % 2**64
+        self.counted[sample.hash] += 1
+        self.shapes = merge_shapes(self.shapes, sample.shapes)
+
+    def statistics(self) -> Statistics:
+        """What was seen so far."""
+        return Statistics(
+            self.model,
+            {name: tally.histogram() for name, tally in self.tensors.items() if isinstance(tally, Tally)},
+            self.samples,
+            self.hash,
+            self.shapes,
+            dict(self.nonfinite),
+            bounds={name: extent.bounds for name, extent in self.tensors.items() if isinstance(extent, Extent)},
+        )
 
 
 def learn_types(graph: Graph, custom_ops: Sequence[str], providers: Sequence[str] = ("cpu",)) -> int:
@@ -196,10 +294,10 @@ def samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tupl
         parts = split_batch(feed, source.inputs)
         if len(parts) > 1 and splits is None:
             splits = _independent(session, parts)
-        if len(parts) > 1 and splits:
-            yield from ((f"{label}, row {row}", part) for row, part in enumerate(parts))
-        else:
-            yield label, feed
+        rows = [(f"{label}, row {row}", part) for row, part in enumerate(parts)]
+        for where, part in rows if len(parts) > 1 and splits else [(label, feed)]:
+            if _holds_numbers(part, where, source):
+                yield where, part
         monitor.advance()
 
 
@@ -246,27 +344,22 @@ def _observed(session: Session, feed: Feed, tensors: Sequence[str]) -> dict[str,
     return {name: computed[name] if name in computed else feed[name].copy() for name in tensors}
 
 
-def _without_last(arrays: dict[str, npt.NDArray[Any]], last: int) -> dict[str, npt.NDArray[Any]]:
-    """Take the first arrays out, all but `last` bytes."""
-    left = sum(array.nbytes for array in arrays.values())
-    taken = {}
-    for name in tuple(arrays):
-        if left <= last:
-            break
-        left -= arrays[name].nbytes
-        taken[name] = arrays.pop(name)
-    return taken
-
-
 def _only(session: Session, feed: Feed) -> dict[str, npt.NDArray[Any]]:
     return {name: feed[name] for name in session.inputs}
 
 
-def _check_inputs(feed: Feed, label: str) -> None:
+def _holds_numbers(feed: Feed, label: str, source: Source) -> bool:
+    """Whether no input holds NaN; an error where it does, unless such samples are skipped."""
     for name, array in feed.items():
         if array.dtype.kind in "fV" and np.isnan(array).any():  # V: bfloat16
             where = np.argwhere(np.isnan(array))[0].tolist()
-            raise DataError(f"{label}: input {name!r} holds NaN, first at {where}", "Repair or leave out this sample.")
+            hint = "Repair this sample, or leave it out with --skip-bad."
+            error = DataError(f"{label}: input {name!r} holds NaN, first at {where}", hint)
+            if source.bad is None:
+                raise error
+            source.bad(error)
+            return False
+    return True
 
 
 def sample_hash(feed: Feed) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onnxq import api, pipeline
+from onnxq import api, intake, pipeline
 from onnxq.caches import ALGORITHMS, Cache, version_code
 from onnxq.choose import resolve, symmetric_scales
 from onnxq.errors import RecipeError, StatisticsError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def make_cache(
-    model: api.Model,
+    model: intake.Model,
     statistics: Statistics,
     recipe: Recipe = api.DEFAULT,
     *,
@@ -62,12 +62,12 @@ def make_cache(
     return Cache(ALGORITHMS[algorithm], code, dict(sorted(scales.items())))
 
 
-def without_scale(model: api.Model, cache: Cache) -> tuple[str, ...]:
+def without_scale(model: intake.Model, cache: Cache) -> tuple[str, ...]:
     """The model's own float activations that the cache lacks, sorted: implicit quantization runs those in float.
 
     Raises:
         ModelError: the model cannot be read.
     """
-    graph = api.load(model)
+    graph = intake.load(model)
     pipeline.run(graph, (infer_shapes,))
     return tuple(sorted(set(api.activations(graph)) - cache.scales.keys()))

@@ -10,7 +10,9 @@ from onnxq.choose import resolve
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.improvement import LEVELS, Inspected, pick, rounded_weights, smoothing_axes, smoothing_factors
+from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
+from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
 from onnxq.targets import get_target
 from onnxq.weights import with_weights
@@ -24,19 +26,26 @@ if TYPE_CHECKING:
     from onnxq.statistics import Factor, Rounded, Statistics
 
 
-def improved(ready: api.Prepared, data: object, monitor: Monitor = QUIET, *, all_tensors: bool = False) -> Statistics:
+def improved(
+    ready: api.Prepared,
+    data: object,
+    monitor: Monitor = QUIET,
+    *,
+    all_tensors: bool = False,
+    running: Running = HERE,
+) -> Statistics:
     """Statistics of the model after what the recipe's effort improves in it; they carry that.
 
     Raises:
         DataError: the data cannot be read or does not fit.
     """
-    recipe, source = ready.recipe, api.open_data(data, ready.graph, ready.recipe)
+    recipe, source = ready.recipe, open_data(data, ready.graph, ready.recipe, monitor)
     factors: dict[str, Factor] = {}
     picked = None
     if ready.plan.mode == "weight-only" and recipe.weight_method != "nearest":
         source = rereadable(source)
         better, factors, weights = with_weights(ready, source, api.smoothed, monitor)
-        return replace(api.observe(better, source, monitor), smoothing=factors, weights=weights)
+        return replace(api.observe(better, source, monitor, running=running), smoothing=factors, weights=weights)
     if recipe.effort != "fast" and ready.plan.mode == "static" and not get_target(recipe.target).every_tensor:
         source, model = rereadable(source), _inspected(ready)
         picked = pick(model, smoothing_axes(model), source, monitor)
@@ -45,7 +54,7 @@ def improved(ready: api.Prepared, data: object, monitor: Monitor = QUIET, *, all
     unseen = set() if recipe.custom_ops else behind_customs(better.graph)
     others = [name for name in api.activations(better.graph) if name not in unseen] if all_tensors else []
     names = tuple(dict.fromkeys([*better.plan.observe, *others]))
-    found = replace(api.observe(better, source, monitor, names), smoothing=factors)
+    found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
     return found if picked is None else replace(found, rounding=_rounding(better, found, picked, monitor))
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq import proof
-from onnxq.api import load
 from onnxq.data import input_specs, open_source, parse_shapes
 from onnxq.errors import RecipeError
+from onnxq.intake import load
 
 if TYPE_CHECKING:
     from onnxq.proof import Proof

@@ -118,6 +118,8 @@ class Recipe:
     max_drop_relative: bool = _option(False, "Take max-drop as a share of the float model's metric: 0.01 is 1 %.")
     labels: str = _option("", "Arrays in the data that are no inputs but for the metric; comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
+    skip_bad: bool = _option(False, "Leave out samples that are damaged, do not fit the model, or hold NaN.")
+    shard: str = _option("", "Only one part of the samples, as 1/4 ... 4/4: each sample falls to one by its hash.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
     mode: str = _option(
         "static", "What is int8: activations and weights, with static or dynamic scales; weights.", MODES
@@ -160,6 +162,11 @@ class Recipe:
         check_mode(self, get_target(self.target))
         _check_cpu(self)
         provider_names(self.provider_list)
+        if self.part is not None and self.effort != "fast":
+            raise RecipeError(
+                f"a shard cannot be collected with effort {self.effort}, which chooses from all of the data",
+                "Add --effort fast; or give all data to one run, with --dask or an executor where that takes long.",
+            )
 
     @property
     def float_type(self) -> str:
@@ -185,6 +192,16 @@ class Recipe:
     def custom_op_list(self) -> tuple[str, ...]:
         """The custom-operator libraries, in order."""
         return tuple(p.strip() for p in self.custom_ops.split(",") if p.strip())
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """(i, n) of the shard i/n, from 1 to n; None for all samples."""
+        first, slash, last = self.shard.partition("/")
+        if not self.shard:
+            return None
+        if slash and first.strip().isdecimal() and last.strip().isdecimal() and 1 <= int(first) <= int(last):
+            return int(first), int(last)
+        raise RecipeError(f"the shard {self.shard!r} is not i/n", "Give the part and their number, as 1/4 ... 4/4.")
 
     def rule_value(self, name: str, op_type: str, effect: str) -> Any:  # noqa: ANN401  depends on the effect
         """What the last matching rule says of `effect`, or None."""

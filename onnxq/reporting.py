@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq import api, files, page
+from onnxq import api, files, intake, page
 from onnxq.collect import sample_hash
 from onnxq.data import input_specs, open_source, parse_shapes
 from onnxq.errors import OnnxqError
@@ -79,7 +79,7 @@ def measured(
     None, with a warning, where the models cannot be run: a model that is written must not fail for its report.
     """
     monitor.stage("Measuring for the report", None)
-    graph = api.load(reference)
+    graph = intake.load(reference)
     shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
     try:
         source = open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)

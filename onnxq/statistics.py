@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from onnxq.errors import StatisticsError
 from onnxq.histogram import Histogram
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
 
     import numpy.typing as npt
@@ -181,7 +181,7 @@ class Statistics:
                 "Collect them again with `onnxq calibrate` on this model: its graph or weights have changed.",
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
         """Write an .npz of plain arrays. The same statistics give the same bytes."""
         names = sorted(self.tensors)
         meta = {
@@ -216,7 +216,7 @@ class Statistics:
                 arrays[f"r{index}.input"] = codes.input_scale
         text = json.dumps(meta | {"arrays": sorted(arrays)})
         arrays = {"meta": np.frombuffer(text.encode(), np.uint8), **arrays}
-        with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for key, value in arrays.items():
                 entry = zipfile.ZipInfo(f"{key}.npy")  # its fixed date keeps the bytes the same
                 entry.compress_type = zipfile.ZIP_DEFLATED
@@ -224,14 +224,13 @@ class Statistics:
                     np.lib.format.write_array(f, np.asarray(value), allow_pickle=False)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+    def load(cls, path: str | os.PathLike[str] | IO[bytes]) -> Statistics:
         """Read what `save` wrote.
 
         Raises:
             StatisticsError: not readable or not such a file.
         """
-        path = Path(path)
-        if not path.is_file():
+        if isinstance(path, str | os.PathLike) and not Path(path).is_file():
             raise StatisticsError(f"{path} is not a file", "Make it with `onnxq calibrate`.")
         try:
             arrays = _read_arrays(path)
@@ -267,7 +266,7 @@ def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
     return total
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read_arrays(path: str | os.PathLike[str] | IO[bytes]) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an .npz, every checksum looked at: np.load stops before the end of a member, where it would be."""
     with zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}

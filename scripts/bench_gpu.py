@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq import api, pipeline
+from onnxq import api, intake, pipeline
 from onnxq.errors import ModelError, RecipeError
 from onnxq.numerics import sqnr_db
 from onnxq.passes.high_precision import HighPrecision
@@ -204,7 +204,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             made = forms(path, Path(folder))
             for batch in given.batch:
-                feed = feed_of(api.load(path), batch)
+                feed = feed_of(intake.load(path), batch)
                 runs = [start(form, file, feed, Path(folder)) for form, file in made.items()]
                 measure(runs, given.runs)
                 sys.stdout.write("\n".join(table(name, batch, runs)) + "\n")

@@ -184,13 +184,13 @@ class Result:
 
 def compared(name: str) -> Result:
     """Quantize with onnxq, read the peer's model, and set the one against the other."""
-    from onnxq import api
+    from onnxq import api, intake
     from onnxq.patterns import find_patterns, labels
 
     ready = api.prepared(str(fixed(name)), _recipe(name))
     statistics = api.observe(ready, list(batches(name, calibration(name))))
     kinds = labels(find_patterns(ready.graph))
-    ours, theirs = api.lowered(ready, statistics)[0], api.load(str(OUT / f"{name}.modelopt.onnx"))
+    ours, theirs = api.lowered(ready, statistics)[0], intake.load(str(OUT / f"{name}.modelopt.onnx"))
     a, b = quantized_uses(ours, kinds), quantized_uses(theirs, kinds)
     counts: dict[tuple[str, str], int] = {}
     for key, use in (b | a).items():

@@ -37,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "executed",
         "rescaling",
         "exposing",
+        "checkpoint",
     ),
     ("recipe", "modes", "schemes", "inventory"),
     (
@@ -48,12 +49,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "precision",
         "placement",
     ),
-    ("passes", "collect", "comparison", "proof", "improvement", "weights"),
+    ("passes", "collect", "parts", "intake", "comparison", "proof", "improvement", "weights"),
     ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving"),
     (
         "cli",
         "cli_options",
         "cli_search",
+        "cli_statistics",
         "cli_views",
         "progress",
         "tables",
@@ -68,9 +70,10 @@ WALLS: dict[str, set[str]] = {
     "onnx_graphsurgeon": {"graph"},
     "onnxruntime": {"runtime"},
     "polygraphy": {"data"},
-    "click": {"cli", "cli_options", "cli_search", "cli_views"},
+    "click": {"cli", "cli_options", "cli_search", "cli_statistics", "cli_views"},
     "jinja2": {"page"},
     "rich": {"tables", "progress"},
+    "distributed": {"parts"},
     "pickle": set(),
 }
 

@@ -13,7 +13,7 @@ from onnx.backend.test.loader import load_model_tests
 from real_models import DIGITS, GLYPHS, LIGHT, cached
 
 import onnxq
-from onnxq import api
+from onnxq import api, intake
 from onnxq.checks import check
 from onnxq.data import input_specs
 from onnxq.report import summarize
@@ -245,7 +245,7 @@ def _comparison(name: str) -> tuple[Path, Any, list[dict[str, npt.NDArray[Any]]]
             [w | {"input_ids": i, "token_type_ids": 0 * i} for w, i in zip(words, ids, strict=True)],
             TOKENS,
         )
-    spec = input_specs(api.load(model))[0]
+    spec = input_specs(intake.load(model))[0]
     sizes = [d if isinstance(d, int) else 1 for d in spec.shape or ()]
     return model, "random:2", [{spec.name: rng.normal(size=sizes).astype(np.float32)} for _ in range(count)], ""
 

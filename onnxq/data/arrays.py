@@ -14,7 +14,7 @@ from onnxq.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from onnxq.data.feeds import InputSpec, Shape
+    from onnxq.data.feeds import Array, InputSpec, Shape
 
 
 def open_stack(text: str, inputs: tuple[InputSpec, ...]) -> Source:
@@ -63,12 +63,18 @@ def open_folder(text: str, inputs: tuple[InputSpec, ...]) -> Source:
         only_input(inputs, files[0])
 
     def read() -> Iterator[Sample]:
-        for path in files:
-            with open_arrays(path, inputs) as arrays:
-                feed = {name: stored.all() for name, stored in arrays.items()}
-            yield str(path), feed
+        yield from ((str(path), _one_feed(path, inputs)) for path in files)
 
     return Source(text, inputs, read, len(files))
+
+
+def _one_feed(path: Path, inputs: tuple[InputSpec, ...]) -> dict[str, Array] | DataError:
+    """The arrays of a file, or what is wrong with it."""
+    try:
+        with open_arrays(path, inputs) as arrays:
+            return {name: stored.all() for name, stored in arrays.items()}
+    except DataError as error:
+        return error
 
 
 def _step(shape: Shape, spec: InputSpec, path: Path) -> int:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from onnxq.data.feeds import Feed, InputSpec
 
 Sample = tuple[str, object]
-"""A feed that is not checked yet, after the words that say where it came from."""
+"""A feed that is not checked yet, after the words that say where it came from; or the DataError that reading it gave,
+where others can be read after it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Source:
         length: the number of feeds, None where only reading tells.
         limit: read at most this many feeds.
         once: only one pass is possible.
+        bad: is told of every feed that cannot be read or does not fit, and it is skipped; None: that is an error.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Source:
     length: int | None = None
     limit: int | None = None
     once: bool = False
+    bad: Callable[[DataError], None] | None = None
 
     def __iter__(self) -> Iterator[Feed]:
         return (feed for _, feed in self.samples())
@@ -49,7 +52,17 @@ class Source:
         """
         empty = True
         for where, feed in itertools.islice(self.read(), self.limit):
+            try:
+                if isinstance(feed, DataError):
+                    raise feed
+                checked = check_feed(feed, self.inputs, where)
+            except DataError as error:
+                if self.bad is None:
+                    raise
+                self.bad(error)
+                continue
             empty = False
-            yield where, check_feed(feed, self.inputs, where)
+            yield where, checked
         if empty:
-            raise DataError(f"{self.name}: holds no samples", "Give at least one feed of the model's inputs.")
+            held = "holds no samples" if self.bad is None else "holds no sample that can be read and fits the model"
+            raise DataError(f"{self.name}: {held}", "Give at least one feed of the model's inputs.")

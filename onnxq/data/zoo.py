@@ -33,14 +33,21 @@ def open_zoo(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     folders = find_sets(text)
 
     def read() -> Iterator[Sample]:
-        for folder in folders:
-            files = sorted(folder.glob("input_*.pb"), key=natural)
-            if len(files) != len(inputs):
-                says = f"{folder}: has {len(files)} input_*.pb files for the model's {len(inputs)} inputs"
-                raise DataError(says, "Give input_0.pb, input_1.pb ... in the order of the model's inputs.")
-            yield str(folder), {s.name: _read_tensor(f) for s, f in zip(inputs, files, strict=True)}
+        yield from ((str(folder), _one_feed(folder, inputs)) for folder in folders)
 
     return Source(text, inputs, read, len(folders))
+
+
+def _one_feed(folder: Path, inputs: tuple[InputSpec, ...]) -> dict[str, Array] | DataError:
+    """The tensors of a data set, or what is wrong with it."""
+    files = sorted(folder.glob("input_*.pb"), key=natural)
+    if len(files) != len(inputs):
+        says = f"{folder}: has {len(files)} input_*.pb files for the model's {len(inputs)} inputs"
+        return DataError(says, "Give input_0.pb, input_1.pb ... in the order of the model's inputs.")
+    try:
+        return {s.name: _read_tensor(f) for s, f in zip(inputs, files, strict=True)}
+    except DataError as error:
+        return error
 
 
 def _read_tensor(path: Path) -> Array:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnxq import api
+from onnxq import api, intake
 from onnxq.collect import session_for
 from onnxq.data import Source, rereadable
 from onnxq.errors import DataError, RecipeError
@@ -53,7 +53,7 @@ DEFAULT = Evaluation()
 
 
 def sensitivity(
-    model: api.Model,
+    model: intake.Model,
     data: object,
     recipe: Recipe = api.DEFAULT,
     monitor: Monitor = QUIET,
@@ -155,7 +155,7 @@ def _opened(data: object, ready: Prepared, option: str) -> Source:
             f"a budget and sensitivity are judged on data, and {had}",
             f"Give the samples themselves: --{option}. They are split; those that calibrate do not judge.",
         )
-    return api.open_data(data, ready.graph, ready.recipe)
+    return intake.open_data(data, ready.graph, ready.recipe)
 
 
 def _goals(recipe: Recipe, function: Callable[..., Any] | None) -> tuple[Goal, ...]:

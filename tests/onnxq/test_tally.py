@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import onnxq
-from onnxq import api
+from onnxq import intake
 from onnxq.collect import collect
 from onnxq.histogram import BINS, Histogram, Tally
 
@@ -85,7 +85,7 @@ def test_a_source_may_use_its_arrays_again() -> None:
     graph = onnxq.Graph.from_proto(onnx.parser.parse_model(MODEL))
     names = ["x", "h", "y"]
     again, fresh = (
-        collect(graph, names, api.open_data(data, graph, onnxq.Recipe()))
+        collect(graph, names, intake.open_data(data, graph, onnxq.Recipe()))
         for data in (reusing(), [{"x": row.copy()} for row in rows])
     )
     assert (again.samples, again.seen) == (fresh.samples, fresh.seen)

@@ -9,7 +9,7 @@ import pytest
 from graphs import graph_of, random_feeds
 from real_models import DIGITS
 
-from onnxq import api
+from onnxq import api, intake
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 
@@ -100,5 +100,5 @@ def test_tensors_of_one_name_have_the_same_values(text: str) -> None:
 
 
 def test_digits() -> None:
-    before = api.load(DIGITS / "digits.onnx")
+    before = intake.load(DIGITS / "digits.onnx")
     assert_same_values(before, api.prepared(before, Recipe()).graph)

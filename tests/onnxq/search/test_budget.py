@@ -15,7 +15,7 @@ from legality import assert_legal
 from real_models import DIGITS, cached
 
 import onnxq
-from onnxq import Recipe, api
+from onnxq import Recipe, api, intake
 from onnxq.errors import AccuracyError, DataError, RecipeError
 from onnxq.numerics import sqnr_db
 from onnxq.report import plan_json
@@ -153,7 +153,7 @@ def test_data_is_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("intake", "says"),
     [
         ({"max_drop": 0.1}, "metric_direction"),
         ({"metric": "m.py:f"}, "metric needs max_drop"),
@@ -175,7 +175,7 @@ def test_digits_holds_on_images_never_seen() -> None:
     with np.load(DIGITS / "test.npz") as test:
         images = [{"image": image[np.newaxis]} for image in test["image"]]
     recipe = Recipe(min_sqnr=42.0, calibrator="minmax", high_precision="fp32")
-    model = api.load(DIGITS / "digits.onnx")
+    model = intake.load(DIGITS / "digits.onnx")
     for count in (12, 100):  # of the images that the network was not trained on either
         evaluation = onnxq.Evaluation(images[:count])
         graph, plan = onnxq.quantize(model, DIGITS / "calib.npz", recipe, evaluation=evaluation)
@@ -193,7 +193,7 @@ def test_minilm_holds_on_sentences_never_seen() -> None:
     assert plan.budget is not None
     assert plan.budget.reverted
     assert plan.int8_share() > 0.5
-    assert sqnr(api.load(cached("minilm/minilm.onnx")), graph, feeds[20:]) >= 15.0
+    assert sqnr(intake.load(cached("minilm/minilm.onnx")), graph, feeds[20:]) >= 15.0
 
 
 @pytest.mark.parametrize(

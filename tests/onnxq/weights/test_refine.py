@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graphs import Array, graph_of, run
 
-from onnxq import Recipe, api
+from onnxq import Recipe, api, intake
 from onnxq.errors import DataError, RecipeError, StatisticsError
 from onnxq.statistics import Statistics
 from onnxq.weights import Seen, moments, refined
@@ -118,7 +118,7 @@ def test_a_language_model() -> None:
     """docs/weights.md has the whole table; this is a part of its held-out text."""
     tokens = np.load(CAUSAL / "held_out.npz")["tokens"][::16]
     data = [{"tokens": row[None]} for row in np.load(CAUSAL / "calib.npz")["tokens"][::8]]
-    float_one = perplexity(api.load(CAUSAL / "causal.onnx"), tokens)
+    float_one = perplexity(intake.load(CAUSAL / "causal.onnx"), tokens)
     three = (
         perplexity(api.quantize(CAUSAL / "causal.onnx", d, replace(r, weight_bits=3))[0], tokens)
         for r, d in ((FOUR, None), (GPTQ, data), (AWQ, data))

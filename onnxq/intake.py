@@ -1,0 +1,51 @@
+"""What a caller gives, as ours: a model in any form as a Graph, calibration data in any form as a Source."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from onnxq import files
+from onnxq.data import Source, input_specs, label_specs, open_source, parse_shapes
+from onnxq.errors import DataError, ModelError
+from onnxq.graph import Graph
+from onnxq.monitor import QUIET, Monitor
+from onnxq.parts import chosen
+from onnxq.statistics import is_statistics
+
+if TYPE_CHECKING:
+    from onnxq.recipe import Recipe
+
+Model = Any
+"""A path, a Graph, an onnx.ModelProto, or an onnx-graphsurgeon graph."""
+
+
+def load(model: Model) -> Graph:
+    """A Graph of our own of whatever the caller has.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if isinstance(model, Graph):
+        return model.copy()
+    if isinstance(model, str | os.PathLike):
+        return files.load(model)
+    if hasattr(model, "SerializeToString"):
+        return Graph.from_proto(model)
+    if type(model).__module__.startswith("onnx_graphsurgeon"):
+        return Graph.from_graphsurgeon(model)
+    raise ModelError(f"{type(model).__name__} is no model", "Give a path, an onnxq.Graph or an onnx.ModelProto.")
+
+
+def open_data(data: object, graph: Graph, recipe: Recipe, monitor: Monitor = QUIET) -> Source:
+    """The data as feeds of the graph's inputs, with the recipe's labels; of its shard, and skipping as it says.
+
+    Raises:
+        DataError: it cannot be read or does not fit.
+    """
+    if isinstance(data, str | os.PathLike) and is_statistics(data):
+        raise DataError(f"{data} holds statistics, not calibration data", "It goes with `quantize --statistics`.")
+    shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
+    specs = (*input_specs(graph), *label_specs(recipe.label_list))
+    source = open_source(data, specs, max_samples=recipe.max_samples, shapes=shapes)
+    return chosen(source, recipe.part, monitor if recipe.skip_bad else None)

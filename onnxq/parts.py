@@ -1,0 +1,264 @@
+"""Calibration in parts: shards by the hash of the samples, and one collection spread over an executor's workers.
+
+What the parts saw adds up to what one run sees, bit for bit, as long as the same kernels run in all of them: other
+processors, or another ONNX Runtime, may round the last bits of a tensor differently.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, deque
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from onnxq.checkpoint import Checkpoint, gone
+from onnxq.collect import collect, nothing_seen, sample_hash, samples, session_for
+from onnxq.data import input_specs, open_source
+from onnxq.errors import DataError, OnnxqError, RecipeError
+from onnxq.graph import Graph
+from onnxq.monitor import QUIET, Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from onnxq.checkpoint import Keeper
+    from onnxq.data import Feed, Source
+    from onnxq.data.source import Sample
+    from onnxq.runtime import Session
+    from onnxq.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the samples of a collection are run.
+
+    Attributes:
+        executor: in whose workers: of a `concurrent.futures.Executor` or a `dask.distributed.Client`; None for here.
+        keeper: writes checkpoints, and takes one up; None for none.
+    """
+
+    executor: Workers | None = None
+    keeper: Keeper | None = None
+
+    @property
+    def collect(self) -> Callable[..., Statistics]:
+        """`onnxq.collect.collect`, run that way."""
+        if self.executor is None:
+            return partial(collect, keeper=self.keeper)
+        return partial(spread, executor=self.executor, keeper=self.keeper)
+
+
+HERE = Running()
+"""In this process, without checkpoints."""
+
+Workers = Any
+"""A `concurrent.futures.Executor`, or a `dask.distributed.Client`: distributed is an extra, and not typed."""
+
+_AHEAD = 32
+"""Groups that are sent before the first of them is done: workers do not wait, and memory stays bounded."""
+
+_TASK_BYTES = 8_000_000
+"""Inputs that go to a worker at a time: enough to run for longer than sending them takes."""
+_TASK_SAMPLES = 16
+
+
+def shard(source: Source, index: int, count: int) -> Source:
+    """The samples of a source that fall to part `index` of `count`, from 1 on, by the hash of their content.
+
+    So each sample falls to just one shard, whatever the order in which a machine finds them; equal samples fall to
+    the same one. Every machine reads all of the data, and runs its part.
+    """
+
+    def read() -> Iterator[Sample]:
+        return ((where, feed) for where, feed in source.samples() if sample_hash(feed) % count == index - 1)
+
+    return replace(source, name=f"{source.name}, shard {index}/{count}", read=read, length=None, limit=None)
+
+
+def chosen(source: Source, part: tuple[int, int] | None, skips: Monitor | None) -> Source:
+    """The samples of one shard, or all; with `skips` those are left out, and warned of, that cannot be used."""
+    if skips is not None and source.bad is None:
+        source = replace(source, bad=_skipping(skips))
+    return source if part is None else shard(source, *part)
+
+
+def _skipping(monitor: Monitor) -> Callable[[DataError], None]:
+    """What warns of each bad sample once, however often it is met."""
+    said: set[str] = set()
+
+    def tell(error: DataError) -> None:
+        if error.message not in said:
+            said.add(error.message)
+            monitor.warn(f"skipped: {error.message}")
+
+    return tell
+
+
+def spread(  # noqa: PLR0913  as `collect`, and by whom
+    graph: Graph,
+    tensors: Sequence[str],
+    source: Source,
+    *,
+    executor: Workers,
+    bounds: Sequence[str] = (),
+    providers: Sequence[str] = ("cpu",),
+    custom_ops: Sequence[str] = (),
+    monitor: Monitor = QUIET,
+    keeper: Keeper | None = None,
+) -> Statistics:
+    """What `collect` returns, run by an executor's workers. The data is read here and sent in small groups.
+
+    Each worker loads the model once. A group whose worker dies is run again where the executor does that, as Dask does.
+
+    Raises:
+        DataError: as `collect`, or a worker failed.
+        ModelError: as `collect`.
+        StatisticsError: as `collect`.
+    """
+    names = (*tensors, *(name for name in bounds if name not in tensors))
+    session = session_for(graph, names, providers, custom_ops)  # tells whether batches can be split
+    total = _Total(nothing_seen(graph, tensors, bounds), keeper)
+    waiting: deque[tuple[Future[Statistics], Counter[int]]] = deque()
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        work = Work(graph.to_proto().SerializeToString(), *map(tuple, (tensors, bounds, providers, custom_ops)))
+        submit, ahead = _submitter(executor, work, Path(folder))
+        try:
+            for group in _groups(samples(session, source, monitor), total.left):
+                waiting.append((submit([feed for _, feed in group]), Counter(key for key, _ in group)))
+                if len(waiting) > ahead:
+                    total.add(*waiting.popleft())
+            while waiting:
+                total.add(*waiting.popleft())
+        except KeyboardInterrupt:
+            total.stopped()
+            raise
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+    return total.whole()
+
+
+class _Total:
+    """What all workers saw so far, and a checkpoint of it."""
+
+    def __init__(self, empty: Statistics, keeper: Keeper | None) -> None:
+        start = Checkpoint(empty) if keeper is None else keeper.begin(empty)
+        self.left = Counter(start.counted)  # samples of the checkpoint that were not met yet
+        self._keeper, self._statistics, self._counted = keeper, start.statistics, Counter(start.counted)
+
+    def add(self, future: Future[Statistics], hashes: Counter[int]) -> None:
+        """Wait for a group, and add it."""
+        self._statistics += _result(future)
+        self._counted += hashes
+        if self._keeper is not None:
+            self._keeper.keep(self._checkpoint)
+
+    def stopped(self) -> None:
+        """Keep what there is."""
+        if self._keeper is not None and self._counted:
+            self._keeper.keep(self._checkpoint, now=True)
+
+    def whole(self) -> Statistics:
+        """The statistics of all samples."""
+        if self._keeper is not None and (lost := gone(self.left, self._keeper.path)) is not None:
+            raise lost
+        if not self._statistics.samples:
+            raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
+        return self._statistics
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self._statistics, Counter(self._counted))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs once: the prepared model, as bytes or a file of them, and the arguments of `collect`."""
+
+    model: bytes | Path
+    tensors: tuple[str, ...]
+    bounds: tuple[str, ...]
+    providers: tuple[str, ...]
+    custom_ops: tuple[str, ...]
+
+
+def observed(work: Work, feeds: Sequence[Feed]) -> Statistics:
+    """The statistics of some samples, in a worker."""
+    graph, session = _loaded(work)
+    source = open_source(list(feeds), input_specs(graph))
+    return collect(graph, work.tensors, source, bounds=work.bounds, custom_ops=work.custom_ops, session=session)
+
+
+@lru_cache(maxsize=1)
+def _loaded(work: Work) -> tuple[Graph, Session]:
+    """The graph and the session of a model, made once in each worker."""
+    model = work.model if isinstance(work.model, bytes) else work.model.read_bytes()
+    graph = Graph.from_proto(onnx.ModelProto.FromString(model))
+    names = (*work.tensors, *(name for name in work.bounds if name not in work.tensors))
+    return graph, session_for(graph, names, work.providers, work.custom_ops)
+
+
+def _submitter(executor: Workers, work: Work, folder: Path) -> tuple[Callable[[list[Feed]], Future[Statistics]], int]:
+    """What sends a group of samples to a worker, and how many groups may wait.
+
+    The model goes to Dask's workers once, over the network; the processes of an executor of this machine read a file.
+    """
+    if isinstance(executor, Executor):
+        path = folder / "model.onnx"
+        path.write_bytes(work.model if isinstance(work.model, bytes) else b"")
+        shared = replace(work, model=path)
+        return lambda feeds: executor.submit(observed, shared, feeds), _AHEAD
+    sent = executor.scatter(work, broadcast=True)
+    threads = sum(executor.nthreads().values())
+    return lambda feeds: executor.submit(observed, sent, feeds, pure=False), max(_AHEAD, 3 * threads)
+
+
+def _groups(found: Iterator[tuple[str, Feed]], left: Counter[int]) -> Iterator[list[tuple[int, Feed]]]:
+    """(hash, feed) of the samples that are not among those left of a checkpoint, in small groups."""
+    group: list[tuple[int, Feed]] = []
+    size = 0
+    for _, feed in found:
+        key = sample_hash(feed)
+        if left[key]:
+            left[key] -= 1
+            continue
+        group.append((key, {name: array.copy() for name, array in feed.items()}))
+        size += sum(array.nbytes for array in feed.values())
+        if size >= _TASK_BYTES or len(group) == _TASK_SAMPLES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _result(future: Future[Statistics]) -> Statistics:
+    try:
+        return future.result()
+    except OnnxqError:
+        raise
+    except Exception as error:  # whatever the executor raises when a worker is lost
+        raise DataError(
+            f"a worker failed: {type(error).__name__}: {error}",
+            "Look at the worker's own log; did it run out of memory? What was counted is not lost with --resume.",
+        ) from error
+
+
+def dask_client(scheduler: str) -> Workers:
+    """A client of the Dask cluster at that address, for `spread`; use it in a `with` statement.
+
+    Raises:
+        RecipeError: Dask is not installed, or the scheduler does not answer.
+    """
+    try:
+        from distributed import Client  # noqa: TID251  this is the wall
+    except ImportError as error:
+        raise RecipeError("--dask needs Dask, which is not installed", "pip install 'onnxq[dask]'") from error
+    try:
+        return Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]  # its methods have no annotations
+    except (OSError, ValueError) as error:
+        hint = "Start one with `dask scheduler`, workers with `dask worker ADDRESS`, onnxq installed beside each."
+        raise RecipeError(f"no Dask scheduler answers at {scheduler}: {error}", hint) from error

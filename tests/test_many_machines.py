@@ -1,0 +1,147 @@
+"""One collection spread over workers gives the bits of one process, also where a worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import onnxq
+from onnxq import Recipe, Running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DIGITS = Path(__file__).parents[1] / "models" / "digits"
+MODEL, DATA = DIGITS / "digits.onnx", DIGITS / "calib.npz"
+FAST = Recipe(effort="fast", max_samples=96)
+Feed = dict[str, np.ndarray[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("alone") / "s.npz"
+    onnxq.calibrate(MODEL, DATA, FAST).save(path)
+    return path.read_bytes()
+
+
+def saved(statistics: onnxq.Statistics, path: Path) -> bytes:
+    statistics.save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("make", [ThreadPoolExecutor, lambda n: ProcessPoolExecutor(n, get_context("spawn"))])
+def test_executors(make: Callable[[int], Executor], alone: bytes, tmp_path: Path) -> None:
+    with make(2) as pool:
+        found = onnxq.calibrate(MODEL, DATA, FAST, running=Running(pool))
+    assert saved(found, tmp_path / "s") == alone
+
+
+def die(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_pool_whose_worker_dies_says_so() -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(die, None)
+        with pytest.raises(onnxq.DataError, match="a worker failed"):
+            onnxq.calibrate(MODEL, DATA, FAST, running=Running(pool))
+
+
+@pytest.mark.filterwarnings("default")  # Dask's own, of sockets and processes that die with a killed worker
+def test_a_dask_cluster_of_which_a_worker_is_killed(alone: bytes, tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster  # noqa: TID251  the peer that is tested with
+
+    with np.load(DATA) as data:
+        images = data["image"][:96]
+
+    with (
+        LocalCluster(  # type: ignore[no-untyped-call]  # no annotations
+            n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        ) as cluster,
+        Client(cluster) as client,  # type: ignore[no-untyped-call]  # likewise
+    ):
+        workers = client.run(os.getpid)
+
+        def feeds() -> Iterator[Feed]:
+            for i, image in enumerate(images):
+                if i == len(images) // 2:  # the first groups are sent, and being run
+                    os.kill(next(iter(workers.values())), signal.SIGKILL)
+                yield {"image": image[None]}
+
+        found = onnxq.calibrate(MODEL, feeds(), Recipe(effort="fast"), running=Running(client))
+        assert saved(found, tmp_path / "s") == alone
+        done = onnxq_command("calibrate", MODEL, "--data", DATA, "--max-samples", 96, "--effort", "fast", "--dask",
+                             cluster.scheduler_address, "-o", tmp_path / "d.npz")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "d.npz").read_bytes() == alone
+
+
+def onnxq_command(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), capture_output=True, text=True, check=False)
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-c", "from onnxq.cli import main; main()", *map(str, words)]
+
+
+def test_no_dask_scheduler() -> None:
+    done = onnxq_command("calibrate", MODEL, "--data", DATA, "--dask", "127.0.0.1:1", "-o", os.devnull + ".npz")
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+
+
+SLOW = """
+import pathlib, time, numpy as np
+def load_data():
+    for i, image in enumerate(np.load({data!r})["image"][:96]):
+        yield {{"image": image[None]}}
+        if i == 20:
+            pathlib.Path(__file__).with_name("under way").touch()
+        time.sleep(0.05 if i > 20 else 0)
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_goes_on(stop: int, alone: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(SLOW.format(data=str(DATA)))
+    output, part = tmp_path / "s.npz", tmp_path / "s.npz.partial"
+    words = command("calibrate", MODEL, "--data", tmp_path / "data.py", "--effort", "fast", "-o", output)
+    slow = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while slow.poll() is None and not (tmp_path / "under way").exists():
+        time.sleep(0.05)
+    slow.send_signal(stop)
+    _, said = slow.communicate(timeout=60)
+    assert slow.returncode == 130, said
+    assert not output.exists()
+    assert f"{part} has what was counted so far: the same command with --resume goes on" in said
+    (tmp_path / "under way").unlink()
+    done = subprocess.run([*words, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes() == alone
+    assert not part.exists()
+
+
+def test_killed_commands_leave_nothing_half_written(tmp_path: Path) -> None:
+    words = command(
+        "quantize", MODEL, "--data", DATA, "--max-samples", 32, "--effort", "fast", "-o", tmp_path / "m.onnx"
+    )
+    whole = subprocess.run(words, capture_output=True, check=True)
+    assert whole.returncode == 0
+    wanted = (tmp_path / "m.onnx").read_bytes()
+    for moment in np.linspace(0.5, 2.5, 4):
+        (tmp_path / "m.onnx").unlink(missing_ok=True)
+        running = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(moment)
+        running.kill()
+        running.wait()
+        assert not (tmp_path / "m.onnx").exists() or (tmp_path / "m.onnx").read_bytes() == wanted
