@@ -88,7 +88,7 @@ def _modern(model: Path) -> Path:
     import onnx
 
     loaded = onnx.load(model)
-    if loaded.opset_import[0].version >= 13:
+    if next(o.version for o in loaded.opset_import if o.domain in ("", "ai.onnx")) >= 13:
         return model
     out = model.with_suffix(".opset13.onnx")
     onnx.save_model(onnx.version_converter.convert_version(loaded, 13), out)

@@ -131,10 +131,13 @@ def _minilm(name: str) -> Subject:
     return Subject(folder / f"{name}.onnx", _folder(folder / "calib"), unseen, scores.retrieval)
 
 
-def _ocr(name: str, measure: scores.Measure) -> Subject:
+def _ocr(name: str, measure: scores.Measure, most: int | None = None) -> Subject:
     folder = MODELS / "ocr"
     return Subject(
-        folder / f"{name}.onnx", _rows(folder / f"{name}_calib.npz"), _table(folder / f"{name}_test.npz", 8), measure
+        folder / f"{name}.onnx",
+        _rows(folder / f"{name}_calib.npz"),
+        _table(folder / f"{name}_test.npz", 8, most),
+        measure,
     )
 
 
@@ -151,7 +154,7 @@ SUBJECTS = {
     "glyphs": _committed("glyphs", 250),
     "ocr_cls": _ocr("ocr_cls", scores.top1(MODELS / "ocr" / "ocr_cls_test.npz")),
     "ocr_det": _ocr("ocr_det", scores.decisions(0.3)),
-    "ocr_rec": _ocr("ocr_rec", scores.characters(MODELS / "ocr" / "ocr_rec_test.npz")),
+    "ocr_rec": _ocr("ocr_rec", scores.characters(MODELS / "ocr" / "ocr_rec_test.npz"), 64),
     "silero": _random("silero", _voice, scores.decisions(0.5), invented=False),
     "minilm": _minilm("minilm"),
     "minilm_op14": _minilm("minilm_op14"),
