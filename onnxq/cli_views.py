@@ -7,14 +7,20 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click  # noqa: TID251  this is the wall
 
 import onnxq
 from onnxq.cli_options import paths, recipe_options, talk_options
 from onnxq.cli_options import recipe as chosen
-from onnxq.errors import AccuracyError
+from onnxq.errors import AccuracyError, DataError, ProviderError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onnxq.checks import Report
+    from onnxq.proof import Proof
 
 EXIT_REFUSED = 3
 
@@ -92,49 +98,75 @@ def show(model: Path, as_json: bool, verbose: bool) -> None:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11; ort-cpu.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
-@click.option("--data", default="random:1", show_default=True, help="ort-cpu: what MODEL is run on, its first sample.")
-@click.option("--shapes", default="", help="ort-cpu: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
-@click.option("--measure", is_flag=True, help="ort-cpu: measure latency against --float too.")
+@click.option("--data", default="random:1", show_default=True, help="ort-*: what MODEL is run on, its first sample.")
+@click.option("--shapes", default="", help="ort-*: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
+@click.option("--measure", is_flag=True, help="ort-*: measure latency against --float too.")
 @click.option("--float", "reference", type=click.Path(path_type=Path), help="The float model, for --measure.")
 @talk_options
 def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Will the target take MODEL, and run it in int8? Exit status 3 when it will not take it.
 
     MODEL may come from any tool. Needs no GPU and no TensorRT: docs/check.md lists the rules. For ort-cpu it is
-    optimized and run by ONNX Runtime; status 3 says that something quantized runs in float all the same.
+    optimized and run by ONNX Runtime; status 3 says that something quantized runs in float all the same. For ort-cuda
+    the rules come first, and the run after them where ONNX Runtime starts on a GPU.
     """
-    from onnxq import api, tables
-    from onnxq.checks import text
+    from onnxq import api
+    from onnxq.proving import PROVIDER_OF
 
-    if target == "ort-cpu":
-        sys.exit(_prove(model, target, as_json, quiet=quiet, verbose=verbose, **options))
-    report = api.check(model, target)
+    if options["measure"] and target not in PROVIDER_OF:
+        raise click.UsageError(f"--measure is for {' and '.join(PROVIDER_OF)}: scripts/build_engine.py times an engine")
+    if options["measure"] and options["reference"] is None:
+        raise click.UsageError("--measure wants the float model: --float FILE")
+    report = None if target == "ort-cpu" else api.check(model, target)
+    found, why = (None, None) if target not in PROVIDER_OF else _proof(model, target, **options)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=1))
-    elif not quiet or not report.legal:
-        if found := text.rows(report, every=verbose):
-            click.echo(tables.table(text.HEADER, list(found)))
-        for rule, hint in text.advice(report):
-            click.echo(f"{rule}: {hint}")
-        for line in text.summary(report, every=verbose):
+        said = {} if report is None else report.to_dict()
+        proved = {} if found is None else found.to_dict()
+        click.echo(
+            json.dumps(said | ({"proof": proved or None} if said and target in PROVIDER_OF else proved), indent=1)
+        )
+    legal = (report is None or report.legal) and (found is None or found.legal)
+    if not as_json and (not quiet or not legal):
+        for line in _findings(report, verbose=verbose):
             click.echo(line)
-    if not report.legal:
+        for line in _proved(found, why, verbose=verbose):
+            click.echo(line)
+    if not legal:
         sys.exit(EXIT_REFUSED)
 
 
-def _prove(model: Path, target: str, as_json: bool, **options: Any) -> int:
-    """Print what ONNX Runtime runs; the exit status."""
+def _findings(report: Report | None, *, verbose: bool) -> Iterator[str]:
+    """What the rules say."""
+    from onnxq import tables
+    from onnxq.checks import text
+
+    if report is None:
+        return
+    if found := text.rows(report, every=verbose):
+        yield tables.table(text.HEADER, list(found))
+    yield from (f"{rule}: {hint}" for rule, hint in text.advice(report))
+    yield from text.summary(report, every=verbose)
+
+
+def _proved(found: Proof | None, why: str | None, *, verbose: bool) -> Iterator[str]:
+    """What runs, or why that is not known."""
     from onnxq import proof, tables
+
+    if why is not None:
+        yield f"not run: {why}"
+    if found is not None:
+        yield tables.table(proof.HEADER, proof.rows(found, every=verbose))
+        yield from proof.lines(found)
+
+
+def _proof(model: Path, target: str, **options: Any) -> tuple[Proof | None, str | None]:
+    """What ONNX Runtime runs, or why its provider is not there; that is an error when a measurement is asked for."""
     from onnxq.proving import prove
 
-    if options["measure"] and options["reference"] is None:
-        raise click.UsageError("--measure wants the float model: --float FILE")
     reference = options["reference"] if options["measure"] else None
-    found = prove(model, target, options["data"], shapes=options["shapes"], reference=reference)
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
-    elif not options["quiet"] or not found.legal:
-        click.echo(tables.table(proof.HEADER, proof.rows(found, every=options["verbose"])))
-        for line in proof.lines(found):
-            click.echo(line)
-    return 0 if found.legal else EXIT_REFUSED
+    try:
+        return prove(model, target, options["data"], shapes=options["shapes"], reference=reference), None
+    except (ProviderError, DataError) as error:  # without a GPU, or shapes for a run, the rules say enough
+        if options["measure"] or target == "ort-cpu":
+            raise
+        return None, error.message

@@ -33,6 +33,10 @@ class RecipeError(OnnxqError):
     """An option, a rule or a recipe file is wrong."""
 
 
+class ProviderError(RecipeError):
+    """A provider of ONNX Runtime is not in this build, or does not start on this machine."""
+
+
 class StatisticsError(OnnxqError):
     """A statistics file is unreadable, of another model, or lacks a tensor."""
 

@@ -118,7 +118,7 @@ def prove(model: Path, feed: Feed, *, provider: str = "cpu", reference: Path | N
 
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         written = Path(folder) / "optimized.onnx"
-        Session(model, (provider,), write_to=written)
+        Session(model, (provider,), as_deployed=True, write_to=written)
         try:
             proto = onnx.load(str(written))
         except OSError as error:
@@ -145,7 +145,7 @@ def measure(reference: Path, model: Path, feed: Feed, *, provider: str = "cpu", 
         ModelError: ONNX Runtime cannot load a model.
         DataError: it fails on the feed.
     """
-    sessions = (Session(reference, (provider,)), Session(model, (provider,)))
+    sessions = tuple(Session(each, (provider,), as_deployed=True) for each in (reference, model))
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(WARM + runs):
         for session, mine in zip(sessions, times, strict=True):
@@ -160,7 +160,7 @@ def measure(reference: Path, model: Path, feed: Feed, *, provider: str = "cpu", 
 
 def _profile(model: bytes, provider: str, feed: Feed, folder: Path) -> list[dict[str, Any]]:
     """Node events of some runs, a node's name as `name`. The model is optimized already, and runs as it stands."""
-    session = Session(model, (provider,), optimize=False, profile_to=folder / "profile")
+    session = Session(model, (provider,), optimize=False, as_deployed=True, profile_to=folder / "profile")
     for _ in range(WARM + RUNS):
         session.run(feed)
     suffix = "_kernel_time"

@@ -11,6 +11,7 @@ from onnxq import proof
 from onnxq.data import input_specs, open_source, parse_shapes
 from onnxq.errors import RecipeError
 from onnxq.intake import load
+from onnxq.runtime import try_provider
 
 if TYPE_CHECKING:
     from onnxq.proof import Proof
@@ -39,12 +40,14 @@ def prove(
         reference: the float model, to measure latency against.
 
     Raises:
-        RecipeError: the target is none of ONNX Runtime's, or its provider is not there.
+        RecipeError: the target is none of ONNX Runtime's.
+        ProviderError: its provider is not there.
         ModelError: ONNX Runtime cannot load a model.
         DataError: the data does not fit.
     """
     if target not in PROVIDER_OF:
         raise RecipeError(f"{target} cannot be proved", f"Targets of ONNX Runtime: {', '.join(PROVIDER_OF)}.")
+    try_provider(PROVIDER_OF[target])
     sizes = parse_shapes(shapes) if shapes else None
     feed = next(iter(open_source(data, input_specs(load(model)), shapes=sizes)))
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:

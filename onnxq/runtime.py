@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.errors import DataError, ModelError, RecipeError
+from onnxq.errors import DataError, ModelError, ProviderError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,18 +36,21 @@ class Session:
 
     `as_written` keeps Q/DQ pairs as they are in place of integer kernels: on x64 CPUs without VNNI those add pairs of
     products in 16 bits, which saturate, and cost 3 to 17 dB that no other machine loses.
+    `as_deployed` is a session as a user's code gets it, for what it runs and how long that takes; all others are exact
+    on such CPUs, and their threads do not spin.
     `custom_ops` are shared libraries that export RegisterCustomOps. `output_types` gives numpy's name of the element
     type of every output, None for what is no tensor of numbers. `write_to` is where the optimized model goes,
     `profile_to` the beginning of the name of the profile that `end_profile` writes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is a choice of its own
         self,
         model: Path | bytes,
         providers: Sequence[str] = ("cpu",),
         *,
         optimize: bool = True,
         as_written: bool = False,
+        as_deployed: bool = False,
         custom_ops: Sequence[str] = (),
         write_to: Path | None = None,
         profile_to: Path | None = None,
@@ -56,11 +59,12 @@ class Session:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # x64 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits, which saturate: what a model computes
-        # must not depend on the machine it is judged on.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not as_deployed:
+            # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            # x64 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits, which saturate: what a model computes
+            # must not depend on the machine it is judged on.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if as_written:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimize:
@@ -75,7 +79,7 @@ class Session:
         names = provider_names(providers)
         missing = [n for n in names if n not in ort.get_available_providers()]
         if missing:
-            raise RecipeError(
+            raise ProviderError(
                 f"ONNX Runtime here has no {missing[0]}",
                 f"Available: {', '.join(ort.get_available_providers())}. Install the matching onnxruntime package.",
             )
@@ -88,7 +92,7 @@ class Session:
                 "Does the float model run by itself? Try it with onnxruntime.InferenceSession.",
             ) from error
         if names[0] not in self._session.get_providers():
-            raise RecipeError(
+            raise ProviderError(
                 f"{names[0]} could not be started; ONNX Runtime would have used the CPU silently",
                 "Check the CUDA and cuDNN libraries, or ask for --providers cpu.",
             )
@@ -114,6 +118,28 @@ class Session:
     def end_profile(self) -> Path:
         """Stop profiling; the file that holds the profile."""
         return Path(self._session.end_profiling())
+
+
+def try_provider(provider: str) -> None:
+    """Run a model of one node there.
+
+    Raises:
+        ProviderError: ONNX Runtime was built without the provider, or it does not start here.
+    """
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    import onnxruntime as ort  # noqa: TID251  this is the wall
+
+    ort.set_default_logger_severity(4)  # what cannot be loaded is said once, below
+    try:
+        Session(model.SerializeToString(), (provider,)).run({"x": np.zeros(1, np.float32)})
+    except (ModelError, DataError) as error:  # a driver that does not fit
+        raise ProviderError(f"{PROVIDERS[provider]} does not run: {error.message}", error.hint) from error
+    finally:
+        ort.set_default_logger_severity(2)
 
 
 def provider_names(providers: Sequence[str]) -> list[str]:

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner  # noqa: TID251  as a user calls it
 from graphs import graph_of
 from placing import net
 from real_models import DIGITS
+from wrapping import in_if
 
 import onnxq
 from onnxq import proof as words
-from onnxq.errors import DataError, ModelError, RecipeError
+from onnxq import proving
+from onnxq.cli_views import check
+from onnxq.errors import DataError, ModelError, ProviderError, RecipeError
+from onnxq.executed import Executed
 from onnxq.proving import prove
 from onnxq.recipe import Recipe
 
@@ -150,3 +155,52 @@ def test_the_command_line_proves_and_measures(tmp_path: Path) -> None:
     assert "QLinearConv" in done.stdout
     assert "latency" in done.stdout.splitlines()[-1]
     assert command("check", str(good), "--target", "ort-cpu", "--measure").returncode == 2
+
+
+def test_measuring_is_for_onnx_runtime_and_wants_both_models() -> None:
+    done = command("check", str(DIGITS / "digits.onnx"), "--measure", "--float", str(DIGITS / "digits.onnx"))
+    assert done.returncode == 2
+    assert "--measure is for ort-cpu and ort-cuda" in done.stderr
+
+
+def test_without_a_gpu_the_rules_for_cuda_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gpu(_: str) -> None:
+        raise ProviderError("CUDAExecutionProvider could not be started", "Check the CUDA libraries.")
+
+    monkeypatch.setattr(proving, "try_provider", no_gpu)
+    graph, _ = onnxq.quantize(net("float[4,64] x", "y = MatMul(x, w)", w=(64, 64)), None, Recipe(target="ort-cuda"))
+    model, runner = str(tmp_path / "m.onnx"), CliRunner()
+    graph.save(model)
+    done = runner.invoke(check, [model, "--target", "ort-cuda"])
+    assert done.exit_code == 0, done.output
+    assert "not run: CUDAExecutionProvider could not be started" in done.output
+    as_json = runner.invoke(check, [model, "--target", "ort-cuda", "--json"])
+    assert json.loads(as_json.stdout)["proof"] is None
+    with pytest.raises(ProviderError):
+        prove(model, "ort-cuda")
+
+
+def test_nodes_that_another_provider_runs_are_named() -> None:
+    events = [
+        {"name": "a", "dur": 1, "args": {"provider": "CUDAExecutionProvider"}},
+        {"name": "b", "dur": 1, "args": {"provider": "CPUExecutionProvider"}},
+    ]
+    elsewhere = words._elsewhere(events, "cuda")
+    assert elsewhere == {"b": "CPUExecutionProvider"}
+    nodes = tuple(Executed(name, "Relu", "float", 0, lost=False) for name in "ab")
+    found = words.Proof("cuda", nodes, {}, elsewhere=elsewhere)
+    assert "on CPUExecutionProvider: 1 Relu" in words.lines(found)
+    assert [node.get("provider") for node in found.to_dict()["nodes"]] == [None, "CPUExecutionProvider"]
+
+
+def test_nodes_of_bodies_are_proved_too() -> None:
+    bare = net("float[N,64] x", "y = MatMul(x, w)", w=(64, 64))
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(4, 64)).astype(F32), "cond": np.array(taken)} for taken in (True, False)]
+    graph, _ = onnxq.quantize(in_if(bare), feeds, Recipe(target="ort-cpu"))
+    found = prove(graph, data=feeds[:1])
+    assert [n.runs for n in found.nodes if n.op_type == "MatMulIntegerToFloat"] == ["integer", "integer"]
+    assert found.mac_share() == 1.0
+    assert sum(found.shares.values()) == pytest.approx(1.0)  # an If's own time is that of its branch, counted once
+    taken = next(n for n in found.nodes if n.op_type == "MatMulIntegerToFloat" and n.macs)
+    assert taken.macs == 4 * 64 * 64
