@@ -116,10 +116,12 @@ def quantize(
         text = report.plan_json(plan, recipe, statistics)
         files.write_text(plan_file, text)
         if page is not None:
-            fed = given is not None and not isinstance(given, Statistics)
-            measured = reporting.measured(model, graph, given, recipe, monitor) if fed else None
+            feeds = eval_data or (None if isinstance(given, Statistics) else given)
+            measured = reporting.measured(model, graph, feeds, recipe, monitor) if feeds else None
             seen = reporting.run_histograms(plan, statistics)
-            made = reporting.run_page(model, output, json.loads(text), seen, measured, version=onnxq.__version__)
+            made = reporting.run_page(
+                model, output, json.loads(text), seen, measured, held_back=bool(eval_data), version=onnxq.__version__
+            )
             files.write_text(page, made)
     if not options["quiet"]:
         before = files.model_bytes(model)

@@ -59,15 +59,15 @@ def run_page(
     histograms: Mapping[str, Histogram],
     found: Comparison | None = None,
     *,
+    held_back: bool = False,
     version: str,
 ) -> str:
-    """The page of a quantization run; `found` is from `measured`, where there was data."""
+    """The page of a quantization run; `found` is from `measured`, where there was data, held back or not."""
     text = "Errors were not measured; onnxq compare --report does it."
     if found is not None:
-        text = (
-            f"Measured on {_samples(found.samples)} of the calibration data, which flatters a little; "
-            "onnxq compare --report measures on other data."
-        )
+        flatters = ", which flatters a little; onnxq compare --report measures on other data"
+        data = "held-back data" if held_back else f"calibration data{flatters}"
+        text = f"Measured on {_samples(found.samples)} of the {data}."
     return _page((reference, quantized), found, page.Known(plan, histograms, text), version)
 
 

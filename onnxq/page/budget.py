@@ -65,8 +65,9 @@ def search_of(plan: Mapping[str, Any]) -> Search:
 
 
 def _goal(goal: Mapping[str, Any], samples: object) -> str:
-    value = _number(goal.get("value"))
+    value, bound = _number(goal.get("value")), _number(goal.get("bound"))
     said = "" if value is None else f" {value:.4g} {goal.get('unit', '')}".rstrip()
+    said += "" if bound is None or bound == value else f" (99 % sure: {bound:.4g})"
     holds = "holds" if goal.get("met") else "DOES NOT HOLD"
     return f"{goal.get('goal', '')}: {holds},{said} on {samples} held-back samples"
 

@@ -343,8 +343,8 @@
     const dbs = points.map(([, db]) => db);
     const [low, high] = [Math.floor(Math.min(...dbs) / 5) * 5, Math.ceil((Math.max(...dbs) + 0.1) / 5) * 5];
     const least = Math.min(...points.map(([share]) => share));
-    const from = least > 60 ? Math.floor(least / 10) * 10 : 0;
-    const x = (share) => left + (width - left - right) * (share - from) / (Math.max(100, from + 1) - from);
+    const from = 100 - [0.5, 1, 2, 5, 10, 20, 40, 100].find((span) => 100 - span <= least);
+    const x = (share) => left + (width - left - right) * (share - from) / (100 - from);
     const y = (db) => top + (height - top - bottom) * (1 - (db - low) / (high - low));
     for (const db of ticks(low, high, 5)) {
       shape(svg, "line", { x1: left, x2: width - right, y1: y(db), y2: y(db), class: "rule" });

@@ -94,6 +94,16 @@ def test_data_beside_the_model_is_measured_on_too(onnxq: Callable[..., Run]) -> 
     assert "Measured on" in Path("q.html").read_text()
 
 
+def test_a_budget_and_its_held_back_data(onnxq: Callable[..., Run]) -> None:
+    budget = ("--min-sqnr", 10, "--eval-data", "held.npz")
+    np.savez("held.npz", x=ROWS[:9] / 2)
+    run = onnxq("quantize", "m.onnx", "--data", "d.npz", *budget, "-o", "q.onnx", "--report", "q.html", "-q")
+    assert run.status == 0, run.err
+    text = Path("q.html").read_text()
+    assert "of the held-back data." in text
+    assert "SQNR &gt;= 10 dB: holds" in text
+
+
 def test_compare_takes_histograms_from_its_data_and_reasons_from_beside(onnxq: Callable[..., Run]) -> None:
     onnxq("quantize", "m.onnx", "--data", "d.npz", "-o", "q.onnx", "-q")
     run = onnxq("compare", "m.onnx", "q.onnx", "--data", "d.npz", "--report", "c.html")
