@@ -18,7 +18,7 @@ from onnxq.intake import Model, load, open_data
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
-from onnxq.passes import Smooth, lower, prepare, share_weights, weight_grid
+from onnxq.passes import Smooth, SplitOutliers, lower, prepare, share_weights, weight_grid
 from onnxq.placement import placed, settled
 from onnxq.placement.bodies import within
 from onnxq.placement.dla import cover
@@ -214,16 +214,18 @@ def planned(graph: Graph, recipe: Recipe) -> Plan:
     return plan
 
 
-def smoothed(ready: Prepared, factors: Mapping[str, Factor]) -> Prepared:
-    """The prepared model with the factors in it, and its plan; itself when there are none.
+def smoothed(
+    ready: Prepared, factors: Mapping[str, Factor], outliers: Mapping[str, tuple[int, ...]] | None = None
+) -> Prepared:
+    """The prepared model with the factors in it and outlier columns apart, and its plan; itself when there are none.
 
     Raises:
-        StatisticsError: the factors belong to another model.
+        StatisticsError: they belong to another model.
     """
-    if not factors:
+    if not factors and not outliers:
         return ready
     graph = ready.graph.copy()
-    pipeline.run(graph, (Smooth(factors),))
+    pipeline.run(graph, (Smooth(factors), SplitOutliers(outliers or {})))
     return Prepared(graph, planned(graph, ready.recipe), ready.recipe)
 
 
@@ -317,9 +319,8 @@ def lowered(
     target = get_target(ready.recipe.target)
     monitor.stage("Choosing ranges", None)
     if statistics is not None:
-        ready = smoothed(ready, statistics.smoothing)
+        ready = smoothed(ready, statistics.smoothing, statistics.outliers)
         statistics.check_model(ready.graph.digest())
-    if statistics is not None:
         ready = replace(ready, plan=settled(ready.graph, ready.plan, statistics.met, target, ready.recipe))
     if statistics is None and cache is None and ready.plan.mode == "static":
         plan = weights_only(ready.plan)
@@ -333,7 +334,7 @@ def lowered(
         monitor.warn(note)
     monitor.stage("Quantizing", None)
     graph = ready.graph.copy()
-    chosen = chosen_weights(plan, ready.recipe.weight_method, statistics)
+    chosen = chosen_weights(plan, ready.recipe, statistics)
     for part in reversed(tuple(graph.parts())):  # inner ones first: they know what they read by its name of now
         inside = ready.recipe if part.body is None else replace(ready.recipe, io_types="float32")
         pipeline.run(part, lower(within(plan, part), target, inside, chosen))

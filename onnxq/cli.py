@@ -94,6 +94,7 @@ def quantize(
     from onnxq.parts import Running
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
+    from onnxq.weights import needs_data
 
     if data and statistics_file:
         raise click.UsageError("give --data or --statistics, not both")
@@ -106,7 +107,7 @@ def quantize(
         cache = read_cache(cache_file) if cache_file else None
         given = Statistics.load(statistics_file) if statistics_file else data
         ready = api.prepared(model, recipe, monitor)
-        wants = ready.plan.mode == "static" or recipe.weight_method != "nearest"
+        wants = ready.plan.mode == "static" or needs_data(recipe, ready.plan.mode)
         if given is None and cache is None and wants:
             given = _data_beside(model, monitor.warn)
         running = Running(keeper=keeper)

@@ -15,7 +15,7 @@ from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
 from onnxq.targets import get_target
-from onnxq.weights import with_weights
+from onnxq.weights import from_data, needs_data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,10 +42,10 @@ def improved(
     recipe, source = ready.recipe, open_data(data, ready.graph, ready.recipe, monitor)
     factors: dict[str, Factor] = {}
     picked = None
-    if ready.plan.mode == "weight-only" and recipe.weight_method != "nearest":
+    if needs_data(recipe, ready.plan.mode):
         source = rereadable(source)
-        better, factors, weights = with_weights(ready, source, api.smoothed, monitor)
-        return replace(api.observe(better, source, monitor, running=running), smoothing=factors, weights=weights)
+        better, chosen = from_data(ready, source, api.smoothed, monitor)
+        return replace(api.observe(better, source, monitor, running=running), **chosen)
     if recipe.effort != "fast" and ready.plan.mode == "static" and not get_target(recipe.target).every_tensor:
         source, model = rereadable(source), _inspected(ready)
         picked = pick(model, smoothing_axes(model), source, monitor)

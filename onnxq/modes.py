@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
@@ -51,6 +51,7 @@ def check_mode(recipe: Recipe, target: Target) -> None:
             f"weight_method {recipe.weight_method} is a choice of mode weight-only, not of {recipe.mode}",
             "Add mode = 'weight-only', or leave it out.",
         )
+    _check_outliers(recipe)
     if size is not None and (size < SMALLEST_BLOCK or size & (size - 1)):
         raise RecipeError(f"block_size is {size}", f"Give a power of two, {SMALLEST_BLOCK} or more.")
     blocked = bits in (3, 4) or size is not None
@@ -64,6 +65,23 @@ def check_mode(recipe: Recipe, target: Target) -> None:
     if recipe.float_type == "bfloat16" and target.products == "integer":
         raise RecipeError(
             f"{target.name} cannot run with bf16: its QuantizeLinear takes float32 and float16", "Give fp16 or fp32."
+        )
+
+
+def _check_outliers(recipe: Recipe) -> None:
+    threshold = recipe.outlier_threshold
+    if threshold is None:
+        return
+    if not 0 < threshold < inf:
+        raise RecipeError(f"outlier_threshold is {threshold}", "Give a positive number; 6.0 is usual.")
+    if recipe.mode == "weight-only":
+        raise RecipeError(
+            "outlier_threshold is about int8 activations, and mode weight-only has none", "Leave it or the mode out."
+        )
+    if recipe.effort != "fast":
+        raise RecipeError(
+            f"outlier_threshold and effort {recipe.effort} are two ways to deal with outliers",
+            "Choose one: take the columns apart, or smooth them.",
         )
 
 

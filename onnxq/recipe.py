@@ -135,6 +135,9 @@ class Recipe:
     weight_method: str = _option(
         "nearest", "How codes are chosen (mode weight-only); but nearest, from data.", WEIGHT_METHODS
     )
+    outlier_threshold: float | None = _option(
+        None, "LLM.int8(): input channels that reach this |x| (6.0 is usual) are multiplied in float, beside int8."
+    )
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:

@@ -108,6 +108,7 @@ class Statistics:
         smoothing: name of a site -> the factors that the model had taken when it was observed. `model` is the digest
             with them in it.
         weights: weight -> the codes and scales that were found for it from the data; see `onnxq.weights`.
+        outliers: tensor -> the columns that were taken apart before the model was observed; see `onnxq.weights`.
         bounds: tensor name -> (smallest, largest) finite value, of tensors of which nothing else is asked.
         rounding: weight name -> the codes chosen for it.
     """
@@ -122,6 +123,7 @@ class Statistics:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     weights: Mapping[str, Blocks] = field(default_factory=dict)
     rounding: Mapping[str, Rounded] = field(default_factory=dict)
+    outliers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -171,6 +173,7 @@ class Statistics:
             _merge_bounds(self.bounds, other.bounds),
             self.weights,
             self.rounding,
+            self.outliers,
         )
 
     def check_model(self, digest: str) -> None:
@@ -192,6 +195,7 @@ class Statistics:
             "tensors": names,
             "shapes": {k: [list(a), list(b)] for k, (a, b) in sorted(self.shapes.items())},
             "nonfinite": dict(sorted(self.nonfinite.items())),
+            "outliers": {name: list(columns) for name, columns in sorted(self.outliers.items())},
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
         for index, name in enumerate(names):
@@ -304,6 +308,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         {str(n): (float.fromhex(low), float.fromhex(high)) for n, low, high in meta.get("bounds", ())},
         {n: Blocks(*grouped[f"w{i}"].values(), *form) for i, (n, *form) in enumerate(meta.get("weights", ()))},
         {str(n): _rounded(grouped[f"r{i}"], int(limit)) for i, (n, limit) in enumerate(meta.get("rounding", ()))},
+        {str(n): tuple(map(int, columns)) for n, columns in meta.get("outliers", {}).items()},
     )
 
 

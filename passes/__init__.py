@@ -39,6 +39,7 @@ from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
 from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.share_weights import share_weights
 from onnxq.passes.smooth import Smooth
+from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
 from onnxq.pipeline import Everywhere
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RaiseOpset",
     "Smooth",
+    "SplitOutliers",
     "fold_affine",
     "fold_batch_norm",
     "fold_constants",

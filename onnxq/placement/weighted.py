@@ -86,8 +86,8 @@ def why_float(graph: Graph, node: Node, target: Target) -> str | None:
     weight = weight_of(graph, node, target)
     if weight is None:
         return _why_no_weight(graph, node, target)
-    if graph.is_const(node.inputs[0]):
-        return "its input is a constant"
+    if (reason := _why_input(graph, node)) is not None:
+        return reason
     kind = graph.dtype(weight.value)
     if kind not in FLOAT_TYPES:
         return f"its weight is {kind}, only float32 and float16 are quantized"
@@ -97,6 +97,26 @@ def why_float(graph: Graph, node: Node, target: Target) -> str | None:
     if not np.isfinite(array.min()) or not np.isfinite(array.max()):
         return "its weight holds NaN or infinity"
     return None
+
+
+def _why_input(graph: Graph, node: Node) -> str | None:
+    if graph.is_const(node.inputs[0]):
+        return "its input is a constant"
+    if gathers_columns(graph, node.inputs[0]):
+        return "outlier columns, multiplied in float beside the int8 product"
+    return None
+
+
+def gathers_columns(graph: Graph, value: Value | None) -> bool:
+    """Whether the value holds a few columns of another tensor, as LLM.int8() takes outliers apart."""
+    node = graph.producer(value, "Gather")
+    if node is None or node.inputs[0] is None or not graph.is_const(node.inputs[1]) or graph.is_const(node.inputs[0]):
+        return False
+    rank = graph.rank(node.inputs[0])
+    last = graph.attribute(node, "axis", 0) in (-1, None if rank is None else rank - 1)
+    whole = (graph.shape(node.inputs[0]) or (None,))[-1]
+    few = graph.size(node.inputs[1]) or 0
+    return last and graph.rank(node.inputs[1]) == 1 and isinstance(whole, int) and few * 8 <= whole
 
 
 def why_small(graph: Graph, node: Node, target: Target) -> str | None:

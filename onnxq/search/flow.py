@@ -142,7 +142,7 @@ def _trials(
     if ready.plan.mode == "static":
         statistics = api.measured(ready, parts.calibration, monitor, cache)
     if statistics is not None:
-        ready = api.smoothed(ready, statistics.smoothing)
+        ready = api.smoothed(ready, statistics.smoothing, statistics.outliers)
         statistics = replace(statistics, smoothing={})  # the factors are in the graph now, whose digest it has
     return Trials(ready, statistics, cache), parts
 

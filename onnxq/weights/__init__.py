@@ -1,7 +1,7 @@
-"""Weights chosen from data, for the mode weight-only: GPTQ, and AWQ's factors and clipping."""
+"""What is chosen from data beside ranges: GPTQ's and AWQ's weights, and LLM.int8()'s outlier columns."""
 
 from __future__ import annotations
 
-from onnxq.weights.refine import METHODS, Seen, chosen_weights, refined, with_weights
+from onnxq.weights.refine import METHODS, Seen, chosen_weights, from_data, needs_data, refined
 
-__all__ = ["METHODS", "Seen", "chosen_weights", "refined", "with_weights"]
+__all__ = ["METHODS", "Seen", "chosen_weights", "from_data", "needs_data", "refined"]

@@ -15,6 +15,7 @@ from onnxq.weights.awq import awq_factor
 from onnxq.weights.clip import clipped_blocks
 from onnxq.weights.gptq import quantize_gptq
 from onnxq.weights.moments import moments, picked
+from onnxq.weights.outliers import outlier_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -147,38 +148,49 @@ class Model(Protocol):
 Prepared = TypeVar("Prepared", bound=Model)
 
 
-def with_weights(
+def needs_data(recipe: Recipe, mode: str) -> bool:
+    """Whether something of the model itself is chosen from the data: codes, or outlier columns."""
+    return (recipe.weight_method != "nearest" and mode == "weight-only") or recipe.outlier_threshold is not None
+
+
+def from_data(
     ready: Prepared,
     source: Source,
-    smoothed: Callable[[Prepared, Mapping[str, Factor]], Prepared],
+    rewritten: Callable[[Prepared, Mapping[str, Factor], Mapping[str, tuple[int, ...]]], Prepared],
     monitor: Monitor = QUIET,
-) -> tuple[Prepared, dict[str, Factor], dict[str, Blocks]]:
-    """(the model with AWQ's factors in it, these factors, weight -> codes and scales), by the recipe's method.
+) -> tuple[Prepared, dict[str, Any]]:
+    """(the model with what was found in it, the fields of Statistics that say what that is), by the recipe.
 
     Raises:
         DataError: the data cannot be read or does not fit, or a tensor held NaN or infinity.
     """
-    method, where = ready.recipe.weight_method, (ready.recipe.provider_list, ready.recipe.custom_op_list)
+    recipe, where = ready.recipe, (ready.recipe.provider_list, ready.recipe.custom_op_list)
+    if recipe.outlier_threshold is not None:
+        columns = outlier_columns(ready.graph, ready.plan, source, recipe.outlier_threshold, *where, monitor)
+        return rewritten(ready, {}, columns), {"outliers": columns}
+    method = recipe.weight_method
     feeds = picked(ready.graph, source, *where)
     factors = awq_factors(Seen(ready.graph, ready.plan, feeds, *where), monitor) if method == "awq" else {}
-    better = smoothed(ready, factors)
-    return better, factors, refined(Seen(better.graph, better.plan, feeds, *where), method, monitor)
+    better = rewritten(ready, factors, {})
+    weights = refined(Seen(better.graph, better.plan, feeds, *where), method, monitor)
+    return better, {"smoothing": factors, "weights": weights}
 
 
-def chosen_weights(plan: Plan, method: str, statistics: Statistics | None) -> Mapping[str, Blocks]:
-    """The weights that the method found from the data; none where the plan's mode or the method needs none.
+def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) -> Mapping[str, Blocks]:
+    """The weights that the recipe's method found from the data; none where the mode or the method needs none.
 
     Raises:
-        DataError: it needs data, and there is none.
+        DataError: the recipe needs data, and there is none.
         StatisticsError: they were found for other bits or blocks, or not at all.
     """
-    if method == "nearest" or plan.mode != "weight-only":
+    if not needs_data(recipe, plan.mode):
         return {}
+    method = recipe.weight_method
     if statistics is None:
-        raise DataError(
-            f"weight_method {method} needs data: it weighs errors by what each layer reads",
-            "Give --data, or take weight_method nearest.",
-        )
+        name = "outlier_threshold" if recipe.outlier_threshold is not None else f"weight_method {method}"
+        raise DataError(f"{name} needs data: what it chooses depends on what each layer reads", "Give --data.")
+    if recipe.outlier_threshold is not None:
+        return {}
     forms = {(p.tensor, p.bits, p.block_size) for p in plan.weights}
     odd = [n for n, b in statistics.weights.items() if not {(n, b.bits, b.size), (n, b.bits, None)} & forms]
     if odd or not statistics.weights:
