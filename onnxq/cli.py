@@ -60,7 +60,7 @@ def cli() -> None:
 
 for command in (
     *(cli_statistics.calibrate, cli_statistics.merge, cli_statistics.export_cache),
-    *(cli_views.compare, cli_views.show, cli_views.check, cli_search.sensitivity),
+    *(cli_views.formats, cli_views.compare, cli_views.show, cli_views.check, cli_search.sensitivity),
 ):
     cli.add_command(command)
 

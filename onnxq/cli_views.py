@@ -78,6 +78,25 @@ def compare(
 
 
 @click.command()
+@click.option("--target", default=None, help="Only this one.")
+@click.option("--markdown", is_flag=True, help="Print the tables of docs/formats.md.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more: why each target refuses what it does not take.")
+def formats(target: str | None, markdown: bool, verbose: bool) -> None:
+    """List the number formats: what --weights and --activations take, where they run, and what they weigh."""
+    from onnxq import tables
+    from onnxq.formats import listing
+
+    targets = listing.chosen(target)
+    if markdown:
+        click.echo(listing.markdown(targets), nl=False)
+        return
+    click.echo(tables.table(listing.header(targets), listing.rows(targets)))
+    click.echo(listing.LEGEND)
+    if verbose:
+        click.echo(tables.table(listing.REFUSED, listing.refusals(targets)))
+
+
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more: every node and every tensor.")

@@ -92,6 +92,13 @@ def check_formats(recipe: Recipe, target: Target) -> None:
     if weights is not None:
         _check_float(weights)
         check_cell(weights, "weights", target.name)
+    searched = (weights, *(parsed(rule.weights) for rule in recipe.rules))
+    plain = [f for f in searched if f is not None and (f.type not in ("int8", "int4", "int3") or f.modifiers)]
+    if plain and recipe.weight_range != "absmax":
+        raise RecipeError(
+            f"weight_range {recipe.weight_range} has no meaning for weights in {plain[0]}",
+            "Leave it out: ranges are searched for int8, int4 and int3 only.",
+        )
     if activations is not None:
         check_cell(activations, "activations", target.name)
         if activations.type != "float":

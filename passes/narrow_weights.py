@@ -1,8 +1,9 @@
-"""Mode weight-only: the weight of a MatMul or Gemm as codes [K, N] and a DequantizeLinear in front of the product.
+"""Mode weight-only: the weight of a MatMul or Gemm as codes, and in front of the product what gives it back.
 
-One scale per column (axis 1), or one per block of rows (axis 0, block_size): the forms that ONNX Runtime's providers
-fuse to MatMulNBits, and of which TensorRT takes the 4-bit blocks. A Gemm's transposed weight is stored upright. A
-weight of other operators gets a scale per output channel.
+Integers [K, N] have a DequantizeLinear, one scale per column (axis 1), or one per block of rows (axis 0, block_size):
+the forms that ONNX Runtime's providers fuse to MatMulNBits, and of which TensorRT takes the 4-bit blocks. Other formats
+have the nodes of `onnxq.forms`. A Gemm's transposed weight is stored upright. A weight of other operators gets a scale
+per output channel.
 """
 
 from __future__ import annotations
@@ -10,22 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
-import numpy as np
-
-from onnxq.blocks import quantize_blocks
+from onnxq.formats.affine import of_blocks
+from onnxq.formats.families import encode
+from onnxq.forms import write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy.typing as npt
-
     from onnxq.blocks import Blocks
-    from onnxq.graph import Graph, Node, Value
+    from onnxq.graph import Graph, Node
     from onnxq.plan import Plan, WeightPoint
-
-TYPES = {8: np.dtype(np.int8), 4: np.dtype(ml_dtypes.int4), 3: np.dtype(ml_dtypes.int4)}
-"""Bits -> what holds a code: ONNX has no type of 3 bits, so that codes of 3 bits take 4 in the file."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +56,9 @@ class NarrowWeights:
         assert value is not None  # noqa: S101  the plan holds only constants
         assert array is not None  # noqa: S101  likewise
         matrix = array.T if transposed else array
-        real = self._dequantized(graph, str(value.name), matrix, point)
+        found = self.chosen.get(point.tensor)
+        stored = encode(matrix, point.format, self.method) if found is None else of_blocks(found, point.format)
+        real = write(graph, str(value.name), stored, str(matrix.dtype))
         for node in users:
             graph.set_input(node, 1, real)
             graph.set_attribute(node, "transB", None)
-
-    def _dequantized(self, graph: Graph, name: str, matrix: npt.NDArray[Any], point: WeightPoint) -> Value:
-        blocks = self.chosen.get(point.tensor)
-        if blocks is None:
-            blocks = quantize_blocks(matrix, 0, point.block_size, point.bits, self.method)
-        per_column = point.block_size is None
-        scale = blocks.scale[0] if per_column else blocks.scale
-        kind = TYPES[point.bits]
-        inputs = [
-            graph.constant(f"{name}_quantized", blocks.codes.astype(kind)),
-            graph.constant(f"{name}_scale", scale),
-            graph.constant(f"{name}_zero_point", np.zeros(scale.shape, kind)),
-        ]
-        attributes = {"axis": 1} if per_column else {"axis": 0, "block_size": int(point.block_size or 0)}
-        real = graph.add("DequantizeLinear", inputs, name=f"{name}_dequantized", attributes=attributes)
-        graph.retype(real, str(matrix.dtype))
-        return real

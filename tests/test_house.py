@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "schemas",
         "executed",
         "rescaling",
+        "forms",
         "exposing",
         "checkpoint",
     ),

@@ -22,8 +22,8 @@ TARGETS = ("tensorrt@8", "tensorrt@10", "tensorrt@11", "ort-cpu", "ort-cuda")
 TENSORRT = ("tensorrt@8", "tensorrt@10", "tensorrt@11")
 NEW_TENSORRT = ("tensorrt@10", "tensorrt@11")
 ORT = ("ort-cpu", "ort-cuda")
-CPU = "ONNX Runtime, CPU"
-"""Was seen to run the form, by the tests of this repository."""
+CPU = "ONNX Runtime 1.31, CPU"
+"""Was seen to run the form, by the tests of this repository. No other runtime was at hand."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
         targets: of them.
         opset: the lowest in which the form can be written.
         form: what is written.
-        seen: the runtime that was seen to run the form; empty where documentation alone says so.
+        seen: the runtime that was seen to run the form, if it is the target; else the vendor's documentation says so.
     """
 
     role: str
@@ -54,6 +54,18 @@ ROWS: tuple[Row, ...] = (
     Row("weights", ("int8", "int4", "int3"), ("block",), ORT, 21, "DequantizeLinear(block_size)"),
     Row("weights", ("int4", "int3"), ("channel",), ORT, 21, "DequantizeLinear"),
     Row("weights", ("int4", "int3"), ("block",), NEW_TENSORRT, 21, "DequantizeLinear(block_size)"),
+    Row("weights", ("int8",), ("tensor",), ("ort-cpu",), 13, "DequantizeLinear"),
+    Row("weights", ("uint8",), ("channel", "tensor"), ("ort-cpu",), 13, "DequantizeLinear"),
+    Row("weights", ("uint8", "uint4"), ("block",), ("ort-cpu",), 21, "DequantizeLinear(block_size)"),
+    Row("weights", ("uint4",), ("channel",), ("ort-cpu",), 21, "DequantizeLinear"),
+    Row("weights", ("int2", "ternary"), ("block",), ("ort-cpu",), 25, "DequantizeLinear(block_size)"),
+    Row("weights", ("int2", "ternary"), ("channel",), ("ort-cpu",), 25, "DequantizeLinear"),
+    Row("weights", ("nf4", "fp4"), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
+    Row("weights", ("log4",), ("block", "channel"), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
+    Row("weights", ("mxfp4",), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(Pow(2, exponent))"),
+    Row("weights", ("nvfp4",), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(float8 scale)"),
+    Row("weights", ("binary",), ("channel",), ("ort-cpu",), 18, "BitShift, BitwiseAnd, Mul, Sub"),
+    Row("weights", ("fp8e4m3", "fp8e5m2"), ("channel", "tensor"), ("ort-cpu",), 19, "DequantizeLinear"),
     Row("activations", ("int8",), ("tensor",), (*TENSORRT, "ort-cuda"), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8",), ("tensor",), ("ort-cpu",), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8+dynamic",), ("tensor",), ("ort-cpu",), 13, "DynamicQuantizeLinear"),
@@ -93,13 +105,15 @@ class Cell:
 
 def cell(format_: Format, role: str, target: str) -> Cell:
     """What becomes of a format as weights or activations on a target."""
+    if misplaced := _misplaced(format_, role):
+        return Cell(role, format_, target, reason=misplaced)
     name = format_.type + ("+dynamic" if "dynamic" in format_.modifiers else "")
     base = target.removesuffix("+dla")
     if base == target or format_.type in ("int8", "float"):
         for row in ROWS:
             fits = row.role == role and name in row.types and format_.granularity in row.granularities
             if fits and base in row.targets:
-                return Cell(role, format_, target, row.opset, row.form, row.seen)
+                return Cell(role, format_, target, row.opset, row.form, row.seen if target == "ort-cpu" else "")
     for said, types, targets, reason in WHY_NOT:
         if said in ("", role) and (not types or format_.type in types) and target in targets:
             return Cell(role, format_, target, reason=reason)
@@ -119,12 +133,22 @@ def check_cell(format_: Format, role: str, target: str) -> Cell:
     return found
 
 
+def _misplaced(format_: Format, role: str) -> str:
+    """Why a granularity is none of weights, or of activations, on any target."""
+    if role == "weights" and format_.dynamic:
+        return "a weight is a constant, and so are its scales"
+    if role == "activations" and format_.granularity in ("channel", "block"):
+        return "products take activations with one scale, or one per token"
+    return ""
+
+
 def cells() -> Iterator[Cell]:
-    """Every cell of the table, by role, type, granularity and target."""
+    """Every cell of the table, by role, type, granularity and target, but what no target could have."""
     for role in ("weights", "activations"):
         for kind in KINDS.values():
             choices = [Format(kind.name, granularity) for granularity in kind.granularities or ("",)]
             choices += [Format(kind.name, "tensor", modifiers=frozenset({m})) for m in kind.modifiers if m == "dynamic"]
-            for choice in choices:
-                if any(row.role == role and choice.type in {t.split("+")[0] for t in row.types} for row in ROWS):
+            listed = any(kind.name in {t.split("+")[0] for t in row.types} for row in ROWS if row.role == role)
+            for choice in choices if listed else ():
+                if not _misplaced(choice, role):
                     yield from (cell(choice, role, target) for target in TARGETS)

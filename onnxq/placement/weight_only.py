@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxq.formats.codebooks import LEVELS
 from onnxq.placement.embeddings import TABLE, table_reason
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
-from onnxq.plan import Decision, Plan, WeightPoint
+from onnxq.plan import INT8, Decision, Plan, WeightPoint
 from onnxq.schemes import node_weights
 
 if TYPE_CHECKING:
@@ -68,12 +69,16 @@ def _why_wide(graph: Graph, node: Node, target: Target, wanted: Format, *, insis
         return _why_wide_product(graph, node, target, wanted)
     if wanted.block_size is not None:
         return "blocks of weights are for matrix products only"
+    if wanted != INT8:
+        return f"{wanted} is for the weights of matrix products only"
     return None if insists or target.placement == "tensorrt" else DEQUANTIZED_AGAIN
 
 
 def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: Format) -> str | None:
     blocked = wanted.block_size is not None
     shape = graph.shape(node.inputs[1]) or ()
+    if wanted.type in (*LEVELS, "binary") and graph.dtype(node.inputs[1]) != "float32":
+        return f"{wanted.type} gives a float32 matrix back, and this one is {graph.dtype(node.inputs[1])}"
     if len(shape) != 2:
         return f"a weight of rank {len(shape)}; narrow weights are matrices"
     if node.op_type == "Gemm" and not plain_gemm(graph, node) and (blocked or target.placement != "tensorrt"):

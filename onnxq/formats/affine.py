@@ -1,0 +1,126 @@
+"""Integers and float8 with one scale a tensor, a channel or a block: what DequantizeLinear reads.
+
+w ≈ (code - zero_point) * scale
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from onnxq.blocks import LARGEST, quantize_blocks
+from onnxq.formats.stored import Stored, from_blocks, in_blocks, narrowed
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.blocks import Blocks
+    from onnxq.formats.grammar import Format
+
+INTEGERS = ("int8", "int4", "int3")
+"""The symmetric ones, whose largest codes are in `blocks.LARGEST`."""
+
+LIMITS = {
+    "uint8": (0.0, 255.0),
+    "uint4": (0.0, 15.0),
+    "int2": (-2.0, 1.0),
+    "fp8e4m3": (-448.0, 448.0),
+    "fp8e5m2": (-57344.0, 57344.0),
+}
+"""Type -> its lowest and highest code."""
+
+
+def encode_affine(w: npt.NDArray[Any], format_: Format, method: Literal["absmax", "mse"] = "absmax") -> Stored:
+    """Quantize a matrix [K, N].
+
+    Symmetric integers and float8: s = max|w| / largest code. With `pow2` the scale is 2^ceil(log2 s), which clips
+    nothing. Zero points: s = (hi - lo) / (qmax - qmin) over a range that holds 0, z = clip(round(qmin - lo / s))
+    (Jacob et al. 2018, eq. 1). int2: s = w_m / -2 for the w_m of the largest magnitude, of either sign, so that all
+    four codes are used. Ternary: codes are the signs of what lies beyond 0.7 mean|w|, s is the mean magnitude of
+    those (Li and Liu 2016, Ternary Weight Networks, eq. 5 and 6).
+
+    Raises:
+        ValueError: w is not finite.
+    """
+    kind = format_.kind
+    if kind.name in INTEGERS and format_.granularity != "tensor" and not format_.modifiers:
+        return of_blocks(quantize_blocks(w, 0, format_.block_size, kind.width or kind.bits, method), format_)
+    if method != "absmax":
+        raise ValueError(f"{format_} has no choice of ranges")
+    matrix = w.reshape(-1, 1) if format_.granularity == "tensor" else w
+    blocks = in_blocks(matrix, format_.block_size or max(1, len(matrix)))
+    scale, zero_point, codes = _quantized(blocks, format_, w.dtype)
+    scale, zero_point = (_shared(a, format_) for a in (scale, zero_point))
+    whole = from_blocks(codes, len(matrix)).reshape(w.shape)
+    return _stored(format_, whole, scale, zero_point)
+
+
+def of_blocks(found: Blocks, format_: Format) -> Stored:
+    """Codes and scales of a matrix [K, N], whoever found them, as they are stored."""
+    return _stored(format_, found.codes, found.scale if format_.block_size else found.scale[0], None)
+
+
+def decode_affine(stored: Stored) -> npt.NDArray[np.float64]:
+    """The matrix as it reads back, in float64."""
+    codes, scale, zero = (stored.arrays[n].astype(np.float64) for n in ("codes", "scale", "zero_point"))
+    if (size := stored.format.block_size) is not None:
+        scale, zero = (np.repeat(a, size, axis=0)[: len(codes)] for a in (scale, zero))
+    real: npt.NDArray[np.float64] = (codes - zero) * scale
+    return real
+
+
+def _quantized(
+    blocks: npt.NDArray[np.float64], format_: Format, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(scales [N, blocks, 1], zero points of that shape, codes as numbers [N, blocks, size])."""
+    name = format_.type
+    amax = np.abs(blocks).max(axis=2, keepdims=True, initial=0.0)
+    none = np.zeros(amax.shape)
+    if name == "ternary":
+        return _ternary(blocks, dtype)
+    if name in ("uint8", "uint4"):
+        top = LIMITS[name][1]
+        low, high = (np.minimum(blocks.min(axis=2, keepdims=True), 0), np.maximum(blocks.max(axis=2, keepdims=True), 0))
+        scale = narrowed((high - low) / top, dtype)
+        zero = np.clip(np.rint(-low / scale.astype(np.float64)), 0, top)
+        return scale, zero, np.clip(np.rint(blocks / scale.astype(np.float64)) + zero, 0, top)
+    if name == "int2":
+        furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
+        scale = narrowed(np.abs(furthest) / 2, dtype) * np.where(furthest > 0, -1, 1).astype(dtype)
+        return scale, none, np.clip(np.rint(blocks / scale.astype(np.float64)), *LIMITS[name])
+    low_code, high_code = LIMITS.get(name) or (-float(LARGEST[format_.kind.bits]), float(LARGEST[format_.kind.bits]))
+    wanted = amax / high_code
+    if "pow2" in format_.modifiers:
+        wanted = np.exp2(np.ceil(np.log2(wanted, where=wanted > 0, out=none.copy()))) * (wanted > 0)
+    scale = narrowed(wanted, dtype)
+    steps = np.clip(blocks / scale.astype(np.float64), low_code, high_code)
+    return scale, none, steps if name.startswith("fp8") else np.rint(steps)
+
+
+def _ternary(
+    blocks: npt.NDArray[np.float64], dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    size = np.maximum(1, (blocks != 0).sum(axis=2, keepdims=True))  # zeros that fill a block up do not count
+    magnitude = np.abs(blocks)
+    beyond = magnitude > 0.7 * magnitude.sum(axis=2, keepdims=True) / size
+    mean = (magnitude * beyond).sum(axis=2, keepdims=True) / np.maximum(1, beyond.sum(axis=2, keepdims=True))
+    return narrowed(mean, dtype), np.zeros(mean.shape), np.sign(blocks) * beyond
+
+
+def _shared(values: npt.NDArray[Any], format_: Format) -> npt.NDArray[Any]:
+    """[N, blocks, 1] as DequantizeLinear takes it: a scalar, [N] or [blocks, N]."""
+    rows: npt.NDArray[Any] = values[:, :, 0].T
+    return rows if format_.granularity == "block" else rows[0] if format_.granularity == "channel" else rows[0, 0]
+
+
+def _stored(
+    format_: Format, codes: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any] | None
+) -> Stored:
+    kind = np.dtype(getattr(ml_dtypes, format_.kind.stored, format_.kind.stored))
+    zeros = np.zeros(np.shape(scale)) if zero_point is None else np.asarray(zero_point)
+    # Two roundings, to float32 and to float8, would not be one: the codes come in float64.
+    stored = np.ascontiguousarray(codes).astype(kind)
+    arrays = {"codes": stored, "scale": np.asarray(scale), "zero_point": zeros.astype(kind)}
+    return Stored(format_, (int(codes.shape[0]), int(codes.shape[1])), arrays)

@@ -1,0 +1,135 @@
+"""How a stored matrix is written in ONNX: nodes that any runtime can run, in front of the product that reads it.
+
+integers, float8, ternary   DequantizeLinear(codes, scale, zero_point)
+codebooks                   codes (uint4) -> Cast -> Gather(levels) -> Mul(scale) -> Reshape -> Transpose
+ - mxfp4                    scale = 2^(exponent - 127)
+ - nvfp4                    scale = Cast(float8) * global
+ - double                   scale = DequantizeLinear(int8 codes, block_size 256) + mean
+binary                      codes (uint8) -> BitShift -> BitwiseAnd(1) -> Reshape -> Cast -> Mul(2 scale) -> Sub(scale)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.formats.codebooks import E8M0_BIAS, LEVELS, SCALE_BLOCK
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.formats.stored import Stored
+    from onnxq.graph import Graph, Value
+
+FLOAT32, INT32 = 1, 6
+
+
+def write(graph: Graph, name: str, stored: Stored, dtype: str) -> Value:
+    """Add the constants and nodes that give the matrix [K, N] back, as a value of `dtype`."""
+    if stored.format.type in LEVELS:
+        real = _codebook(graph, name, stored)
+    elif stored.format.type == "binary":
+        real = _binary(graph, name, stored)
+    else:
+        real = _affine(graph, name, stored)
+    graph.retype(real, dtype)
+    return real
+
+
+def _affine(graph: Graph, name: str, stored: Stored) -> Value:
+    arrays = stored.arrays
+    inputs = [
+        graph.constant(f"{name}_quantized", arrays["codes"]),
+        graph.constant(f"{name}_scale", arrays["scale"]),
+        graph.constant(f"{name}_zero_point", arrays["zero_point"]),
+    ]
+    size, granularity = stored.format.block_size, stored.format.granularity
+    attributes = {"channel": {"axis": 1}, "block": {"axis": 0, "block_size": size or 0}}.get(granularity)
+    return graph.add("DequantizeLinear", inputs, name=f"{name}_dequantized", attributes=attributes)
+
+
+def _codebook(graph: Graph, name: str, stored: Stored) -> Value:
+    step = _Steps(graph, name)
+    codes = graph.constant(f"{name}_quantized", stored.arrays["codes"])
+    levels = graph.constant(f"{name}_levels", np.array(LEVELS[stored.format.type], np.float32))
+    index = step("Cast", "index", [codes], "int32", to=INT32)
+    real = step("Gather", "levelled", [levels, index])
+    scaled = step("Mul", "scaled", [real, _scale(step, stored)])
+    k, n = stored.shape
+    count, size = stored.arrays["codes"].shape[1:]
+    flat = step("Reshape", "rows", [scaled, step.shape([n, count * size])])
+    if count * size != k:  # what filled up the last block
+        flat = step("Slice", "cut", [flat, *(step.shape([v]) for v in (0, k, 1))])
+    return step("Transpose", "dequantized", [flat], perm=[1, 0])
+
+
+def _scale(step: _Steps, stored: Stored) -> Value:
+    """Scales [N, blocks, 1]."""
+    arrays = stored.arrays
+    known = {n: step.constant(n, array) for n, array in arrays.items() if n not in ("codes", "scale_scale")}
+    if "exponent" in arrays:
+        real = step("Cast", "exponents", [known["exponent"]], to=FLOAT32)
+        apart = step("Sub", "unbiased", [real, step.number(E8M0_BIAS)])
+        return step("Pow", "scales", [step.number(2), apart])
+    if "scale_scale" in arrays:
+        steps = arrays["scale_scale"]
+        blocks: dict[str, Any] = {"axis": 0, "block_size": SCALE_BLOCK}
+        if steps.size == 1:  # ONNX Runtime reads a single scale as that of a tensor, and refuses blocks beside it
+            steps, blocks = steps.reshape(()), {}
+        inputs = [known["scale_codes"], *(step.constant(n, a) for n, a in _apart(steps))]
+        apart = step("DequantizeLinear", "scale_apart", inputs, **blocks)
+        flat = step("Add", "scale_flat", [apart, known["mean"]])
+        return step("Reshape", "scales", [flat, step.shape([*arrays["codes"].shape[:2], 1])])
+    if "global" in arrays:
+        real = step("Cast", "scale_real", [known["scale"]], to=FLOAT32)
+        return step("Mul", "scales", [real, known["global"]])
+    return known["scale"]
+
+
+def _binary(graph: Graph, name: str, stored: Stored) -> Value:
+    step = _Steps(graph, name)
+    codes, scale = stored.arrays["codes"], stored.arrays["scale"]
+    packed = graph.constant(f"{name}_quantized", codes[:, None, :])
+    shifts = graph.constant(f"{name}_shifts", np.arange(8, dtype=np.uint8).reshape(1, 8, 1))
+    shifted = step("BitShift", "shifted", [packed, shifts], "uint8", direction="RIGHT")
+    bits = step("BitwiseAnd", "bits", [shifted, graph.constant(f"{name}_one", np.array(1, np.uint8))], "uint8")
+    k, n = stored.shape
+    rows = step("Reshape", "rows", [bits, step.shape([8 * len(codes), n])], "uint8")
+    if 8 * len(codes) != k:
+        rows = step("Slice", "cut", [rows, *(step.shape([v]) for v in (0, k, 0))], "uint8")
+    real = step("Cast", "real", [rows], to=FLOAT32)
+    doubled = step("Mul", "doubled", [real, graph.constant(f"{name}_twice", (2 * scale).astype(np.float32))])
+    return step("Sub", "dequantized", [doubled, graph.constant(f"{name}_scale", scale.astype(np.float32))])
+
+
+def _apart(steps: npt.NDArray[Any]) -> tuple[tuple[str, npt.NDArray[Any]], ...]:
+    return ("scale_scale", steps), ("scale_zero_point", np.zeros(steps.shape, np.int8))
+
+
+class _Steps:
+    """Adds nodes whose outputs are named after the weight."""
+
+    def __init__(self, graph: Graph, name: str) -> None:
+        self.graph, self.name = graph, name
+
+    def __call__(
+        self,
+        op: str,
+        what: str,
+        inputs: list[Value],
+        kind: str = "float32",
+        **attributes: Any,  # noqa: ANN401  ONNX attributes
+    ) -> Value:
+        made = self.graph.add(op, inputs, name=f"{self.name}_{what}", attributes=attributes)
+        self.graph.retype(made, kind)
+        return made
+
+    def constant(self, what: str, array: npt.NDArray[Any]) -> Value:
+        return self.graph.constant(f"{self.name}_{what}", array)
+
+    def number(self, value: float) -> Value:
+        return self.graph.constant(f"{self.name}_number", np.array(value, np.float32))
+
+    def shape(self, dims: list[int]) -> Value:
+        return self.graph.constant(f"{self.name}_shape", np.array(dims, np.int64))

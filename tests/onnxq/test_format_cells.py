@@ -1,0 +1,89 @@
+"""Every cell of the table that a runtime was seen to run: numpy's values, ONNX Runtime's, onnx's reference; sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph_of, random_feeds, run
+from onnx.reference import ReferenceEvaluator
+from placing import net
+
+from onnxq import api, files
+from onnxq.cli import main
+from onnxq.comparison import compare_graphs
+from onnxq.data import input_specs, open_source
+from onnxq.formats import KINDS, Cell, Format, cells
+from onnxq.formats.families import FAMILIES, decode, encode
+from onnxq.passes.narrow_weights import NarrowWeights
+from onnxq.plan import Plan, WeightPoint
+from onnxq.recipe import Recipe, Rule
+
+WEIGHTS = [c for c in cells() if c.role == "weights" and c.seen and c.target == "ort-cpu" and c.format.type in FAMILIES]
+MORE = [Format.parse(t) for t in ("nf4+double", "fp4/block:16+double", "int4/block:16+pow2", "int8/channel+pow2")]
+
+
+@pytest.mark.parametrize("rows", [64, 44])
+@pytest.mark.parametrize("format_", [*(c.format for c in WEIGHTS), *MORE], ids=str)
+def test_runtimes_compute_what_numpy_does(format_: Format, rows: int) -> None:
+    w = np.random.default_rng(rows).normal(size=(rows, 24)).astype(np.float32)
+    graph = graph_of(f"(float[{rows}, {rows}] x) => (float[{rows}, 24] y) {{ y = MatMul(x, w) }}", 25, w=w)
+    point = WeightPoint("w", ((str(graph.nodes[0].name), 1),), 1, format_)
+    assert NarrowWeights(Plan("ort-cpu", {}, (point,), ()))(graph) == 1
+    graph.remove_unused()
+    expected = decode(encode(w, format_))
+    proto = graph.to_proto()
+    onnx.checker.check_model(proto, full_check=True)
+    identity = np.eye(rows, dtype=np.float32)
+    np.testing.assert_allclose(run(graph, {"x": identity})[0], expected, rtol=2e-6, atol=1e-7)
+    reference: Any = ReferenceEvaluator(proto).run(None, {"x": identity})
+    np.testing.assert_allclose(reference[0], expected, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("cell", WEIGHTS, ids=lambda c: str(c.format))
+def test_the_file_has_the_promised_size_and_runs(cell: Cell, tmp_path: Path) -> None:
+    graph = net("float[N,256] x", "h = MatMul(x, w) r = Relu(h) y = Gemm<transB=1>(r, v)", w=(256, 128), v=(64, 128))
+    recipe = Recipe(target="ort-cpu", weights=str(cell.format), activations="float")
+    quantized, plan = api.quantize(graph, None, recipe)
+    assert [str(w.format) for w in plan.weights] == [str(cell.format)] * 2
+    assert quantized.opset == max(17, cell.opset)
+    path = tmp_path / "q.onnx"
+    api.export(quantized, path)
+    promised = sum(
+        encode(m, cell.format).bits_per_weight() * m.size / 8
+        for m in (graph.const(graph.weights["w"]), np.asarray(graph.const(graph.weights["v"])).T)
+        if m is not None
+    )
+    assert promised <= path.stat().st_size <= promised + 6000  # names and nodes
+    feeds = random_feeds(graph, N=5)
+    (found,) = run(files.load(path), feeds)
+    assert np.isfinite(found).all()
+    noise = float(np.square(found - run(graph, feeds)[0]).mean() / np.square(found).mean())
+    assert noise < {1: 1.5, 2: 0.6, 4: 0.15}.get(KINDS[cell.format.type].bits, 0.01)
+
+
+DIGITS = Path(__file__).parents[2] / "models" / "digits"
+
+
+@pytest.mark.parametrize("text", ["nf4/block:64+double", "uint4/block:32", "binary", "mxfp4", "fp8e4m3/channel"])
+def test_from_the_command_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "q.onnx"
+    command = f"quantize {DIGITS}/digits.onnx -q --target ort-cpu --weights {text} --activations float -o {output}"
+    monkeypatch.setattr("sys.argv", ["onnxq", *command.split()])
+    main()
+    float_model, quantized = files.load(DIGITS / "digits.onnx"), files.load(output)
+    data = open_source(DIGITS / "calib.npz", input_specs(float_model), max_samples=16)
+    assert compare_graphs(float_model, quantized, data).outputs[0].sqnr_db > (0 if text == "binary" else 15)
+
+
+def test_a_rule_mixes_formats() -> None:
+    graph = net("float[N,64] x", "h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)", w=(64, 128), v=(128, 32))
+    recipe = Recipe(target="ort-cpu", weights="nf4", rules=(Rule("*:y", weights="int8/channel"),))
+    quantized, _ = api.quantize(graph, None, recipe)
+    kinds = {quantized.dtype(v) for v in quantized.weights.values()}
+    assert {"uint4", "int8"} <= kinds
+    feeds = random_feeds(graph, N=3)
+    assert np.corrcoef(run(quantized, feeds)[0].ravel(), run(graph, feeds)[0].ravel())[0, 1] > 0.98
