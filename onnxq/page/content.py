@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 4000
 MOST_HISTOGRAMS = 400
-"""Of longer lists the worst are shown, and the page says how many are left out: it stays below some megabytes."""
+"""Of longer lists the worst are shown, and the page says how many are left out: it stays below 3 MB."""
 
 MOST_REASONS = 200
 NOTHING = Histogram.empty()
