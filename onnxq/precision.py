@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _SUMS = frozenset({"Pow", "Exp", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceProd"} | {"ReduceL1", "ReduceL2"})
 _LOG_SUMS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
 _NORMS = frozenset({"LayerNorm", "RMSNorm", "Softmax"})  # in their decomposed forms; as one operator they are safe
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
 _CUBE_LIMIT = 31.0  # x³ of a tanh-form GELU stays below LIMIT
 
 
@@ -49,6 +50,10 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> 
     for part in graph.parts():
         if tensors and part_name(part) in plan.modes:
             kept |= {n.name or "": "no sample reached it, nothing is known of its range" for n in part.nodes}
+        elif part.body is not None and not any(n.op_type in _LAYERS for n in part.nodes):
+            kept |= {
+                n.name or "": "in a body without layers, which Casts at its ends would only slow" for n in part.nodes
+            }
         kept |= float32_nodes(part, within(plan, part), tensors, plan.float_type)
     decisions = []
     for decision in plan.decisions:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
-from architectures import mobilenet, resnet
+from architectures import convnext, mobilenet, recurrent, resnet, shufflenet, signal, transformer
 from graphs import graph_of, random_feeds, run, same_function
 from wrapping import in_if, in_loop, in_scan
 
@@ -177,6 +177,32 @@ def test_half_precision_inside_bodies() -> None:
         want = run(in_if(bare), feed)[0]
         assert np.abs(run(quantized, feed)[0] - want).max() < 0.05 * np.abs(want).max()
     assert quantized.dtype(quantized.outputs[0]) == "float32"
+
+
+def test_a_body_without_layers_stays_in_float32() -> None:
+    text = """(float[N,64] x, bool c) => (float[N,64] y) {
+      m = MatMul(x, w)
+      y = If (c) <then_branch = t () => (float[N,64] p) { p = Neg(m) },
+                  else_branch = e () => (float[N,64] q) { q = Abs(m) }>
+    }"""
+    graph = graph_of(text, w=np.eye(64, dtype=np.float32))
+    _, plan = onnxq.quantize(graph, samples(linear(), c=TRUE), Recipe(target="ort-cuda"))
+    found = {d.op_type: (d.dtype, d.reason) for d in plan.decisions}
+    assert found["Neg"][0] == found["Abs"][0] == "float32"
+    assert "body without layers" in found["Neg"][1]
+
+
+@pytest.mark.parametrize("wrap", [in_if, in_loop, in_scan])
+@pytest.mark.parametrize("make", [transformer, convnext, signal, recurrent, shufflenet])
+def test_preparing_bodies_changes_no_function(make: Callable[[], Graph], wrap: Callable[[Graph], Graph]) -> None:
+    bare = make()
+    graph = wrap(bare)
+    made = graph.copy()
+    run_passes(made, prepare(17, "ort-cpu"))
+    feed: dict[str, Any] = random_feeds(bare, N=2, L=8)
+    feed = {f"{k}/all": np.stack([v, 2 * v]) for k, v in feed.items()} if wrap is in_scan else feed
+    for more in ({"cond": TRUE}, {"cond": FALSE}) if wrap is in_if else ({},):
+        same_function(graph, made, feed | more)
 
 
 def test_one_scale_for_a_tensor_that_two_branches_read() -> None:
