@@ -1,0 +1,90 @@
+"""Layers around a spectrum: what is none first, then the spellings of one, and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from placing import net
+
+import onnxq
+from onnxq import Recipe, Rule
+from onnxq.patterns.spectra import COMPUTES, READS, spectra
+
+SIGNAL = "float[1,1,512] x"
+BASIS: dict[str, Any] = {"w": (64, 1, 128), "v": (64, 1, 128)}
+HALVES: dict[str, Any] = {"a": np.array([0]), "b": np.array([32]), "e": np.array([64]), "axis": np.array([1])}
+SPLIT = "c = Conv<strides=[64]>(x, w) r = Slice(c, a, b, axis) i = Slice(c, b, e, axis)"
+TWO = np.array(2.0, np.float32)
+NEXT = "y = Conv(m, k)"
+
+NONE: dict[str, tuple[str, dict[str, Any]]] = {
+    "a norm of one layer's output": ("c = Conv<strides=[64]>(x, w) p = Mul(c, c) m = ReduceMean(p) y = Sqrt(m)", {}),
+    "squares of two signals": (
+        "q = Relu(x) c = Conv<strides=[64]>(x, w) d = Conv<strides=[64]>(q, v) "
+        "p = Mul(c, c) s = Mul(d, d) y = Add(p, s)",
+        {},
+    ),
+    "products, not squares": (f"{SPLIT} p = Mul(r, i) s = Mul(i, r) y = Add(p, s)", HALVES),
+    "a cube": (
+        f"{SPLIT} p = Pow(r, three) s = Pow(i, three) y = Add(p, s)",
+        HALVES | {"three": np.array(3, np.float32)},
+    ),
+    "squares of what no layer makes": ("p = Mul(x, x) n = Neg(x) s = Mul(n, n) y = Add(p, s)", {}),
+    "one square twice": ("c = Conv<strides=[64]>(x, w) p = Mul(c, c) y = Add(p, p)", {}),
+}
+
+
+@pytest.mark.parametrize("case", NONE)
+def test_no_spectrum(case: str) -> None:
+    body, more = NONE[case]
+    assert spectra(net(SIGNAL, body, **BASIS, **more)) == {}
+
+
+FOUND: dict[str, tuple[str, dict[str, Any]]] = {
+    "two halves of one convolution": (f"{SPLIT} p = Pow(r, two) s = Pow(i, two)", {**HALVES, "two": TWO}),
+    "a Split": ("c = Conv<strides=[64]>(x, w) r, i = Split<axis=1, num_outputs=2>(c) p = Mul(r, r) s = Mul(i, i)", {}),
+    "two convolutions": (
+        "c = Conv<strides=[64]>(x, w) d = Conv<strides=[64]>(x, v) p = Mul(c, c) s = Mul(d, d)",
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_the_layers_around_a_spectrum(case: str) -> None:
+    body, more = FOUND[case]
+    channels = 64 if "two conv" in case else 32
+    tail = f"t = Add(p, s) m = Sqrt(t) {NEXT}"
+    graph = net(SIGNAL, f"{body} {tail}", "y", 18, **BASIS, k=(32, channels, 1), **more)
+    found = spectra(graph)
+    assert {n for n, why in found.items() if why == COMPUTES} == {"Conv:c"} | ({"Conv:d"} if channels == 64 else set())
+    assert [n for n, why in found.items() if why == READS] == ["Conv:y"]
+
+
+def test_behind_a_logarithm_the_range_is_another() -> None:
+    body, more = FOUND["two convolutions"]
+    graph = net(SIGNAL, f"{body} t = Add(p, s) m = Log(t) {NEXT}", **BASIS, k=(32, 64, 1), **more)
+    assert READS not in spectra(graph).values()
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
+def test_they_stay_in_float_unless_a_rule_asks(target: str) -> None:
+    body, more = FOUND["two convolutions"]
+    graph = net(SIGNAL, f"{body} t = Add(p, s) m = Sqrt(t) {NEXT}", **BASIS, k=(32, 64, 1), **more)
+    plan = onnxq.make_plan(graph, Recipe(target=target))
+    assert plan.skipped["Conv:c"] == COMPUTES
+    assert plan.skipped["Conv:y"] == READS
+    asked = onnxq.make_plan(graph, Recipe(target=target, rules=(Rule("Conv:y", quantize=True),)))
+    assert "Conv:y" not in asked.skipped
+    assert asked.skipped["Conv:c"] == COMPUTES
+    told = onnxq.make_plan(graph, Recipe(target=target, rules=(Rule("Conv:c", quantize=False),)))
+    assert told.skipped["Conv:c"] == "excluded by a rule"
+
+
+def test_with_ranges_found_at_run_time_they_are_quantized() -> None:
+    body, more = FOUND["two convolutions"]
+    graph = net(SIGNAL, f"{body} t = Add(p, s) m = Sqrt(t) {NEXT}", **BASIS, k=(32, 64, 1), **more)
+    plan = onnxq.make_plan(graph, Recipe(target="ort-cpu", mode="dynamic"))
+    assert {d.node for d in plan.decisions if d.quantized} == {"Conv:c", "Conv:d", "Conv:y"}
