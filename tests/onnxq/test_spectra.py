@@ -22,8 +22,10 @@ NEXT = "y = Conv(m, k)"
 NONE: dict[str, tuple[str, dict[str, Any]]] = {
     "a norm of one layer's output": ("c = Conv<strides=[64]>(x, w) p = Mul(c, c) m = ReduceMean(p) y = Sqrt(m)", {}),
     "squares of two signals": (
-        "q = Relu(x) c = Conv<strides=[64]>(x, w) d = Conv<strides=[64]>(q, v) "
-        "p = Mul(c, c) s = Mul(d, d) y = Add(p, s)",
+        (
+            "q = Relu(x) c = Conv<strides=[64]>(x, w) d = Conv<strides=[64]>(q, v) "
+            "p = Mul(c, c) s = Mul(d, d) y = Add(p, s)"
+        ),
         {},
     ),
     "products, not squares": (f"{SPLIT} p = Mul(r, i) s = Mul(i, r) y = Add(p, s)", HALVES),
