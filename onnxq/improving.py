@@ -9,6 +9,7 @@ from onnxq import api
 from onnxq.choose import resolve
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
+from onnxq.errors import ModelError
 from onnxq.improvement import LEVELS, Inspected, pick, rounded_weights, smoothing_axes, smoothing_factors
 from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
@@ -20,7 +21,7 @@ from onnxq.weights import from_data, needs_data
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from onnxq.data import Feed
+    from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
     from onnxq.statistics import Factor, Rounded, Statistics
@@ -47,15 +48,25 @@ def improved(
         better, chosen = from_data(ready, source, api.smoothed, monitor)
         return replace(api.observe(better, source, monitor, running=running), **chosen)
     if recipe.effort != "fast" and ready.plan.mode == "static" and not get_target(recipe.target).every_tensor:
-        source, model = rereadable(source), _inspected(ready)
-        picked = pick(model, smoothing_axes(model), source, monitor)
-        factors = {} if picked is None else smoothing_factors(model, picked, monitor)
+        source = rereadable(source)
+        picked, factors = _factors(ready, source, monitor)
     better = api.smoothed(ready, factors)
     unseen = set() if recipe.custom_ops else behind_customs(better.graph)
     others = [name for name in api.activations(better.graph) if name not in unseen] if all_tensors else []
     names = tuple(dict.fromkeys([*better.plan.observe, *others]))
     found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
     return found if picked is None else replace(found, rounding=_rounding(better, found, picked, monitor))
+
+
+def _factors(ready: api.Prepared, source: Source, monitor: Monitor) -> tuple[Picked | None, dict[str, Factor]]:
+    """The samples and the factors; neither where ONNX Runtime cannot run the model with more outputs than it has."""
+    try:
+        model = _inspected(ready)
+        picked = pick(model, smoothing_axes(model), source, monitor)
+        return picked, {} if picked is None else smoothing_factors(model, picked, monitor)
+    except ModelError as error:
+        monitor.warn(f"the model cannot be improved, effort is fast: {error.message}")
+        return None, {}
 
 
 def _in_float32(ready: api.Prepared) -> api.Prepared:

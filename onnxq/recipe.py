@@ -91,7 +91,7 @@ class Recipe:
     percentile: float = _option(99.99, "Share of |x| inside the range, in percent (calibrator percentile).")
     weight_range: str = _option("absmax", "How weight ranges are chosen.", WEIGHT_RANGES)
     effort: str = _option(
-        "fast",
+        "balanced",
         "fast: calibrate only; balanced: also smooth layers' inputs and choose weight codes, where that lowers the "
         "measured error; best: look at more samples and try more.",
         EFFORTS,

@@ -135,7 +135,8 @@ def _chosen(
     for site, want in wanted.items():
         readings = [_reading(model.graph, w, taken[w], reach[w.tensor][:2]) for w in want]
         known = all(reach[w.tensor][2] >= LEAST_ROWS and taken[w][0].size for w in want)
-        factor = choose(readings, _allowed(site, model.grid)) if known else None
+        seen = min(reach[w.tensor][2] for w in want)
+        factor = choose(readings, _allowed(site, model.grid, seen)) if known else None
         if factor is not None:
             found[site] = factor
         monitor.advance()
@@ -159,10 +160,14 @@ def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: tuple
     return Reading(np.concatenate(taken), weight, *reach)
 
 
-def _allowed(site: Site, grid: QType) -> Allowed:
-    if not site.explicit:
-        return Allowed(site.shifts, weights=not site.clips, margin=MARGIN_DB, grid=grid)
-    return Allowed(site.shifts, weights=True, margin=EXPLICIT_DB, grid=grid)
+def _allowed(site: Site, grid: QType, seen: int) -> Allowed:
+    """What the site can take; of which few rows were seen must gain more, since the next ones may reach further."""
+    margin = (EXPLICIT_DB if site.explicit else MARGIN_DB) * (1 + _MANY_ROWS / max(seen, 1))
+    return Allowed(site.shifts, weights=site.explicit or not site.clips, margin=margin, grid=grid)
+
+
+_MANY_ROWS = 512
+"""With so many rows the margin doubles, with fewer it grows: a classifier's head reads one row a sample."""
 
 
 # -- confirming ----------------------------------------------------------------------------------------------

@@ -157,7 +157,9 @@ def test_both_forms_hold_the_codes(found: Statistics, form: str) -> None:
 def test_codes_are_for_one_scale_of_the_input(found: Statistics) -> None:
     _, plan = api.quantize(model(), found, replace(RECIPE, calibrator="percentile", percentile=90.0))
     rounded = [w.tensor for w in plan.weights if w.rounded is not None]
-    assert rounded == ["w/folded"]  # the range of a Tanh is the same for every calibrator, nearly
+    assert [name.removesuffix("/folded") for name in rounded] == [
+        "w"
+    ]  # the range of a Tanh is the same for every calibrator, nearly
 
 
 @pytest.mark.parametrize("effort", ["balanced", "best"])
