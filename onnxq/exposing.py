@@ -58,7 +58,7 @@ def _from_if(part: Graph, flat: Value, dtype: str, name: str) -> Value:
     for branch in around.parts():
         if branch.body is None or branch.body.node is not node:
             continue
-        if branch.nodes and branch.body.graph is part.body.graph:  # type: ignore[union-attr]  # a body has one
+        if branch.body.graph is part.body.graph:  # type: ignore[union-attr]  # a body has one
             branch.add_output(flat)
         else:
             none = branch.constant(f"{name}/none", np.zeros(0, dtype))

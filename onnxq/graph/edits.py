@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir  # noqa: TID251  this is the wall
 from onnx_ir.passes import common as ir_passes  # noqa: TID251  this is the wall
 
+from onnxq.graph.normal import bodies
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableSequence, Sequence
     from typing import Any
@@ -76,6 +78,9 @@ def weight(name: str, array: npt.NDArray[Any]) -> ir.Value:
 def remove_unused(model: ir.Model, graph: ir.Graph) -> int:
     """Drop nodes and weights that nothing needs, those of bodies too; return how many of this graph."""
     before = len(graph) + len(graph.initializers)
+    for holder in reversed([node for node in model.graph.all_nodes() if any(True for _ in bodies(node))]):
+        if not any(v.uses() or v.is_graph_output() for v in holder.outputs):
+            let_go(holder)
     ir_passes.RemoveUnusedNodesPass()(model)
     for node in model.graph.all_nodes():  # the pass cuts off the condition that a Loop may leave out, but must name
         if node.op_type == "Loop" and len(node.inputs) < 2:
@@ -125,3 +130,9 @@ def inline(graph: Graph, around: ir.Graph, holder: ir.Node, branch: str) -> tupl
         graph.replace_uses(old, new)
     graph.remove(holder)
     return nodes
+
+
+def let_go(holder: ir.Node) -> None:
+    """Take the inputs from the nodes inside a node that disappears: they would count as uses of what they read."""
+    for inner in (inner for body in bodies(holder) for inner in body.all_nodes()):
+        inner.resize_inputs(0)

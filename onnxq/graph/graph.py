@@ -354,6 +354,7 @@ class Graph:
     def remove(self, node: Node) -> None:
         """Drop a node that nothing uses."""
         self._graph.remove(node, safe=True)
+        edits.let_go(node)
 
     def remove_unused(self) -> int:
         """Drop every node and weight of the model that no output needs; return how many of this graph."""

@@ -37,7 +37,7 @@ def fallback(target: Target) -> str:
 
 def advised(part: Graph, target: Target, mode: str) -> dict[str, str]:
     """Node -> why it stays in float unless a rule asks for it, for reasons that lie around the node."""
-    found = spectra(part) if mode == "static" else {}
+    found = spectra(part) if mode == "static" and not target.every_tensor else {}
     if part.body is not None and target.placement == "tensorrt":
         found |= {n.name or "": UNASKED for n in part.nodes}
     return found

@@ -283,6 +283,22 @@ def test_a_branch_that_is_always_taken_takes_the_place_of_the_if(taken: int, oth
     same_function(graph, made, random_feeds(graph, N=3))
 
 
+def test_a_dropped_branch_reads_nothing_any_more() -> None:
+    text = """(float[N,64] x, bool c) => (float[N,64] y) {
+      m = MatMul(x, w) k = Constant<value_int=1>() d = Cast<to=9>(k)
+      y = If (d) <then_branch = t () => (float[N,64] p) { p = MatMul(m, w) },
+                  else_branch = e () => (float[N,64] q) { q = Abs(m) }>
+      n = Neg(x)
+      z = If (c) <then_branch = t () => (float[N,64] r) { r = Relu(n) },
+                  else_branch = e () => (float[N,64] s) { s = Abs(n) }>
+    }"""
+    graph = graph_of(text, w=np.eye(64, dtype=np.float32))
+    run_passes(graph, prepare(17))
+    assert [n.op_type for n in graph.nodes] == ["MatMul", "MatMul"]  # z is no output, so n is not needed either
+    product = graph.nodes[0].outputs[0]
+    assert [n.op_type for n, _ in graph.users(product)] == ["MatMul"]
+
+
 def test_an_if_whose_condition_is_computed_stays() -> None:
     graph = in_if(linear())
     made = graph.copy()
