@@ -73,7 +73,7 @@ def compare(
         raise AccuracyError(
             f"{len(low)} of {len(found.outputs)} outputs are below {fail_below:g} dB: "
             + ", ".join(f"{e.tensor!r} {e.sqnr_db:.2f} dB" for e in low[:5]),
-            "`onnxq compare --layers` shows where the error arises; `--effort balanced` and rules lower it.",
+            "`onnxq compare --layers` shows where the error arises; `onnxq quantize --min-sqnr` keeps a bound.",
         )
 
 
