@@ -100,12 +100,13 @@ def _precisions(found: Inventory) -> Iterator[tuple[str, ...]]:
 
 
 def _holding(tensor: Holding, *, every: bool) -> tuple[str, ...]:
-    scale = "at run time"
+    scale = "by other nodes" if tensor.weight else "at run time"
     if tensor.low is not None and tensor.high is not None:
         scale = f"{tensor.low:.4g}" if tensor.scales == 1 else f"{tensor.low:.4g} to {tensor.high:.4g}"
     form = tensor.granularity if tensor.scales <= 1 else f"{tensor.granularity}: {tensor.scales}"
     held = size(tensor.size) if tensor.size else ""
-    zero = "varies" if tensor.zero_point is None else str(tensor.zero_point)
+    unknown = "varies" if tensor.scales else ""
+    zero = unknown if tensor.zero_point is None else str(tensor.zero_point)
     readers = tensor.readers if every else tensor.readers[:1]
     more = f" and {len(tensor.readers) - len(readers)} more" if len(readers) < len(tensor.readers) else ""
     return tensor.kind, form, scale, zero, held, tensor.tensor, ", ".join(readers) + more

@@ -94,6 +94,20 @@ def test_blocks_of_four_bits() -> None:
     assert {kind: size for kind, _, size in found.sizes} == {"int4": 512, "float32": 256}
 
 
+def test_weights_that_other_operators_decode() -> None:
+    text = """(float[4,32] x) => (float[4,32] y) {
+        index = Cast<to=7>(codes)
+        level = Gather(levels, index)
+        w = Mul(level, scale)
+        y = MatMul(x, w)
+    }"""
+    codes = helper.make_tensor("codes", TensorProto.UINT4, (32, 32), bytes(512), raw=True)
+    scales = {"levels": np.linspace(-1, 1, 16, dtype=np.float32), "scale": np.ones((32, 1), np.float32)}
+    found = take_stock(parsed(text, codes, **scales))
+    assert precisions(found) == {"y": "uint4 weight"}  # what makes the weight is no layer
+    assert found.tensors == (Holding("codes", "uint4", True, "codes", 0, None, None, None, 512, ("y",)),)
+
+
 def test_eight_bit_floats() -> None:
     text = """(float[4,32] x) => (float[4,32] y) {
         q = QuantizeLinear<output_dtype=17>(x, s)

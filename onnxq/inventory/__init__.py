@@ -1,0 +1,88 @@
+"""What a quantized model holds, whichever tool made it: precision of nodes, scales of tensors, bytes by type.
+
+Read from the file alone, by the index that the checks use: weights stay where they are, scales are read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxq.checks import build
+from onnxq.checks.index import is_qdq
+from onnxq.checks.validity import unsorted
+from onnxq.checks.versions import get_version
+from onnxq.errors import ModelError
+from onnxq.inventory.decoding import decoded_from
+from onnxq.inventory.holdings import holdings as holdings_of
+from onnxq.inventory.holdings import joined
+from onnxq.inventory.layers import layers as layers_of
+from onnxq.inventory.types import NAMES, stored_bytes
+from onnxq.inventory.values import Holding, Inventory, Layer, is_low
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+    from onnx import ModelProto
+
+    from onnxq.checks.index import Model
+
+__all__ = ["NAMES", "Holding", "Inventory", "Layer", "is_low", "look_at", "take_stock"]
+
+NO_SHAPES: Mapping[str, tuple[int, ...]] = {}
+"""Nothing is known but what the file says."""
+
+
+def look_at(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES) -> Inventory:
+    """The inventory of a file; `shapes` as for `take_stock`.
+
+    Raises:
+        ModelError: it cannot be read, is no ONNX model, or its nodes are not in order.
+    """
+    return take_stock(build.read(path), str(Path(path).parent), shapes)
+
+
+def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES) -> Inventory:
+    """Look through a model; it is not changed.
+
+    Args:
+        proto: the model.
+        base_dir: folder of its external data.
+        shapes: of tensors, as they were when it ran, where the file leaves them open: work is counted with them.
+
+    Raises:
+        ModelError: its nodes are not in order.
+    """
+    if disorder := next(unsorted(proto.graph), None):
+        raise ModelError(f"the nodes are not in order: {disorder.message}", "Sort the graph and save it again.")
+    models = [_sized(model, shapes) for model in build.graphs(proto, base_dir, get_version("tensorrt"))]
+    both = [(model, decoded_from(model)) for model in models]
+    layers = [found for model, decoded in both for found in layers_of(model, decoded)]
+    tensors = [found for model, decoded in both for found in holdings_of(model, decoded)]
+    producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
+    return Inventory(producer, models[0].opset, tuple(layers), tuple(joined(tensors)), _sizes(models))
+
+
+def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+    """The model with these shapes, which its Q and DQ nodes hand on."""
+    if not shapes or not model.main:
+        return model
+    known = dict(shapes)
+    for node in model.nodes:
+        if is_qdq(node) and node.input[0] in known:
+            known.setdefault(node.output[0], known[node.input[0]])
+    return replace(model, shapes={**model.shapes, **known})
+
+
+def _sizes(models: Iterable[Model]) -> tuple[tuple[str, int, int], ...]:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    seen = {id(tensor): tensor for model in models for tensor in model.constants.values()}
+    for tensor in seen.values():
+        kind = NAMES.get(tensor.data_type, "other")
+        counts[kind] += 1
+        sizes[kind] += stored_bytes(kind, tuple(tensor.dims))
+    return tuple((kind, counts[kind], size) for kind, size in sorted(sizes.items(), key=lambda item: (-item[1], item)))
