@@ -2,13 +2,13 @@
 
 Rounded one by one, weights err by half a step each, and so does the output. But an error in one weight can be made up
 for in those that are not yet rounded, as far as their inputs go together: with H = E[x x^T] of the layer's quantized
-inputs, the weights of input i are rounded to q_i, and those of the inputs j > i still to come move by
+inputs and H = U D U^T, U upper triangular with ones on its diagonal,
 
-    w_j -= (w_i - q_i) U_ij / U_ii,     U upper triangular, U^T U = H^-1.
+    q_k = round(w_k + sum_{j<k} U_jk (w_j - q_j)).
 
-That is optimal brain compression as GPTQ arranges it (Frantar et al., 2023, arXiv 2210.17323, algorithm 1), with H of
-inputs on the very grid that is emitted. The scales are those of plain rounding. H is summed over rows of samples that
-choose; whether the model's outputs come nearer to what they are in float, other samples tell.
+That is GPTQ (Frantar et al., 2023, arXiv 2210.17323) without its inverse (Chee et al., 2023, arXiv 2307.13304, theorem
+6), with H of inputs on the very grid that is emitted. The scales are those of plain rounding. H is summed over rows of
+samples that choose; whether the model's outputs come nearer to what they are in float, other samples tell.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _BYTES = 2**29
 """Bytes of the matrices H that are summed in one run over the samples."""
 
 _BLOCK = 128
-"""Inputs after which what is still to come is brought up to date: a matrix product in place of many small steps."""
+"""Inputs after which errors are carried over to all that come behind, in one product."""
 
 
 def rounded_weights(
@@ -117,9 +117,9 @@ class _Layer:
 
     @property
     def work(self) -> float:
-        """Multiply-accumulates: the sums, an inverse and a factorization, and the feedback."""
+        """Multiply-accumulates: the sums, a factorization, and the feedback."""
         groups, k, n = self.sizes
-        return groups * (float(k) ** 2 * (self.wanted_rows + 2 * k + n))
+        return groups * float(k) ** 2 * (self.wanted_rows + k / 3 + n / 2)
 
 
 def _layers(graph: Graph, plan: Plan) -> Iterator[_Layer]:
@@ -250,18 +250,18 @@ def feedback(weight: Array, hessian: Floats, scale: Array, limit: int) -> Floats
     which = np.arange(groups)[:, None]
     ordered = hessian[which[:, :, None], order[:, :, None], order[:, None, :]]
     ordered[:, np.arange(size), np.arange(size)] += ridge[:, None]
-    upper = np.linalg.cholesky(np.linalg.inv(ordered)).transpose(0, 2, 1)
-    left = (weight / scale).astype(np.float64)[which, order]
-    codes = np.zeros_like(left)
+    # H = U D U^T from the last row up: the Cholesky factor of H with its rows and columns turned round
+    upper = np.linalg.cholesky(ordered[:, ::-1, ::-1])[:, ::-1, ::-1]
+    upper = upper / np.diagonal(upper, axis1=1, axis2=2)[:, None, :]
+    wanted = (weight / scale).astype(np.float64)[which, order]
+    codes, errors = np.empty_like(wanted), np.empty_like(wanted)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        errors = np.zeros((groups, stop - start, left.shape[2]))
-        for i in range(start, stop):
-            codes[:, i] = np.clip(np.rint(left[:, i]), -limit, limit)
-            error = (left[:, i] - codes[:, i]) / upper[:, i, i, None]
-            left[:, i:stop] -= upper[:, i, i:stop, None] * error[:, None]
-            errors[:, i - start] = error
-        left[:, stop:] -= upper[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+        moved = wanted[:, start:stop] + upper[:, :start, start:stop].transpose(0, 2, 1) @ errors[:, :start]
+        for k in range(start, stop):
+            codes[:, k] = np.clip(np.rint(moved[:, k - start]), -limit, limit)
+            errors[:, k] = wanted[:, k] - codes[:, k]
+            moved[:, k - start + 1 :] += upper[:, k, k + 1 : stop, None] * errors[:, None, k]
     unordered = np.empty_like(codes)
     unordered[which, order] = codes
     return unordered
