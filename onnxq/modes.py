@@ -78,9 +78,9 @@ def _check_outliers(recipe: Recipe) -> None:
         raise RecipeError(
             "outlier_threshold is about int8 activations, and mode weight-only has none", "Leave it or the mode out."
         )
-    if recipe.effort != "fast":
+    if recipe.effort == "best":  # the default gives way
         raise RecipeError(
-            f"outlier_threshold and effort {recipe.effort} are two ways to deal with outliers",
+            "outlier_threshold and effort best are two ways to deal with outliers",
             "Choose one: take the columns apart, or smooth them.",
         )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CAUSAL = Path(__file__).parents[3] / "models" / "causal"
 TOKENS: Array = np.load(CAUSAL / "held_out.npz")["tokens"][::16]
 DATA = [{"tokens": row[None]} for row in np.load(CAUSAL / "calib.npz")["tokens"][::6]]
-INT8 = Recipe(high_precision="fp32")
+INT8 = Recipe(high_precision="fp32", effort="fast")
 SPLIT = replace(INT8, outlier_threshold=6.0)
 OUTLIERS = (5, 77)
 
@@ -137,7 +137,7 @@ def test_refusals() -> None:
         api.quantize(graph, None, SPLIT)
     for choices, why in (
         ({"outlier_threshold": 0.0}, "outlier_threshold is 0"),
-        ({"outlier_threshold": 6.0, "effort": "balanced"}, "two ways"),
+        ({"outlier_threshold": 6.0, "effort": "best"}, "two ways"),
         ({"outlier_threshold": 6.0, "mode": "weight-only"}, "has none"),
     ):
         with pytest.raises(RecipeError, match=why):
