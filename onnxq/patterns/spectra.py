@@ -3,8 +3,8 @@
     c = Conv(signal, Fourier basis);   m = sqrt(re(c)^2 + im(c)^2)
 
 A quiet band lies 40 dB and more below a loud one, and a quiet frame below a loud one, and both tell as much. One scale
-for all of them leaves the quiet ones a few steps of 127: Silero VAD's probabilities have 11 dB with these two layers
-in int8 and 35 dB without (docs/onnxruntime.md). With a range found for every run, they have 38 dB.
+for all of them leaves the quiet ones a few steps of 127: Silero VAD's probabilities have 14 to 26 dB with these layers
+in int8 and 35 to 44 dB without; with ranges found in every run also 36 to 50 dB (docs/onnxruntime.md).
 """
 
 from __future__ import annotations
