@@ -377,7 +377,7 @@ BODIES = """(float[N,32] x, bool c) => (float[N,32] y) {
 @pytest.mark.parametrize(
     ("text", "weights", "says"),
     [
-        (BODIES, {"w": W}, ("If",)),
+        (BODIES, {"w": W}, ("bodies in float", "quantize = true")),
         ("(float[N,32] x) => (float[N,32] y) { y = Relu(x) }", {}, ("no Conv", "MatMul")),
         ("(float[N,32] x) => (float[N,4] y) { y = MatMul(x, w) }", {"w": W[:, :4]}, ("smaller than 16",)),
     ],
@@ -475,6 +475,6 @@ def test_stopping_leaves_nothing(here: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "nothing was written" in err
+    assert "no output was written" in err
     assert "Traceback" not in err
     assert sorted(p.name for p in here.iterdir() if p.name != "__pycache__") == ["begun", "feeds.py"]
