@@ -122,7 +122,9 @@ def weight_bytes(graph: Graph) -> int:
 def write_for_runtime(graph: Graph, folder: Path) -> Path:
     """Write a model for ONNX Runtime to load; weights that already lie in a file of `folder` stay there."""
     path = folder / "run.onnx"
-    if _bytes_outside(graph, folder) > INLINE_BYTES:
+    outside = [t for t in _large(graph) if not _lies_in(t, folder)]
+    # What lies in files elsewhere cannot be named from here, and is copied.
+    if any(isinstance(t, ir.ExternalTensor) for t in outside) or sum(t.nbytes for t in outside) > INLINE_BYTES:
         _write(graph, path, "run.weights")
     else:
         ir.save(graph.model, path, format="protobuf")
@@ -358,14 +360,14 @@ def _move_both(model: Path, model_to: Path, data: Path, data_to: Path) -> None:
         raise
 
 
-def _bytes_outside(graph: Graph, folder: Path) -> int:
-    """Bytes of the large weights that do not lie in a file of the folder."""
-    tensors = [v.const_value for v in graph.weights.values() if v.const_value is not None]
-    return sum(
-        t.nbytes
-        for t in tensors
-        if t.nbytes > SMALL_BYTES and not (isinstance(t, ir.ExternalTensor) and Path(t.path).parent == folder)
-    )
+def _large(graph: Graph) -> list[ir.TensorProtocol]:
+    """The weights that are worth a place in a file."""
+    tensors = (v.const_value for v in graph.weights.values())
+    return [t for t in tensors if t is not None and t.nbytes > SMALL_BYTES]
+
+
+def _lies_in(tensor: ir.TensorProtocol, folder: Path) -> bool:
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).parent == folder
 
 
 def _drop_stale_data(path: Path, keep: set[Path]) -> None:

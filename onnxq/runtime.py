@@ -62,9 +62,6 @@ class Session:
         if not as_deployed:
             # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            # x64 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits, which saturate: what a model computes
-            # must not depend on the machine it is judged on.
-            options.add_session_config_entry("session.x64quantprecision", "1")
         if as_written:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimize:
@@ -83,14 +80,7 @@ class Session:
                 f"ONNX Runtime here has no {missing[0]}",
                 f"Available: {', '.join(ort.get_available_providers())}. Install the matching onnxruntime package.",
             )
-        try:
-            source = model if isinstance(model, bytes) else str(model)
-            self._session = ort.InferenceSession(source, options, providers=names)
-        except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
-            raise ModelError(
-                f"ONNX Runtime cannot load the model: {_one_line(error)}",
-                "Does the float model run by itself? Try it with onnxruntime.InferenceSession.",
-            ) from error
+        self._session = _start(model, options, names, exact=not as_deployed)
         if names[0] not in self._session.get_providers():
             raise ProviderError(
                 f"{names[0]} could not be started; ONNX Runtime would have used the CPU silently",
@@ -149,6 +139,31 @@ def provider_names(providers: Sequence[str]) -> list[str]:
         raise RecipeError(f"unknown provider {unknown[0]!r}", f"Known: {', '.join(PROVIDERS)}.")
     names = [PROVIDERS[p] for p in providers]
     return names if PROVIDERS["cpu"] in names else [*names, PROVIDERS["cpu"]]
+
+
+def _start(model: Path | bytes, options: Any, names: Sequence[str], *, exact: bool) -> Any:  # noqa: ANN401  untyped
+    """A session; `exact`: one whose integer products do not saturate, where ONNX Runtime can make it.
+
+    On x64 CPUs without VNNI it adds pairs of uint8 x int8 products in 16 bits, and what a model computes must not
+    depend on the machine it is judged on. The exact form cannot load some models whose layers share an int8 weight
+    (1.31: "Attempt to replace the existing tensor"); they are loaded without.
+    """
+    import onnxruntime as ort  # noqa: TID251  this is the wall
+
+    source = model if isinstance(model, bytes) else str(model)
+    options.add_session_config_entry(_EXACT, "1" if exact else "0")
+    try:
+        return ort.InferenceSession(source, options, providers=names)
+    except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
+        if exact and "replace the existing tensor" in str(error):
+            return _start(model, options, names, exact=False)
+        raise ModelError(
+            f"ONNX Runtime cannot load the model: {_one_line(error)}",
+            "Does the float model run by itself? Try it with onnxruntime.InferenceSession.",
+        ) from error
+
+
+_EXACT = "session.x64quantprecision"
 
 
 def _register(options: Any, library: str) -> None:  # noqa: ANN401  ONNX Runtime ships no types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,12 @@ import onnx
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
+
+
+CPUINFO = Path("/proc/cpuinfo")
+SATURATES = CPUINFO.exists() and not re.search("vnni|asimd", CPUINFO.read_text())
+"""Whether ONNX Runtime's integer products saturate on this machine, unless it loads the model in its exact form. It
+cannot do that with layers that share a weight (see `onnxq.runtime`)."""
 
 
 def operators(graph: Graph) -> list[str]:

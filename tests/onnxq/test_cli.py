@@ -461,7 +461,7 @@ def test_a_reader_that_leaves_early(here: Path) -> None:
     assert "BrokenPipe" not in done.stderr
 
 
-def test_stopping_leaves_nothing(here: Path) -> None:
+def test_stopping_leaves_a_checkpoint_alone(here: Path) -> None:
     script = "import time, numpy as np\ndef load_data():\n"
     script += "    open('begun', 'w').close()\n    for _ in range(1000):\n        time.sleep(0.02)\n"
     script += "        yield {'x': np.ones((1, 32), 'float32')}\n"
@@ -477,4 +477,5 @@ def test_stopping_leaves_nothing(here: Path) -> None:
     assert process.returncode == 130
     assert "no output was written" in err
     assert "Traceback" not in err
-    assert sorted(p.name for p in here.iterdir() if p.name != "__pycache__") == ["begun", "feeds.py"]
+    left = {p.name for p in here.iterdir() if p.name != "__pycache__"} - {"begun", "feeds.py"}
+    assert left <= {f"{MODEL.stem}.int8.onnx.partial"}  # none, when no sample was counted yet
