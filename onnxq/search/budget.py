@@ -88,7 +88,7 @@ class Search:
 
     def judge(self, reverted: Collection[Group]) -> tuple[Graph, Plan, tuple[Verdict, ...]]:
         """The choice in the form that is shipped, and what the held-back samples say of it."""
-        graph, plan = self.trials.final(reverted, self.monitor)
+        graph, plan = self.trials.final(reverted)
         runs = graph
         if plan.float_type == "bfloat16":  # which ONNX Runtime's CPU provider cannot run
             runs, _ = self.trials.graph(reverted)

@@ -117,13 +117,21 @@ def within_budget(
     if search.reaches((), floor):
         graph, plan, verdicts = search.judge(())
         if all(v.met for v in verdicts):
-            return graph, replace(plan, budget=search.budget((), plan, verdicts, None)), trials.statistics
+            plan = replace(plan, budget=search.budget((), plan, verdicts, None))
+            return _told(graph, plan, monitor), plan, trials.statistics
         floor = search.raised((), verdicts)
     if not search.groups:
         raise unmet(search)
     costs = measure(trials, search.groups, exact[0].feeds, Aside(None, ""), monitor)
     graph, plan = within(search, costs, floor)
-    return graph, plan, trials.statistics
+    return _told(graph, plan, monitor), plan, trials.statistics
+
+
+def _told(graph: Graph, plan: Plan, monitor: Monitor) -> Graph:
+    """The graph, after the notes of its plan, which no trial has told."""
+    for note in plan.notes:
+        monitor.warn(note)
+    return graph
 
 
 def _trials(

@@ -53,9 +53,9 @@ class Trials:
         """The model with a single group in int8."""
         return self._lowered(only(self.plain, every, kept))[0]
 
-    def final(self, reverted: Collection[Group], monitor: Monitor = SILENT) -> tuple[Graph, Plan]:
+    def final(self, reverted: Collection[Group]) -> tuple[Graph, Plan]:
         """The model to ship with these groups in float, and its plan."""
-        return self._lowered(without(self.ready, reverted), monitor)
+        return self._lowered(without(self.ready, reverted))
 
     def session(self, graph: Graph, tensors: Sequence[str] = ()) -> Session:
         """A form of the model, with these tensors as outputs in place of its own where some are named."""
@@ -71,5 +71,5 @@ class Trials:
         session = self.session(graph)
         return [run(session, feed) for feed in feeds]
 
-    def _lowered(self, ready: Prepared, monitor: Monitor = SILENT) -> tuple[Graph, Plan]:
-        return lowered(ready, self.statistics, monitor, self.cache)
+    def _lowered(self, ready: Prepared) -> tuple[Graph, Plan]:
+        return lowered(ready, self.statistics, SILENT, self.cache)

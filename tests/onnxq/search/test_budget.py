@@ -153,7 +153,7 @@ def test_data_is_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("intake", "says"),
+    ("given", "says"),
     [
         ({"max_drop": 0.1}, "metric_direction"),
         ({"metric": "m.py:f"}, "metric needs max_drop"),
