@@ -160,7 +160,7 @@ def unmet(search: Search) -> AccuracyError:
         best = f": the best on {count} held-back samples is {said} with {share:.1%} of the MACs in int8"
     return AccuracyError(
         f"{goals} could not be met{best}",
-        "Ask for less, give more data (the margin for chance shrinks), or try --effort balanced.",
+        "Ask for less, give more data (the margin for chance shrinks), or try a higher --effort.",
     )
 
 

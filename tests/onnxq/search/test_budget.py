@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph
 
-RECIPE = Recipe(calibrator="minmax", high_precision="fp32")
+RECIPE = Recipe(effort="fast", calibrator="minmax", high_precision="fp32")
 
 
 def outputs(graph: Graph, data: list[dict[str, Any]]) -> list[list[Any]]:
@@ -174,7 +174,7 @@ def test_digits_holds_on_images_never_seen() -> None:
     """With few samples, too."""
     with np.load(DIGITS / "test.npz") as test:
         images = [{"image": image[np.newaxis]} for image in test["image"]]
-    recipe = Recipe(min_sqnr=42.0, calibrator="minmax", high_precision="fp32")
+    recipe = Recipe(effort="fast", min_sqnr=42.0, calibrator="minmax", high_precision="fp32")
     model = intake.load(DIGITS / "digits.onnx")
     for count in (12, 100):  # of the images that the network was not trained on either
         evaluation = onnxq.Evaluation(images[:count])
@@ -188,7 +188,7 @@ def test_digits_holds_on_images_never_seen() -> None:
 def test_minilm_holds_on_sentences_never_seen() -> None:
     files = sorted(cached("minilm/calib").glob("*.npz"))
     feeds = [dict(np.load(file)) for file in files[:56]]
-    recipe = Recipe(min_sqnr=15.0, calibrator="minmax", high_precision="fp32")
+    recipe = Recipe(effort="fast", min_sqnr=15.0, calibrator="minmax", high_precision="fp32")
     graph, plan = onnxq.quantize(cached("minilm/minilm.onnx"), feeds[:20], recipe)
     assert plan.budget is not None
     assert plan.budget.reverted
@@ -211,8 +211,8 @@ def test_minilm_holds_on_sentences_never_seen() -> None:
 )
 def test_targets_forms_and_modes(given: dict[str, Any], least: float) -> None:
     graph, data = chain(5, hard=(2,)), samples(48)
-    plain, _ = onnxq.quantize(graph, data, Recipe(calibrator="minmax", **given))
-    found, plan = onnxq.quantize(graph, data, Recipe(calibrator="minmax", min_sqnr=least, **given))
+    plain, _ = onnxq.quantize(graph, data, Recipe(effort="fast", calibrator="minmax", **given))
+    found, plan = onnxq.quantize(graph, data, Recipe(effort="fast", calibrator="minmax", min_sqnr=least, **given))
     assert plan.budget is not None
     assert 0 < len(plan.budget.reverted) < 5
     assert 0 < plan.int8_share() < 1
@@ -224,7 +224,7 @@ def test_targets_forms_and_modes(given: dict[str, Any], least: float) -> None:
 
 def test_every_tensor_quantized_for_dla() -> None:
     """Every group can be left out there too, whatever else is quantized for it."""
-    recipe = Recipe(target="tensorrt@10+dla", calibrator="minmax", max_samples=16, min_sqnr=34.0)
+    recipe = Recipe(target="tensorrt@10+dla", effort="fast", calibrator="minmax", max_samples=16, min_sqnr=34.0)
     _, plan = onnxq.quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", recipe)
     assert plan.budget is not None
     assert plan.budget.reverted

@@ -55,7 +55,7 @@ def onnxq(
 
 
 def test_sensitivity(onnxq: Callable[..., tuple[int, str, str]]) -> None:
-    status, out, _ = onnxq("sensitivity", "../m.onnx", "--data", "../data.npz", "-o", "s.json")
+    status, out, _ = onnxq("sensitivity", "../m.onnx", "--effort", "fast", "--data", "../data.npz", "-o", "s.json")
     assert status == 0
     assert "at outputs dB" in out
     assert "10 samples that did not calibrate" in out
@@ -67,7 +67,9 @@ def test_sensitivity(onnxq: Callable[..., tuple[int, str, str]]) -> None:
 
 
 def test_a_budget(onnxq: Callable[..., tuple[int, str, str]]) -> None:
-    status, out, _ = onnxq("quantize", "../m.onnx", "--data", "../data.npz", "--min-sqnr", "25", "--report", "r.html")
+    status, out, _ = onnxq(
+        "quantize", "../m.onnx", "--data", "../data.npz", "--effort", "fast", "--min-sqnr", "25", "--report", "r.html"
+    )
     assert status == 0
     assert "SQNR >= 25 dB holds:" in out
     assert "on 10 held-back samples" in out

@@ -18,7 +18,9 @@ RNG = np.random.default_rng(0)
 
 
 def prepared(graph: Graph, target: str = "tensorrt") -> api.Prepared:
-    return api.prepared(graph, Recipe(target=target, high_precision="fp32" if target == "tensorrt" else None))
+    return api.prepared(
+        graph, Recipe(target=target, effort="fast", high_precision="fp32" if target == "tensorrt" else None)
+    )
 
 
 def mats(count: int) -> dict[str, Array]:
@@ -85,7 +87,9 @@ def test_an_addition_turns_to_float_with_its_convolution() -> None:
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt@8", "ort-cpu", "ort-cuda"])
 def test_digits_without_each_group(target: str) -> None:
     """No use is quantized that was not before, statistics serve, and what is made is legal and runs."""
-    ready = api.prepared(DIGITS / "digits.onnx", Recipe(target=target, max_samples=4, calibrator="minmax"))
+    ready = api.prepared(
+        DIGITS / "digits.onnx", Recipe(target=target, effort="fast", max_samples=4, calibrator="minmax")
+    )
     statistics = api.measured(ready, DIGITS / "calib.npz")
     uses = {use for p in ready.plan.points.values() for use in p.uses}
     found = groups(ready.plan)
@@ -104,7 +108,7 @@ def test_digits_without_each_group(target: str) -> None:
 
 
 def test_original_weights_come_back_and_the_recipe_tells_it_again() -> None:
-    ready = api.prepared(DIGITS / "digits.onnx", Recipe(high_precision="fp32", max_samples=8))
+    ready = api.prepared(DIGITS / "digits.onnx", Recipe(effort="fast", high_precision="fp32", max_samples=8))
     statistics = api.measured(ready, DIGITS / "calib.npz")
     first = groups(ready.plan)[0]
     reverted = without(ready, [first])

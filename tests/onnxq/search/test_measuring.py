@@ -19,7 +19,7 @@ from onnxq.search.groups import groups, only
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECIPE = Recipe(calibrator="minmax", high_precision="fp32")
+RECIPE = Recipe(effort="fast", calibrator="minmax", high_precision="fp32")
 
 
 def test_a_hard_layer_comes_first_and_its_numbers_are_those_of_numpy() -> None:
@@ -119,7 +119,7 @@ def test_other_data_and_other_weights_have_other_keys() -> None:
         (chain(3), samples(16), RECIPE),
         (chain(3, hard=(1,)), samples(16), RECIPE),
         (chain(3), samples(17), RECIPE),
-        (chain(3), samples(16), Recipe(calibrator="mse", high_precision="fp32")),
+        (chain(3), samples(16), Recipe(effort="fast", calibrator="mse", high_precision="fp32")),
     ):
         trials, parts = _trials(api.prepared(graph, recipe), data, None, onnxq.monitor.SILENT)
         keys.add(key_of(trials, parts.key))
