@@ -18,7 +18,7 @@ from onnxq.intake import Model, load, open_data
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
-from onnxq.passes import Smooth, SplitOutliers, lower, prepare, share_weights, weight_grid
+from onnxq.passes import FitPairs, Smooth, SplitOutliers, lower, prepare, share_weights, weight_grid
 from onnxq.placement import placed, settled
 from onnxq.placement.bodies import within
 from onnxq.placement.dla import cover
@@ -188,7 +188,8 @@ def _drafted(model: Model, recipe: Recipe, monitor: Monitor) -> Prepared:
     monitor.stage("Preparing", None)
     target = get_target(recipe.target)
     graph = load(model)
-    passes = prepare(lowest_opset(recipe, target), target.placement)
+    passes: tuple[pipeline.Pass, ...] = prepare(lowest_opset(recipe, target), target.placement)
+    passes = (*passes, FitPairs(target.activation))
     pipeline.run(graph, passes)
     if recipe.custom_ops and learn_types(graph, recipe.custom_op_list, recipe.provider_list):
         pipeline.run(graph, passes)  # types that were unknown are inferred now

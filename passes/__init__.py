@@ -16,10 +16,12 @@ from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_bi
 from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
+from onnxq.passes.fit_pairs import FitPairs
 from onnxq.passes.fold_affine import fold_affine
 from onnxq.passes.fold_batch_norm import fold_batch_norm
 from onnxq.passes.fold_constants import fold_constants
 from onnxq.passes.fold_scales import fold_scales
+from onnxq.passes.from_qonnx import from_qonnx
 from onnxq.passes.fuse_layer_norm import fuse_layer_norm
 from onnxq.passes.high_precision import HighPrecision
 from onnxq.passes.imply_zero_points import imply_zero_points
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     Pass = Callable[[Graph], int]
 
 __all__ = [
+    "FitPairs",
     "RaiseOpset",
     "Smooth",
     "SplitOutliers",
@@ -86,6 +89,7 @@ def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
         infer_shapes,  # folding of Shape nodes needs static shapes
         Everywhere(remove_identities),  # an Identity between two nodes hides that one feeds the other
         Everywhere(fold_constants),  # weights computed in the graph become weights
+        from_qonnx,  # the scales it reads are constants now; the types of its pairs are inferred below
         inline_if,  # conditions that were computed from shapes
         Everywhere(sum_to_add),  # old exporters write residual additions as Sum
         infer_shapes,  # targets of Reshape and Expand are constants now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
 
 COPIES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 """Operators whose output holds exactly the values of their input."""
+
+
+WIDER = "onnxq.step_is_wider_by"
+"""Metadata of a DequantizeLinear that lost its zero point (`passes/fit_pairs.py`): its new step over its old one."""
 
 
 def origin(graph: Graph, value: Value) -> Value:
@@ -45,7 +50,20 @@ def shift_notes(graph: Graph) -> tuple[str, ...]:
     pairs = (n for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") and len(n.inputs) > 2)
     odd = [str(n.name) for n in pairs if (zero := graph.const(n.inputs[2])) is not None and zero.any()]
     text = "of the model's own Q and DQ nodes have a zero point other than 0; they are kept, but TensorRT refuses them"
-    return (f"{len(odd)} {text}: {', '.join(odd[:3])}",) if odd else ()
+    notes = (f"{len(odd)} {text}: {', '.join(odd[:3])}",) if odd else ()
+    return (*notes, *_fit_notes(graph))
+
+
+def _fit_notes(graph: Graph) -> tuple[str, ...]:
+    """What the pairs lost that had a zero point, which the target has not."""
+    found = {str(n.outputs[0].name): float(n.metadata_props.get(WIDER, 0)) for n in graph.nodes if n.outputs}
+    wider = {name: ratio for name, ratio in found.items() if ratio}
+    if not wider:
+        return ()
+    worst = max(wider, key=lambda name: wider[name])
+    lost = 20 * math.log10(wider[worst]) if wider[worst] > 1 else 0.0
+    grown = f"the step of {worst} grew most, {wider[worst]:.3f} times ({lost:.1f} dB)"
+    return (f"{len(wider)} of the model's own Q/DQ pairs had a zero point and are symmetric int8 now; {grown}",)
 
 
 def interpolates(graph: Graph, node: Node) -> bool:

@@ -1,0 +1,204 @@
+"""Models that were trained with quantization keep what they learned: torch.ao's Q/DQ, and QONNX as Brevitas has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Array, graph_of, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from legality import assert_legal
+
+from onnxq import Recipe, api
+from onnxq.errors import ModelError
+from onnxq.graph import Graph
+from onnxq.intake import load
+from onnxq.numerics import INT8, UINT8, sqnr_db
+from onnxq.passes import FitPairs
+from onnxq.passes.fit_pairs import symmetric
+from onnxq.passes.from_qonnx import from_qonnx
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+TORCH = Path(__file__).parents[1] / "data" / "qat_torch.onnx"
+RNG = np.random.default_rng(9)
+
+
+def pair(scale: float, zero: int, kind: str, **more: Array) -> Graph:
+    text = "(float[N,8] x) => (float[N,8] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    return graph_of(text, 17, s=np.array(scale, np.float32), z=np.array(zero, kind), **more)
+
+
+def parameters(graph: Graph) -> list[tuple[float, int, str]]:
+    found = []
+    for node in graph.nodes:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, zero = graph.const(node.inputs[1]), graph.const(node.inputs[2])
+            assert scale is not None
+            assert zero is not None
+            found.append((float(scale), int(zero), zero.dtype.name))
+    return found
+
+
+# -- zero points --------------------------------------------------------------------------------------------------
+
+
+def test_left_alone() -> None:
+    for graph, grid in ((pair(0.1, 0, "int8"), INT8), (pair(0.1, 7, "uint8"), UINT8)):
+        before = graph.digest()
+        assert FitPairs(grid)(graph) == 0
+        assert graph.digest() == before
+    shared = graph_of(
+        "(float[N,8] x) => (float[N,8] y, uint8[N,8] q) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }",
+        17,
+        s=np.array(0.1, np.float32),
+        z=np.array(3, np.uint8),
+    )
+    assert FitPairs(INT8)(shared) == 0  # the codes themselves are an output
+
+
+def test_the_middle_of_uint8_loses_nothing() -> None:
+    graph, plain = pair(0.1, 128, "uint8"), pair(0.1, 128, "uint8")
+    assert FitPairs(INT8)(graph) == 1
+    assert parameters(graph) == [(float(np.float32(0.1)), 0, "int8")] * 2
+    feed = {"x": RNG.normal(size=(64, 8)).astype(np.float32) * 8}
+    np.testing.assert_array_equal(run(graph, feed)[0], run(plain, feed)[0])
+
+
+@given(st.integers(0, 255), st.floats(1e-3, 10))
+@settings(max_examples=30, deadline=None)
+def test_the_new_grid_covers_the_old_one(zero: int, scale: float) -> None:
+    new, ratio = symmetric(np.array(scale, np.float32), np.array(zero, np.uint8))
+    reach = max(255 - zero, zero) * scale
+    assert ratio < 2.01
+    if zero != 128:
+        np.testing.assert_allclose(float(new) * 127, reach, rtol=1e-5)
+
+
+@pytest.mark.parametrize("zero", [0, 255])
+def test_weights_with_zero_points(zero: int) -> None:
+    held: dict[str, Array] = {
+        "w": RNG.integers(0, 256, (8, 6)).astype(np.uint8),
+        "s": np.linspace(0.01, 0.05, 6).astype(np.float32),
+        "z": np.full(6, zero, np.uint8),
+    }
+    text = "(float[N,8] x) => (float[N,6] y) { d = DequantizeLinear<axis=1>(w, s, z) y = MatMul(x, d) }"
+    graph, plain = graph_of(text, 17, **held), graph_of(text, 17, **held)
+    assert FitPairs(INT8)(graph) == 1
+    feed = {"x": np.eye(8, dtype=np.float32)}
+    exact, found = run(plain, feed)[0], run(graph, feed)[0]
+    step = np.abs(exact).max(axis=0) / 127
+    assert (np.abs(exact - found) <= step / 2 + 1e-6).all()
+
+
+# -- torch.ao -----------------------------------------------------------------------------------------------------
+
+
+def images(count: int) -> list[dict[str, Array]]:
+    return [{"image": (RNG.normal(size=(1, 3, 8, 8)) * 1.5 + 0.3).astype(np.float32)} for _ in range(count)]
+
+
+def test_torch_ao_on_tensorrt() -> None:
+    graph, plan = api.quantize(TORCH, images(8), Recipe(high_precision="fp32"))
+    assert_legal(graph.to_proto())
+    assert len(plan.kept) == 6
+    (note,) = [n for n in plan.notes if "symmetric int8 now" in n]
+    assert note.startswith("3 of the model's own")
+    assert "dB" in note
+    learned = {str(i.name): onnx.numpy_helper.to_array(i) for i in onnx.load(TORCH).graph.initializer}
+    scales = [graph.const(n.inputs[1]) for n in graph.nodes if n.op_type == "DequantizeLinear"]
+    for name in ("w.0.scale", "w.1.scale", "w.2.scale"):  # weights per channel, as they were trained
+        assert any(s is not None and np.array_equal(s, learned[name]) for s in scales)
+    assert all("already" in plan_reason(plan, op) for op in ("Conv",))
+    data = images(16)
+    exact, found = (np.concatenate([run(g, f)[0] for f in data]) for g in (load(TORCH), graph))
+    assert sqnr_db(exact, found) > 25
+
+
+def plan_reason(plan: Any, op: str) -> str:  # noqa: ANN401  a Plan
+    return str(next(d.reason for d in plan.decisions if d.op_type == op and d.quantized))
+
+
+def test_torch_ao_on_ort_cpu_keeps_every_scale() -> None:
+    graph, plan = api.quantize(TORCH, images(8), Recipe(target="ort-cpu"))
+    assert not [n for n in plan.notes if "symmetric int8 now" in n]
+    learned = {str(i.name): onnx.numpy_helper.to_array(i) for i in onnx.load(TORCH).graph.initializer}
+    held = [graph.const(v) for v in graph.weights.values()]
+    for name in ("a.0.scale", "a.1.scale", "a.2.scale"):
+        assert any(h is not None and h.size == 1 and h.reshape(-1)[0] == learned[name][0] for h in held)
+
+
+# -- QONNX --------------------------------------------------------------------------------------------------------
+
+
+def qonnx(bits: int, signed: int, narrow: int = 0, zero: float = 0.0, rounding: str = "ROUND") -> Graph:
+    """A Gemm as Brevitas exports it: activation and weight behind Quant nodes, the weight's per channel."""
+    number = onnx.helper.make_tensor
+    held = {
+        "s": np.array(0.05, np.float32),
+        "ws": np.linspace(0.01, 0.02, 4).reshape(4, 1).astype(np.float32),
+        "z": np.array(zero, np.float32),
+        "z0": np.array(0, np.float32),
+        "b": np.array(bits, np.float32),
+        "b8": np.array(8, np.float32),
+        "w": RNG.normal(size=(4, 8)).astype(np.float32),
+    }
+    domain = "qonnx.custom_op.general"
+    node = onnx.helper.make_node
+    kept: dict[str, Any] = {"signed": signed, "narrow": narrow, "rounding_mode": rounding}
+    nodes = [
+        node("Quant", ["x", "s", "z", "b"], ["xq"], domain=domain, **kept),
+        node("Quant", ["w", "ws", "z0", "b8"], ["wq"], domain=domain, signed=1, narrow=1, rounding_mode="ROUND"),
+        node("Gemm", ["xq", "wq"], ["y"], transB=1),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "brevitas",
+        [info("x", 1, ["N", 8])],
+        [info("y", 1, ["N", 4])],
+        [number(n, 1, a.shape, a.tobytes(), raw=True) for n, a in held.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 13), onnx.helper.make_opsetid(domain, 1)]
+    return Graph.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def rounded(x: npt.NDArray[Any], scale: npt.NDArray[Any], zero: float, low: int, high: int) -> npt.NDArray[np.float64]:
+    """Quant as the QONNX paper defines it, in float64."""
+    steps = np.clip(np.rint(x.astype(np.float64) / scale + zero), low, high)
+    return np.asarray((steps - zero) * scale, np.float64)
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "narrow", "zero", "low", "high"),
+    [(8, 1, 0, 0, -128, 127), (8, 1, 1, 0, -127, 127), (4, 1, 0, 0, -8, 7), (4, 0, 0, 0, 0, 15), (8, 0, 0, 20, 0, 255)],
+)
+def test_quant_nodes(bits: int, signed: int, narrow: int, zero: int, low: int, high: int) -> None:
+    graph = qonnx(bits, signed, narrow, zero)
+    w, ws, s = (graph.const(graph.weights[n]) for n in ("w", "ws", "s"))
+    assert w is not None
+    assert ws is not None
+    assert s is not None
+    assert from_qonnx(graph) == 2
+    x = (RNG.normal(size=(40, 8)) * 3).astype(np.float32)
+    exact = rounded(x, s, zero, low, high) @ rounded(w, ws, 0, -127, 127).T
+    np.testing.assert_allclose(run(graph, {"x": x})[0], exact, rtol=1e-4, atol=1e-4)
+
+
+def test_quant_nodes_on_tensorrt() -> None:
+    graph, plan = api.quantize(qonnx(8, 1), None, Recipe(high_precision="fp32"))
+    assert_legal(graph.to_proto())
+    assert {n.op_type for n in graph.nodes} == {"QuantizeLinear", "DequantizeLinear", "Gemm"}
+    assert plan.kept
+
+
+def test_quant_nodes_that_cannot_be_written() -> None:
+    with pytest.raises(ModelError, match="16 bits"):
+        from_qonnx(qonnx(16, 1))
+    with pytest.raises(ModelError, match="rounds by FLOOR"):
+        from_qonnx(qonnx(8, 1, rounding="FLOOR"))
