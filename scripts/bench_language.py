@@ -31,8 +31,8 @@ METHODS = ("nearest", "gptq", "awq")
 CPU: dict[str, object] = {"target": "ort-cpu"}
 NARROW: dict[str, object] = {"target": "ort-cpu", "mode": "weight-only"}
 SCHEMES: tuple[tuple[str, dict[str, object]], ...] = (
-    ("int8, static, ort-cpu", CPU),
-    ("int8, static, tensorrt's pairs", {"high_precision": "fp32"}),
+    ("int8, static, ort-cpu", {**CPU, "effort": "fast"}),
+    ("int8, static, tensorrt's pairs", {"high_precision": "fp32", "effort": "fast"}),
     ("the same, effort balanced (SmoothQuant)", {"high_precision": "fp32", "effort": "balanced"}),
     ("int8, dynamic, ort-cpu", {**CPU, "mode": "dynamic"}),
     ("int8, dynamic, outliers apart (LLM.int8)", {**CPU, "mode": "dynamic", "outlier_threshold": 6.0}),
