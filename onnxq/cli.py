@@ -59,7 +59,7 @@ def cli() -> None:
 
 
 for command in (
-    *(cli_statistics.calibrate, cli_statistics.merge, cli_statistics.export_cache),
+    *(cli_statistics.calibrate, cli_statistics.merge, cli_statistics.export_cache, cli_statistics.export_scales),
     *(cli_views.formats, cli_views.compare, cli_views.show, cli_views.check, cli_search.sensitivity),
 ):
     cli.add_command(command)

@@ -99,3 +99,20 @@ def export_cache(
     if lacking := exchange.without_scale(model, cache):
         click.echo(f"without a scale, so in float, {len(lacking)} tensors of the model: {', '.join(lacking)}")
         click.echo("  More are observed by `onnxq calibrate --all-tensors`; those that folding removes need none.")
+
+
+@click.command("export-scales")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
+@talk_options
+def export_scales(model: Path, output: Path, **options: Any) -> None:
+    """Write the scales of a quantized MODEL, from any tool, as JSON that a fine-tuning run can start from."""
+    from onnxq import files
+    from onnxq.handout import scales_json
+    from onnxq.intake import load
+
+    files.check_writable(output, *paths(model))
+    text = scales_json(load(model))
+    files.write_text(output, text)
+    if not options["quiet"]:
+        click.echo(f"{output}: the scales of {text.count('readers')} tensors")

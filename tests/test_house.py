@@ -51,7 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "placement",
     ),
     ("passes", "collect", "parts", "intake", "comparison", "proof", "improvement", "weights"),
-    ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving"),
+    ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving", "handout"),
     (
         "cli",
         "cli_options",
