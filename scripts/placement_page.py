@@ -39,7 +39,7 @@ def updated(page: str) -> str:
 
 def main() -> int:
     """Rewrite or check the page; return the exit status."""
-    sys.path.insert(0, str(ROOT / "tests"))  # where the graphs are
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the package before tests/onnxq; and where the graphs are
     page = PAGE.read_text(encoding="utf-8")
     new = updated(page)
     if sys.argv[1:] == ["--check"]:
