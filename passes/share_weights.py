@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.graph import share
-
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Value
 
@@ -20,6 +18,8 @@ LARGE = 2**20
 
 def share_weights(graph: Graph) -> int:
     """Let all users of equal weights in different graphs read one; return how many copies that saves."""
+    from onnxq.graph import share  # here, because importing the passes loads no library
+
     return share(graph, lambda value: _is_worth_it(graph, value) and not _is_narrow(value))
 
 
