@@ -158,6 +158,7 @@ class Budget:
         mac_share: share of the multiply-accumulates left in int8, 0 to 1.
         tried: every choice of groups that was measured, most in int8 first.
         sensitivity: what each group costs; None when everything could stay in int8.
+        of_calibration: whether the held-back samples are a part of the calibration data, not evaluation data.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -166,6 +167,7 @@ class Budget:
     mac_share: float
     tried: tuple[Tried, ...]
     sensitivity: Sensitivity | None = None
+    of_calibration: bool = False
 
     @property
     def pareto(self) -> tuple[Tried, ...]:
@@ -181,6 +183,7 @@ class Budget:
         return {
             "goals": [v.to_dict() for v in self.verdicts],
             "held_back_samples": self.held_back,
+            "of_calibration_data": self.of_calibration,
             "mac_share_int8": self.mac_share,
             "reverted": [r.to_dict() for r in self.reverted],
             "pareto": [t.to_dict() for t in self.pareto],

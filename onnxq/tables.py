@@ -165,6 +165,8 @@ def budget(found: Budget) -> Iterator[str]:
         yield table(("group", "reason"), [(_group(r.nodes), r.reason) for r in found.reverted])
     for verdict in found.verdicts:
         yield f"{verdict.goal} holds: {verdict} on {found.held_back} held-back samples"
+    if found.of_calibration:
+        yield "they are of the calibration data; on what the network was not trained on it may be less (--eval-data)"
 
 
 _SHOWN = 30

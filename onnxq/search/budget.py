@@ -56,6 +56,7 @@ class Search:
         searching: the samples that the search goes by.
         judging: the held-back samples.
         monitor: progress and warnings.
+        of_calibration: whether the held-back samples are a part of the calibration data.
         tried: reverted groups -> what was measured with them.
     """
 
@@ -65,6 +66,7 @@ class Search:
     searching: Exact
     judging: Exact
     monitor: Monitor
+    of_calibration: bool = True
     tried: dict[frozenset[str], Tried] = field(default_factory=dict)
     enough: dict[frozenset[str], bool] = field(default_factory=dict)
     best: tuple[tuple[Verdict, ...], float] | None = None
@@ -119,7 +121,8 @@ class Search:
         costs = {} if costs_of is None else {g.name: g for g in costs_of.groups}
         sent = tuple(Reverted(g.name, g.nodes, costs[g.name].share, costs[g.name].output_db) for g in reverted)
         tried = tuple(sorted(self.tried.values(), key=lambda t: (-t.mac_share, t.reverted)))
-        return Budget(verdicts, len(self.judging.feeds), sent, plan.int8_share(), tried, costs_of)
+        count = len(self.judging.feeds)
+        return Budget(verdicts, count, sent, plan.int8_share(), tried, costs_of, self.of_calibration)
 
 
 def within(search: Search, sensitivity: Sensitivity, floor: float = -math.inf) -> tuple[Graph, Plan]:

@@ -111,7 +111,7 @@ def within_budget(
     trials, parts = _trials(ready, data, evaluation.data, monitor, cache)
     monitor.stage("Running the float model", len(parts.searching) + len(parts.judging))
     exact = trials.exact(parts.searching, monitor), trials.exact(parts.judging, monitor)
-    search = Search(trials, groups(trials.ready.plan), goals, *exact, monitor)
+    search = Search(trials, groups(trials.ready.plan), goals, *exact, monitor, evaluation.data is None)
     monitor.stage("Judging", None)
     floor = float("-inf")
     if search.reaches((), floor):

@@ -73,6 +73,7 @@ def test_a_budget(onnxq: Callable[..., tuple[int, str, str]]) -> None:
     assert status == 0
     assert "SQNR >= 25 dB holds:" in out
     assert "on 10 held-back samples" in out
+    assert "they are of the calibration data" in out
     assert "reverted to float to hold the budget" in out
     assert "80.0% of their MACs" in out
     plan = json.loads(Path("m.int8.plan.json").read_text())
@@ -96,6 +97,7 @@ def test_a_metric_with_labels(onnxq: Callable[..., tuple[int, str, str]]) -> Non
     assert status == 0
     assert "drop of ../metric.py:hits <= 0.2 holds: " in out
     assert "on 30 held-back samples" in out
+    assert "of the calibration data" not in out
     status, _, err = onnxq(*given, *goal, "--metric", "../metric.py:broken")
     assert status == 1
     assert "metric.py:6: KeyError: 'logits'" in err
