@@ -141,7 +141,7 @@ def main() -> None:
     wanted = [c for c in columns() if not args.only or any(c.startswith(o) for o in args.only)]
     if not args.table:
         fill(names, wanted, args.samples, again=args.again)
-    print(accuracy_tables(CELLS, {n: SUBJECTS[n].invented for n in names}, list(columns())))
+    print(accuracy_tables(CELLS, {n: SUBJECTS[n].invented for n in names}, list(columns()), Recipe().effort))
 
 
 if __name__ == "__main__":
