@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import int8_work
 import peers
 from bench_tables import accuracy_tables
-from subjects import ROOT, SUBJECTS, shapes
+from subjects import ROOT, SUBJECTS
 
 from onnxq import Recipe, api
 from onnxq.recipe import EFFORTS
@@ -49,7 +49,7 @@ def ours(target: str, effort: str, calibrator: str) -> Callable[[str, int, Path]
     """`onnxq quantize --target TARGET --effort EFFORT --calibrator CALIBRATOR`, with float32 around int8."""
 
     def make(name: str, samples: int, folder: Path) -> tuple[Path, float]:
-        recipe = Recipe(target=target, effort=effort, calibrator=calibrator, shapes=shapes(name))
+        recipe = Recipe(target=target, effort=effort, calibrator=calibrator)
         if target != "ort-cpu":
             recipe = replace(recipe, high_precision="fp32")
         begun = time.perf_counter()

@@ -47,14 +47,6 @@ class Subject:
     invented: bool = False
 
 
-def shapes(name: str) -> str:
-    """What `--shapes` of onnxq takes: the sizes of the first calibration feed, its text LENGTH tokens long."""
-    feed = SUBJECTS[name].calibration(1)[0]
-    if set(TOKENS) <= set(feed):
-        return ",".join(f"{t}:1x{LENGTH}" for t in TOKENS)
-    return ",".join(f"{key}:{'x'.join(map(str, array.shape))}" for key, array in feed.items())
-
-
 def stacked(feeds: list[Feed]) -> Feed:
     """All feeds as one array an input, texts padded with zeros to LENGTH tokens: for tools that take one shape only."""
     return {key: np.concatenate([_padded(f[key]) if key in TOKENS else f[key] for f in feeds]) for key in feeds[0]}
