@@ -124,7 +124,7 @@ class Recipe:
     mode: str = _option(
         "static", "What is int8: activations and weights, with static or dynamic scales; weights.", MODES
     )
-    weight_bits: int | None = _option(None, "Width of weights, 8 or 4 (mode weight-only). [default: 8]")
+    weight_bits: int | None = _option(None, "Width of weights, 8, 4 or 3 (mode weight-only). [default: 8]")
     block_size: int | None = _option(None, "Values along K that share a scale (mode weight-only). [default: column]")
     weights: str | None = _option(
         None, "Format of weights, as int8/channel, int4/block:32, nf4/block:64+double; `onnxq formats` lists them."
