@@ -156,8 +156,9 @@ def _underflowing(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
     for point in plan.points.values():
         if point.params is not None and float(point.params.scale) < SMALLEST_SCALE:
             yield from ((node, f"the scale of {point.tensor} is too small for float16") for node, _ in point.uses)
+    weights = graph.weights
     for weight in plan.weights:
-        array = graph.const(graph.weights[weight.tensor])
+        array = graph.const(weights[weight.tensor])
         if array is None or array.dtype != np.float32:
             continue
         axes = tuple(i for i in range(array.ndim) if i != weight.axis)
@@ -175,7 +176,8 @@ def _long_biases(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
     layer's output is quantized again (its WeightBiasQuantization); a quotient beyond 65504 would become infinite.
     """
     scales = {use: p.params.scale for p in plan.points.values() if p.params is not None for use in p.uses}
-    weights = {node: graph.weights[w.tensor] for w in plan.weights for node, _ in w.uses}
+    stored = graph.weights
+    weights = {node: stored[w.tensor] for w in plan.weights for node, _ in w.uses}
     axes = {node: w.axis for w in plan.weights for node, _ in w.uses}
     for node in graph.nodes:
         name = node.name or ""

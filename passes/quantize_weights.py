@@ -39,9 +39,10 @@ class QuantizeWeights:
     def __call__(self, graph: Graph) -> int:
         """Return how many weights were quantized."""
         nodes = {n.name or "": n for n in graph.nodes}
+        weights = graph.weights
         for point in self.plan.weights:
-            real = self._dequantized(graph, point, graph.weights[point.tensor])
-            graph.replace_uses(graph.weights[point.tensor], real, [(nodes[n], i) for n, i in point.uses])
+            real = self._dequantized(graph, point, weights[point.tensor])
+            graph.replace_uses(weights[point.tensor], real, [(nodes[n], i) for n, i in point.uses])
         return len(self.plan.weights)
 
     def _dequantized(self, graph: Graph, point: WeightPoint, value: Value) -> Value:

@@ -43,7 +43,7 @@ class Graph:
         self._resource = resource  # keeps alive what lazily read weights need: a temporary folder, say
         self.body = body
         self._graph: ir.Graph = model.graph if body is None else body.graph
-        self._names: set[str] | None = None
+        self._names: dict[str, int] | None = None
 
     # -- coming and going ---------------------------------------------------------------------------------
 
@@ -244,8 +244,8 @@ class Graph:
         if self.body is not None:
             return self.body.around.fresh(name)
         if self._names is None:
-            self._names = {str(v.name) for v in all_values(self._graph)}
-            self._names |= {str(n.name) for n in self._graph.all_nodes()}
+            names = (*(v.name for v in all_values(self._graph)), *(n.name for n in self._graph.all_nodes()))
+            self._names = dict.fromkeys(map(str, names), 1)
         return numbered(name, self._names)
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> Value:

@@ -130,25 +130,29 @@ def _in_order(graph: ir.Graph) -> bool:
 
 def _name_nodes(graph: ir.Graph) -> None:
     """Give every node a unique name, made from its first output where it has none: stable under edits."""
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for node in graph.all_nodes():
         base = node.name or next((f"{node.op_type}:{v.name}" for v in node.outputs if v.name), node.op_type)
         node.name = numbered(base, seen)
 
 
-def numbered(name: str, taken: set[str]) -> str:
-    """The name, with the first free number behind it where it is taken; it is taken from now on."""
-    found, count = name, 1
+def numbered(name: str, taken: dict[str, int]) -> str:
+    """The name, with the first free number behind it where it is taken; it is taken from now on.
+
+    `taken` has for every name the number to try next: thousands of nodes may have the same name.
+    """
+    found, count = name, taken.get(name, 1)
     while found in taken:
         found, count = f"{name}_{count}", count + 1
-    taken.add(found)
+    taken[name] = count
+    taken.setdefault(found, 1)
     return found
 
 
 def _name_values(graph: ir.Graph) -> None:
     """Give every value inside bodies a name that no other has: two branches may use the same one."""
     own = (v for values in (graph.inputs, graph.initializers.values()) for v in values)
-    seen = {str(v.name) for v in (*own, *(v for node in graph for v in node.outputs))}
+    seen = dict.fromkeys((str(v.name) for v in (*own, *(v for node in graph for v in node.outputs))), 1)
     for body in graph.subgraphs():
         inside = (*body.inputs, *body.initializers.values(), *(v for node in body for v in node.outputs))
         for value in {id(v): v for v in inside if v.name}.values():

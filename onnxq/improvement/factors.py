@@ -6,6 +6,7 @@ others tell whether the quantized model really comes nearer to the float one. Wh
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,11 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
     """What to look at, for every site that a quantized linear node reads."""
     nodes = {str(n.name): n for n in graph.nodes}
     uses = {use: point.tensor for point in plan.points.values() for use in point.uses}
+    added = [t for (name, _), t in uses.items() if name in nodes and nodes[name].op_type == "Add"]
+    places: dict[str, list[int]] = {}
+    for place, tensor in enumerate(added):
+        places.setdefault(tensor, []).append(place)
+    little = _costing_little(graph, plan)
     found = {}
     for site in find_sites(graph):
         read: dict[tuple[str, str], list[Linear]] = {}
@@ -94,24 +100,23 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
                 read.setdefault((tensor, name if conv else ""), []).append(linear)
         if not read or not all(readable(graph, nodes[name]) for _, name in site.readers):
             continue
-        if site.explicit and site.convolves and not _costs_little(graph, plan, site):
+        if site.explicit and site.convolves and site.name not in little:
             continue
         found[site] = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
         if not site.explicit:
-            found[site] += [
-                _Wanted(tensor, site.axis, ())
-                for (name, _), tensor in uses.items()
-                if tensor in site.tensors and name in nodes and nodes[name].op_type == "Add"
-            ]
+            read_by_add = sorted(place for tensor in set(site.tensors) for place in places.get(tensor, ()))
+            found[site] += [_Wanted(added[place], site.axis, ()) for place in read_by_add]
     return found
 
 
-def _costs_little(graph: Graph, plan: Plan, site: Site) -> bool:
-    """Whether x' may be computed in front of a convolution: nothing else is bound to its scale, see `POINTWISE`."""
-    point = plan.points.get(site.name)
-    value = graph.find(site.name)
-    alone = point is not None and [p.group for p in plan.points.values()].count(point.group) == 1
-    return alone and value is not None and graph.producer(value, *POINTWISE) is not None
+def _costing_little(graph: Graph, plan: Plan) -> set[str]:
+    """Tensors x whose x' may be computed in front of a convolution: nothing else is bound to its scale.
+
+    See `POINTWISE`.
+    """
+    sizes = Counter(point.group for point in plan.points.values())
+    alone = {name for name, point in plan.points.items() if sizes[point.group] == 1}
+    return {str(v.name) for v in graph.values() if str(v.name) in alone and graph.producer(v, *POINTWISE)}
 
 
 def _chosen(

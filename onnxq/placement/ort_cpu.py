@@ -65,7 +65,7 @@ def place_cpu(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     _settle(choice)
     while _drop_poor_islands(choice):
         _settle(choice)
-    island = Island(graph, target, frozenset(choice.int8))
+    island = Island(graph, target, set(choice.int8))
     for node in graph.nodes:
         if (clamp := island.clamp_of(node)) is not None:
             choice.floats[clamp.name or ""] = "vanishes: the zero point before it is where it clips"
@@ -116,17 +116,20 @@ def _how(choice: _Choice, node: Node) -> str:
 
 def _settle(choice: _Choice) -> None:
     """Leave nodes without weights in float until each reads integers only and hands some on."""
+    island = Island(choice.graph, choice.target, set(choice.int8))
+    candidates = [node for node in choice.chosen() if node.op_type not in choice.target.weighted]
     changed = True
-    while changed:
-        changed = False
-        island = Island(choice.graph, choice.target, frozenset(choice.int8))
-        for node in choice.chosen():
-            if node.op_type in choice.target.weighted:
-                continue
+    while changed:  # forwards, then backwards, and so on: a chain of nodes falls in one go, from either end
+        left = []
+        for node in candidates:
             reason = _why_outside(island, node)
-            if reason is not None:
+            if reason is None:
+                left.append(node)
+            else:
                 choice.to_float(node, reason)
-                changed = True
+                island.drop(node)
+        changed = len(left) < len(candidates)
+        candidates = left[::-1]
 
 
 def _why_outside(island: Island, node: Node) -> str | None:
@@ -139,7 +142,7 @@ def _why_outside(island: Island, node: Node) -> str | None:
 
 def _drop_poor_islands(choice: _Choice) -> int:
     """Leave islands in float whose products do not pay for their borders; return how many nodes that were."""
-    island = Island(choice.graph, choice.target, frozenset(choice.int8))
+    island = Island(choice.graph, choice.target, set(choice.int8))
     dropped = 0
     for nodes in _components(island, choice.chosen()):
         work = sum(macs(choice.graph, node, choice.target) for node in nodes)
@@ -158,6 +161,7 @@ def _components(island: Island, nodes: list[Node]) -> Iterator[list[Node]]:
 
     def root(name: str) -> str:
         while leader[name] != name:
+            leader[name] = leader[leader[name]]  # halves the path: a chain of nodes is one long path
             name = leader[name]
         return name
 

@@ -37,7 +37,7 @@ class Island:
 
     graph: Graph
     target: Target
-    names: frozenset[str]
+    names: set[str]
     makers: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +48,24 @@ class Island:
             for end in self.ends(node)
         }
         object.__setattr__(self, "makers", found)
+
+    def drop(self, node: Node) -> None:
+        """Leave a node in float; what depends on it follows, but not other nodes."""
+        ends = self.ends(node)
+        self.names.discard(node.name or "")
+        for end in ends:
+            self.makers.pop(str(end.name), None)
+        for value in node.inputs:
+            maker = None if value is None else self._maker(value)
+            if maker is not None and not self.writes_int8(maker):
+                self.makers.pop(str(value.name), None)  # type: ignore[union-attr]  # it has a maker
+
+    def _maker(self, value: Value) -> Node | None:
+        """The integer node that writes the value in integers, be it through a clamp."""
+        name, node = self.makers.get(str(value.name)), value.producer()
+        if name is not None and node is not None and node.name != name:
+            node = None if node.inputs[0] is None else node.inputs[0].producer()
+        return None if name is None else node
 
     def operands(self, node: Node) -> list[Value]:
         """The activations that the node computes with."""
