@@ -25,8 +25,8 @@ from onnxq.placement.dla import cover
 from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
+from onnxq.schemes import backend
 from onnxq.statistics import Statistics, is_statistics
-from onnxq.targets import get_target
 from onnxq.weights import chosen_weights
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
         RecipeError: a rule matches nothing.
     """
     made = _drafted(model, recipe, monitor)
-    if not made.plan.weights and not made.plan.points and not made.plan.kept:
+    if made.plan.mode != "float" and not (made.plan.weights or made.plan.points or made.plan.kept):
         where = str(model) if isinstance(model, str | os.PathLike) else "the model"
         raise ModelError(f"there is nothing to quantize in {where}", made.plan.why_empty())
     return made
@@ -186,7 +186,7 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
 
 def _drafted(model: Model, recipe: Recipe, monitor: Monitor) -> Prepared:
     monitor.stage("Preparing", None)
-    target = get_target(recipe.target)
+    target = backend(recipe)
     graph = load(model)
     passes: tuple[pipeline.Pass, ...] = prepare(lowest_opset(recipe, target), target.placement)
     passes = (*passes, FitPairs(target.activation))
@@ -204,7 +204,7 @@ def planned(graph: Graph, recipe: Recipe) -> Plan:
     Raises:
         RecipeError: a rule matches nothing.
     """
-    target = get_target(recipe.target)
+    target = backend(recipe)
     plan = placed(graph, target, recipe)
     plan = replace(plan, float_type=recipe.float_type, notes=(*plan.notes, *notes(graph)))
     if target.every_tensor:
@@ -317,7 +317,7 @@ def lowered(
     Raises:
         StatisticsError: they belong to another model, or a tensor is in neither.
     """
-    target = get_target(ready.recipe.target)
+    target = backend(ready.recipe)
     monitor.stage("Choosing ranges", None)
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing, statistics.outliers)

@@ -49,18 +49,19 @@ def resolve(
         notes += _cache_notes(plan, cache, target, measured=statistics is not None)
     points: dict[str, Point] = {}
     for members in _groups(plan):
+        grid = members[0].qtype or target.activation
         found, name = _known_range(members, cache)
         if found is None:
             histogram = merged(members, {} if statistics is None else statistics.tensors)
             if histogram.amax == 0.0:
                 text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                 notes.append(f"{members[0].tensor}: {text}")
-            name = _calibrator_name(members, recipe)
-            found = make_calibrator(name, recipe.percentile)(histogram, target.activation)
+            name = _calibrator_name(members, recipe, grid)
+            found = make_calibrator(name, recipe.percentile)(histogram, grid)
             measured = [p for p in members if p.range is None]
             notes += _small_members(measured, {} if statistics is None else statistics.tensors, found)
         found = _inside(_covering(found, members), members)
-        params = params_from_range(*found, target.activation)
+        params = params_from_range(*found, grid)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
     return replace(plan, points=ordered, notes=tuple(notes))
@@ -167,10 +168,13 @@ def _inside(found: Range, members: Sequence[Point]) -> Range:
     return max(found[0], min(low, 0.0)), min(found[1], max(high, 0.0))
 
 
-def _calibrator_name(members: Sequence[Point], recipe: Recipe) -> str:
+def _calibrator_name(members: Sequence[Point], recipe: Recipe, grid: QType) -> str:
+    """A rule's, else the recipe's; `auto` weighs clipping against steps, which matter on grids of 8-bit integers."""
     said = [p.calibrator for p in members if p.calibrator is not None]
     if said:
         return said[0]
+    if recipe.calibrator == "auto" and grid.dtype not in ("int8", "uint8"):
+        return "minmax"
     return _unclipped(recipe, protected=any(p.protected for p in members))
 
 

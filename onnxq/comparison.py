@@ -356,16 +356,25 @@ def _unsigned(graph: Graph) -> bool:
     return any(graph.dtype(n.outputs[0]) == "uint8" for n in quantizers)
 
 
+def _float8(graph: Graph) -> bool:
+    """Whether an activation is quantized to float8: ONNX Runtime 1.31's optimizer spoils such models."""
+    quantizers = [n for n in graph.nodes if n.op_type == "QuantizeLinear" and not n.domain]
+    return any(str(graph.dtype(n.outputs[0])).startswith("float8") for n in quantizers)
+
+
 def _session(graph: Graph, names: Sequence[str], runtime: tuple[Sequence[str], Sequence[str]], folder: Path) -> Session:
     """`runtime`: the providers, and the custom-operator libraries."""
     providers, custom_ops = runtime
     as_written = not _unsigned(graph)  # int8 pairs are for TensorRT: this CPU's kernels are not what it is asked about
+    optimize = not _float8(graph)
     copy = graph.copy()
     values = {str(v.name): v for v in copy.values()}
     copy.set_outputs([values[name] for name in names])
     if not custom_ops:
         copy.remove_unused()  # custom nodes among them
     if weight_bytes(copy) <= SPILL_BYTES:
-        return Session(copy.to_proto().SerializeToString(), providers, as_written=as_written, custom_ops=custom_ops)
+        proto = copy.to_proto().SerializeToString()
+        return Session(proto, providers, optimize=optimize, as_written=as_written, custom_ops=custom_ops)
     folder.mkdir()
-    return Session(write_for_runtime(copy, folder), providers, as_written=as_written, custom_ops=custom_ops)
+    written = write_for_runtime(copy, folder)
+    return Session(written, providers, optimize=optimize, as_written=as_written, custom_ops=custom_ops)

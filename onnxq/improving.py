@@ -15,6 +15,7 @@ from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
+from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
 
@@ -47,7 +48,9 @@ def improved(
         source = rereadable(source)
         better, chosen = from_data(ready, source, api.smoothed, monitor)
         return replace(api.observe(better, source, monitor, running=running), **chosen)
-    if recipe.effort != "fast" and ready.plan.mode == "static" and not get_target(recipe.target).every_tensor:
+    # Factors and codes are chosen for the steps of 8-bit integers.
+    fits = not get_target(recipe.target).every_tensor and backend(recipe).activation.dtype in ("int8", "uint8")
+    if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
         source = rereadable(source)
         picked, factors = _factors(ready, source, monitor)
     better = api.smoothed(ready, factors)

@@ -6,7 +6,7 @@ from math import inf, prod
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
-from onnxq.formats import cell, check_cell
+from onnxq.formats import Format, cell, check_cell
 from onnxq.formats.grammar import SMALLEST_BLOCK
 from onnxq.schemes import formats_of, weight_format
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
 
-MODES = ("static", "dynamic", "weight-only", "auto")
+MODES = ("static", "dynamic", "weight-only", "float", "auto")
 
 FEW_ROWS = 16
 """Up to so many rows a product reads far more weight than activation, and reading a narrower weight is what pays.
@@ -60,8 +60,7 @@ def check_mode(recipe: Recipe, target: Target) -> None:
         raise RecipeError(
             f"{target.name} takes weights in blocks in {known} bits only", "Choose other bits, or no block_size."
         )
-    if recipe.mode == "weight-only":
-        check_cell(weight_format(recipe, target), "weights", target.name)
+    _check_stored(recipe, target)
     if recipe.float_type == "bfloat16" and target.products == "integer":
         raise RecipeError(
             f"{target.name} cannot run with bf16: its QuantizeLinear takes float32 and float16", "Give fp16 or fp32."
@@ -85,12 +84,28 @@ def _check_outliers(recipe: Recipe) -> None:
         )
 
 
+def _check_stored(recipe: Recipe, target: Target) -> None:
+    """Whether the target takes what weights are stored in, where no activation is quantized."""
+    if recipe.mode == "float" and recipe.float_type == "float32":
+        raise RecipeError("mode float leaves the model as it is", "Give --high-precision fp16 or bf16.")
+    if recipe.mode == "float":
+        check_cell(_half(recipe, target), "weights", target.name)
+    if recipe.mode == "weight-only":
+        check_cell(weight_format(recipe, target), "weights", target.name)
+
+
 def lowest_opset(recipe: Recipe, target: Target) -> int:
     """The lowest opset in which everything the recipe asks for can be written."""
+    if recipe.mode == "float":
+        return max(target.min_opset, cell(_half(recipe, target), "weights", target.name).opset)
     half = recipe.float_type != "float32"
     weights = max(cell(f, "weights", target.name).opset for f in formats_of(recipe, target))
     activations = max(cell(f, "activations", target.name).opset for f in formats_of(recipe, target))
     return max(target.min_opset, HALF_OPSET if half else 0, weights, activations)
+
+
+def _half(recipe: Recipe, target: Target) -> Format:
+    return Format(recipe.high_precision or target.high_precision)
 
 
 def mode_of(graph: Graph, target: Target, recipe: Recipe) -> str:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -24,12 +25,19 @@ _FINE = (0.03, 0.02, 0.01, -0.01, -0.02, -0.03)
 """Moves of a weight's clipping value that are tried, as fractions of max|w|: first all, then around the best."""
 
 
+FLOAT8: dict[str, tuple[Any, int]] = {
+    "float8_e4m3fn": (ml_dtypes.float8_e4m3fn, 448),
+    "float8_e5m2": (ml_dtypes.float8_e5m2, 57344),
+}
+"""Name of a float8 type -> (numpy's type, largest finite number)."""
+
+
 @dataclass(frozen=True)
 class QType:
-    """An integer type and the grid used on it.
+    """An integer or float8 type and the grid used on it.
 
     Attributes:
-        dtype: numpy name of the stored type, "int8" or "uint8".
+        dtype: numpy name of the stored type, as "int8", "uint8", "int16", "float8_e4m3fn".
         symmetric: the zero point is fixed (0 for signed, the middle for unsigned).
         narrow: a signed type leaves its lowest code unused (int8: -127..127), as weights do.
         limit: codes go from -limit to limit only (signed types); None for all codes.
@@ -41,20 +49,32 @@ class QType:
     limit: int | None = None
 
     @property
+    def floating(self) -> bool:
+        """Whether codes are float8 numbers; their zero point is 0."""
+        return self.dtype in FLOAT8
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """The stored type."""
+        return np.dtype(FLOAT8[self.dtype][0] if self.floating else self.dtype)
+
+    @property
     def signed(self) -> bool:
         """Whether codes below zero exist."""
-        return bool(np.iinfo(self.dtype).min < 0)
+        return self.floating or bool(np.iinfo(self.dtype).min < 0)
 
     @property
     def qmin(self) -> int:
         """Lowest code that is used."""
-        if self.limit is not None:
-            return -self.limit
+        if self.limit is not None or self.floating:
+            return -self.qmax
         return int(np.iinfo(self.dtype).min) + (1 if self.narrow and self.signed else 0)
 
     @property
     def qmax(self) -> int:
         """Highest code."""
+        if self.floating:
+            return FLOAT8[self.dtype][1]
         return self.limit if self.limit is not None else int(np.iinfo(self.dtype).max)
 
 
@@ -113,13 +133,14 @@ def params_from_range(lo: float, hi: float, qtype: QType) -> QuantParams:
     scale, zero_point = affine(lo, hi, qtype)
     if scale > np.finfo(np.float32).max:
         raise ValueError(f"the scale of ({lo}, {hi}) does not fit float32")
-    return QuantParams(np.asarray(scale, np.float32), np.asarray(zero_point, qtype.dtype), qtype)
+    return QuantParams(np.asarray(scale, np.float32), np.asarray(zero_point, qtype.stored), qtype)
 
 
 def quantize(x: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.integer]:
     """Codes of x, of x's shape: saturate(round_half_even(x / scale) + zero_point).
 
-    ONNX QuantizeLinear, with x / scale in float32 as ONNX Runtime computes it; a narrow type saturates at its
+    ONNX QuantizeLinear, with x / scale in float32 as ONNX Runtime computes it; float8 codes are rounded by their type,
+    and saturate. A narrow type saturates at its
     own qmin, which ONNX cannot express.
 
     Raises:
@@ -130,6 +151,9 @@ def quantize(x: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.integer
         codes = np.asarray(x, np.float32) / _along(params.scale, x.ndim, params.axis)
     if np.isnan(codes).any():
         raise ValueError("NaN cannot be quantized")
+    if qtype.floating:
+        rounded: npt.NDArray[Any] = np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.stored)
+        return rounded
     codes = np.rint(codes) + _along(params.zero_point, x.ndim, params.axis).astype(np.float32)
     saturated: npt.NDArray[np.integer] = np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.dtype)
     return saturated
@@ -137,6 +161,9 @@ def quantize(x: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.integer
 
 def dequantize(q: npt.NDArray[np.integer], params: QuantParams) -> npt.NDArray[np.float32]:
     """(q - zero_point) * scale in float32, of q's shape: ONNX DequantizeLinear."""
+    if params.qtype.floating:
+        real: npt.NDArray[np.float32] = q.astype(np.float32) * _along(params.scale, q.ndim, params.axis)
+        return real
     steps = q.astype(np.int32) - _along(params.zero_point, q.ndim, params.axis).astype(np.int32)
     scaled: npt.NDArray[np.float32] = steps.astype(np.float32) * _along(params.scale, q.ndim, params.axis)
     return scaled
@@ -170,7 +197,7 @@ def weight_params(
     scale, zero_point = affine(-amax, amax, qtype)
     shape = () if axis is None else amax.shape
     return QuantParams(
-        scale.astype(np.float32).reshape(shape), zero_point.astype(qtype.dtype).reshape(shape), qtype, axis
+        scale.astype(np.float32).reshape(shape), zero_point.astype(qtype.stored).reshape(shape), qtype, axis
     )
 
 

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxq.formats import Format
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Point:
         params: quantization parameters; None until resolved.
         output: whether the model output of that name is behind the pair too.
         bounds: what the Relu or Clip that makes it leaves; its range reaches no further.
+        qtype: its grid where a rule asks for another than the target's.
     """
 
     tensor: str
@@ -55,6 +58,7 @@ class Point:
     params: QuantParams | None = None
     output: bool = False
     bounds: Range = (-math.inf, math.inf)
+    qtype: QType | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Decision:
     """What becomes of one node: `reason` is why it stays in float, or what makes it int8.
 
     dtype: the type it computes in when it is not int8, and its scales' type when it is.
+    number: the type of its quantized inputs.
     macs: multiply-accumulates of one run with unknown dimensions counted as 1; 0 for nodes without any.
     """
 
@@ -102,11 +107,12 @@ class Decision:
     reason: str
     macs: int = 0
     dtype: str = "float32"
+    number: str = "int8"
 
     @property
     def precision(self) -> str:
-        """What it computes in: "int8" or its floating-point type."""
-        return "int8" if self.quantized else self.dtype
+        """What it computes in: int8, another quantized type, or its floating-point type."""
+        return self.number if self.quantized else self.dtype
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ def _tensor_dict(point: Point) -> dict[str, Any]:
         said |= {
             "range": [float(point.range[0]), float(point.range[1])],
             "scale": float(point.params.scale),
-            "zero_point": int(point.params.zero_point),
+            "zero_point": int(point.params.zero_point.astype(np.int32)),
             "dtype": point.params.qtype.dtype,
             "calibrator": point.chosen,
         }

@@ -14,7 +14,7 @@ from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError, known_names
 from onnxq.modes import MODES, check_mode
 from onnxq.runtime import provider_names
-from onnxq.schemes import check_formats, mode_for, parsed
+from onnxq.schemes import check_formats, float_for, mode_for, parsed
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ class Recipe:
     shard: str = _option("", "Only one part of the samples, as 1/4 ... 4/4: each sample falls to one by its hash.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
     mode: str = _option(
-        "static", "What is int8: activations and weights, with static or dynamic scales; weights.", MODES
+        "static",
+        "What is int8: activations and weights, with static or dynamic scales; weights; nothing (float).",
+        MODES,
     )
     weight_bits: int | None = _option(None, "Width of weights, 8, 4 or 3 (mode weight-only). [default: 8]")
     block_size: int | None = _option(None, "Values along K that share a scale (mode weight-only). [default: column]")
@@ -143,6 +145,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _normalize(self)
         object.__setattr__(self, "mode", mode_for(parsed(self.weights), parsed(self.activations), self.mode))
+        object.__setattr__(self, "high_precision", float_for(self))
         object.__setattr__(self, "rules", tuple(self.rules))
         if self.max_samples is not None and self.max_samples < 1:
             raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
@@ -324,7 +327,7 @@ def _check_cpu(recipe: Recipe) -> None:
     if not cpu and (recipe.reduce_range or recipe.format != "qdq"):
         said = "reduce_range" if recipe.reduce_range else f"format {recipe.format}"
         raise RecipeError(f"{said} is for target ort-cpu, not {recipe.target}", "Leave it out, or change the target.")
-    if cpu and recipe.float_type != "float32":
+    if cpu and recipe.mode != "float" and recipe.float_type != "float32":
         raise RecipeError(
             f"{recipe.target} runs its float part in fp32, not {recipe.high_precision}",
             "Its integer kernels take float32 scales, and half precision is slow on CPUs. Leave high_precision out.",

@@ -13,11 +13,12 @@ from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from onnxq.comparison import Comparison
     from onnxq.graph import Graph
-    from onnxq.plan import Plan
+    from onnxq.plan import Decision, Plan
     from onnxq.recipe import Recipe
     from onnxq.statistics import Statistics
 
@@ -36,7 +37,8 @@ class Summary:
         reasons: (reason, op type, how many) of the weighted nodes left in float.
         others: the same for the other nodes.
         fallback: (op type, how many) of the nodes that a DLA leaves to the GPU, most frequent first.
-        stored: type of the stored weights of products, "int8" or "int4".
+        stored: narrowest type of the stored weights.
+        number: what most of the quantized ones compute in.
     """
 
     weighted: int
@@ -49,25 +51,49 @@ class Summary:
     others: tuple[tuple[str, str, int], ...]
     fallback: tuple[tuple[str, int], ...] = ()
     stored: str = "int8"
+    number: str = "int8"
 
 
 def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summary:
     """Count what the plan does."""
     weighted_ops = set(get_target(plan.target).weighted)
     weighted = [d for d in plan.decisions if d.op_type in weighted_ops]
-    reasons = plan.reasons()
+    reasons = plan.reasons() if plan.mode != "float" else _kept_wide(plan)
     return Summary(
         weighted=len(weighted),
-        int8=sum(d.quantized for d in weighted),
+        int8=sum(d.quantized or _halved(d, plan) for d in weighted),
         computed=bool(plan.points or plan.kept or not plan.weights or plan.mode == "dynamic"),
-        mac_share=plan.int8_share(),
+        mac_share=plan.int8_share() if plan.mode != "float" else _halved_share(plan),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         reasons=tuple(r for r in reasons if r[1] in weighted_ops),
         others=tuple(r for r in reasons if r[1] not in weighted_ops),
-        stored=f"int{min((w.bits for w in plan.weights), default=8)}",
+        stored=min(plan.weights, key=lambda w: w.bits).format.type if plan.weights else "int8",
+        number=_usual(weighted, plan.mode),
         fallback=tuple(Counter(d.op_type for d in plan.decisions if FALLS_BACK in d.reason).most_common()),
     )
+
+
+def _halved(decision: Decision, plan: Plan) -> bool:
+    """Whether mode float brought the node to its type."""
+    return plan.mode == "float" and decision.dtype == plan.float_type
+
+
+def _halved_share(plan: Plan) -> float:
+    total = sum(d.macs for d in plan.decisions)
+    return sum(d.macs for d in plan.decisions if _halved(d, plan)) / total if total else 0.0
+
+
+def _kept_wide(plan: Plan) -> list[tuple[str, str, int]]:
+    """(reason, op type, how many) of what mode float leaves in float32."""
+    counts = Counter((d.reason, d.op_type) for d in plan.decisions if not _halved(d, plan))
+    return [(reason, op, count) for (reason, op), count in counts.most_common()]
+
+
+def _usual(weighted: Sequence[Decision], mode: str) -> str:
+    """What most of the quantized ones compute in; in mode float, all of them."""
+    found = Counter(d.precision for d in weighted if d.quantized or mode == "float").most_common(1)
+    return found[0][0] if found else "int8"
 
 
 def plan_json(plan: Plan, recipe: Recipe, statistics: Statistics | None) -> str:

@@ -7,10 +7,13 @@ block_size 32 is weights int4/block:32.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnxq.errors import RecipeError
 from onnxq.formats import Format, check_cell
+from onnxq.numerics import INT8, UINT8, QType
+from onnxq.targets import get_target
 
 if TYPE_CHECKING:
     from onnxq.recipe import Recipe, Rule
@@ -18,6 +21,19 @@ if TYPE_CHECKING:
 
 BESIDE_INTEGERS = (Format("int8", "channel"), Format("int8", "tensor"))
 """Weights that go with integer activations, scales static or dynamic."""
+
+HALVES = ("fp16", "bf16")
+FLOAT8 = ("fp8e4m3", "fp8e5m2")
+
+GRIDS: dict[str, QType] = {
+    "int8": INT8,
+    "uint8": UINT8,
+    "int16": QType("int16", narrow=True),
+    "uint16": QType("uint16", symmetric=False),
+    "fp8e4m3": QType("float8_e4m3fn"),
+    "fp8e5m2": QType("float8_e5m2"),
+}
+"""Type of activations with static scales -> their grid."""
 
 PARTNERS: dict[str, tuple[str, ...]] = {
     "int8": ("int8",),
@@ -45,7 +61,9 @@ def mode_for(weights: Format | None, activations: Format | None, mode: str) -> s
     Raises:
         RecipeError: formats and mode contradict each other.
     """
-    if activations is not None:
+    if {f.type for f in (weights, activations) if f is not None} & set(HALVES):
+        wanted = "float"
+    elif activations is not None:
         wanted = "weight-only" if activations.type == "float" else "dynamic" if activations.dynamic else "static"
     elif weights is not None and weights not in BESIDE_INTEGERS:
         wanted = "weight-only"  # no kernel multiplies them by int8
@@ -55,6 +73,54 @@ def mode_for(weights: Format | None, activations: Format | None, mode: str) -> s
         said = f"activations {activations}" if activations is not None else f"weights {weights}"
         raise RecipeError(f"mode {mode} and {said} contradict each other", f"Leave the mode out: it is {wanted}.")
     return wanted
+
+
+def float_for(recipe: Recipe) -> str | None:
+    """The recipe's high_precision, or the half type that its weights and activations name.
+
+    Raises:
+        RecipeError: they name different types.
+    """
+    said = {f.type for f in (parsed(recipe.weights), parsed(recipe.activations)) if f is not None}
+    if not said & set(HALVES):
+        return recipe.high_precision
+    said |= {recipe.high_precision} if recipe.high_precision is not None else set()
+    if len(said) > 1:
+        raise RecipeError(
+            f"weights, activations and high_precision name different types: {', '.join(sorted(said))}",
+            f"A model goes to one type as a whole: --weights {min(said & set(HALVES))} alone.",
+        )
+    return said.pop()
+
+
+def backend(recipe: Recipe) -> Target:
+    """The recipe's target, with the grids that its activations ask for.
+
+    In types that ONNX Runtime's CPU provider has no integer kernels for, pairs stand where TensorRT wants them.
+    """
+    target, activations = get_target(recipe.target), parsed(recipe.activations)
+    if activations is None or activations.dynamic or activations.type not in GRIDS:
+        return target
+    weights = parsed(recipe.weights)
+    grid = GRIDS[activations.type]
+    weight = GRIDS[PARTNERS[activations.type][0] if weights is None else weights.type]
+    if grid.dtype == target.activation.dtype:
+        return target
+    return replace(
+        target,
+        activation=grid,
+        weight=weight if weight.floating else target.weight,
+        placement="tensorrt",
+        both_ends=frozenset(),
+    )
+
+
+def weight_only(rule: Rule) -> bool:
+    """Whether a rule asks for narrow weights beside float inputs."""
+    weights, activations = parsed(rule.weights), parsed(rule.activations)
+    if activations is not None:
+        return activations.type == "float"
+    return weights is not None and weights not in BESIDE_INTEGERS and weights.type not in FLOAT8
 
 
 def weight_format(recipe: Recipe, target: Target) -> Format:
@@ -101,10 +167,12 @@ def check_formats(recipe: Recipe, target: Target) -> None:
         )
     if activations is not None:
         check_cell(activations, "activations", target.name)
-        if activations.type != "float":
+        if activations.type not in ("float", *HALVES):
             _check_pair(weights, activations)
+            _check_fine(recipe, activations)
     for rule in recipe.rules:
         _check_rule(rule, target)
+        _check_mixture(rule, activations)
 
 
 def _check_rule(rule: Rule, target: Target) -> None:
@@ -115,6 +183,35 @@ def _check_rule(rule: Rule, target: Target) -> None:
             check_cell(Format.parse(text), role, target.name)
         except RecipeError as error:
             raise RecipeError(f"the rule for {rule}: {error.message}", error.hint) from error
+
+
+def _check_fine(recipe: Recipe, activations: Format) -> None:
+    """What is there for 8-bit integers only."""
+    if activations.type in ("int8", "uint8"):
+        return
+    for name, value, plain in (
+        ("calibrator", recipe.calibrator, ("auto", "minmax", "percentile")),
+        ("weight_range", recipe.weight_range, ("absmax",) if activations.type in FLOAT8 else ("absmax", "mse")),
+        ("format", recipe.format, ("qdq",)),
+    ):
+        if value not in plain:
+            raise RecipeError(
+                f"{name} {value} is made for integers of 8 bits, not for activations in {activations}",
+                f"It can be {' or '.join(plain)}.",
+            )
+
+
+def _check_mixture(rule: Rule, activations: Format | None) -> None:
+    said = parsed(rule.activations)
+    if said is None or said.type == "float":
+        return
+    if (said.type in FLOAT8) != (activations is not None and activations.type in FLOAT8):
+        raise RecipeError(
+            f"the rule for {rule}: activations in {said} beside {activations or 'int8'} ones",
+            "No backend takes float8 and integers in one model. Use one for all, or leave these nodes in float.",
+        )
+    if said.dynamic or said.type in HALVES:
+        raise RecipeError(f"the rule for {rule}: {said} is for whole models", "Say it without a rule.")
 
 
 def _check_float(weights: Format) -> None:

@@ -33,13 +33,17 @@ def summary_lines(summary: Summary) -> Iterator[str]:
         nodes = ", ".join(f"{count} {op}" for op, count in summary.fallback)
         yield f"not for DLA, falls back to the GPU: {nodes}"
     share = f"{summary.int8} of {summary.weighted} weighted operators, {summary.mac_share:.1%} of their MACs"
-    yield f"int8: {share}" if summary.computed else f"{summary.stored} weights only, all computed in float: {share}"
+    yield (
+        f"{summary.number}: {share}"
+        if summary.computed
+        else f"{summary.stored} weights only, all computed in float: {share}"
+    )
 
 
 def decisions(plan: Plan, *, every: bool) -> str:
     """A table of what becomes of the nodes; of those that are int8 or could be, when not of `every` one."""
     shown = [d for d in plan.decisions if every or d.macs or d.quantized]
-    rows = [("int8" if d.quantized else "float", d.op_type, d.node, d.reason) for d in shown]
+    rows = [(d.number if d.quantized else "float", d.op_type, d.node, d.reason) for d in shown]
     return table(("precision", "operator", "node", "reason"), rows)
 
 

@@ -45,6 +45,7 @@ from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
 from onnxq.pipeline import Everywhere
+from onnxq.plan import INT8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from onnxq.blocks import Blocks
     from onnxq.graph import Graph
     from onnxq.numerics import QType
-    from onnxq.plan import Plan
+    from onnxq.plan import Plan, WeightPoint
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
 
@@ -113,7 +114,26 @@ def lower(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Block
     if chosen:
         return _lower_weights(plan, target, recipe, chosen)
     kind = target.placement if plan.mode == "static" else plan.mode
-    return LOWERINGS.get(kind, _lower_qdq)(plan, target, recipe)
+    lowering = LOWERINGS.get(kind, _lower_qdq)
+    narrow = _narrow(plan) if plan.mode == "static" else ()
+    if not narrow:
+        return lowering(plan, target, recipe)
+    rest = replace(plan, weights=tuple(w for w in plan.weights if w not in narrow))
+    return (NarrowWeights(replace(plan, weights=narrow), recipe.weight_range), *lowering(rest, target, recipe))
+
+
+def _narrow(plan: Plan) -> tuple[WeightPoint, ...]:
+    """The weights of products that are stored in other formats than those beside integer inputs."""
+    ops = {d.node: d.op_type for d in plan.decisions}
+    return tuple(w for w in plan.weights if w.format != INT8 and ops[w.uses[0][0]] in ("MatMul", "Gemm"))
+
+
+def _lower_float(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    del target
+    return (
+        HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32"),
+        remove_unused,
+    )
 
 
 def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
@@ -168,7 +188,8 @@ def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
 def _lower_weights(
     plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Blocks] | None = None
 ) -> tuple[Pass, ...]:
-    if target.placement == "tensorrt" and not chosen and not any(w.block_size for w in plan.weights):
+    plain = all(w.format.type == "int8" and not w.block_size for w in plan.weights)
+    if target.placement == "tensorrt" and not chosen and plain:
         return _lower_qdq(plan, target, recipe)  # it takes a DequantizeLinear on every kind of weight
     half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
     ops = {d.node: d.op_type for d in plan.decisions}
@@ -199,5 +220,6 @@ LOWERINGS: dict[str, Callable[[Plan, Target, Recipe], tuple[Pass, ...]]] = {
     "ort-cuda": _lower_cuda,
     "weight-only": _lower_weights,
     "dynamic": _lower_dynamic,
+    "float": _lower_float,
 }
 """`Target.placement`, or a mode but static -> how a plan is written, where not as Q/DQ pairs for TensorRT."""

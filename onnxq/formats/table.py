@@ -49,6 +49,8 @@ class Row:
     seen: str = CPU
 
 
+QDQ = "QuantizeLinear, DequantizeLinear"
+
 ROWS: tuple[Row, ...] = (
     Row("weights", ("int8",), ("channel",), (*TENSORRT, *ORT), 13, "DequantizeLinear"),
     Row("weights", ("int8", "int4", "int3"), ("block",), ORT, 21, "DequantizeLinear(block_size)"),
@@ -69,6 +71,14 @@ ROWS: tuple[Row, ...] = (
     Row("activations", ("int8",), ("tensor",), (*TENSORRT, "ort-cuda"), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8",), ("tensor",), ("ort-cpu",), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8+dynamic",), ("tensor",), ("ort-cpu",), 13, "DynamicQuantizeLinear"),
+    Row("activations", ("int16", "uint16"), ("tensor",), ("ort-cpu",), 21, QDQ),
+    Row("weights", ("fp8e4m3",), ("channel", "tensor"), NEW_TENSORRT, 19, "DequantizeLinear"),
+    Row("activations", ("fp8e4m3",), ("tensor",), NEW_TENSORRT, 19, QDQ),
+    Row("weights", ("int8",), ("tensor",), (*TENSORRT, "ort-cuda"), 13, "DequantizeLinear"),
+    Row("weights", ("fp16",), ("",), (*TENSORRT, *ORT), 13, "float16 tensors"),
+    Row("activations", ("fp16",), ("",), (*TENSORRT, *ORT), 13, "float16 tensors"),
+    Row("weights", ("bf16",), ("",), NEW_TENSORRT, 22, "bfloat16 tensors"),  # that of Conv
+    Row("activations", ("bf16",), ("",), NEW_TENSORRT, 22, "bfloat16 tensors"),
     Row("activations", ("float",), ("",), (*TENSORRT, *ORT), 13, "as it is"),
 )
 
@@ -76,6 +86,8 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", (), ("tensorrt@8+dla", "tensorrt@10+dla", "tensorrt@11+dla"), "a DLA computes in int8 and fp16 only"),
     ("", ("fp8e4m3", "fp8e5m2"), ("tensorrt@8",), "TensorRT has float8 from 10 on"),
     ("", ("fp8e5m2",), NEW_TENSORRT, "of the float8 types TensorRT takes E4M3 only"),
+    ("", ("bf16",), ("tensorrt@8",), "TensorRT has bfloat16 from 9 on"),
+    ("", ("bf16",), ("ort-cpu", "ort-cuda"), "ONNX Runtime has too few bfloat16 kernels to run a model"),
     ("", ("int16", "uint16"), TENSORRT, "TensorRT has no 16-bit integers"),
     ("", ("uint8", "uint4"), TENSORRT, "TensorRT's zero points are all 0, so it takes signed types only"),
     ("", ("int8",), TENSORRT, "TensorRT takes blocks of 4-bit weights only, and scales that are constants"),
@@ -84,6 +96,7 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", (), TENSORRT, "TensorRT's parser has no such type, and would expand the tables that spell it to float"),
     ("activations", (), ("ort-cuda",), "on CUDA ONNX Runtime has integer products of int8 with one scale only"),
     ("weights", (), ("ort-cuda",), "on CUDA only MatMulNBits and MatMulBnb4 read narrow weights; this is neither"),
+    ("activations", ("fp8e4m3", "fp8e5m2"), ("ort-cpu",), "ONNX Runtime 1.31's optimizer spoils pairs in float8"),
     ("activations", (), ("ort-cpu",), "ONNX Runtime's CPU kernels quantize to uint8, and compute nothing in this type"),
     ("weights", (), ("ort-cpu",), "ONNX Runtime's CPU provider has no operator that reads it"),
 )

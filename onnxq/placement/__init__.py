@@ -20,6 +20,8 @@ from onnxq.placement.bodies import (
     with_advice,
 )
 from onnxq.placement.dynamic import place_dynamic
+from onnxq.placement.floats import place_floats
+from onnxq.placement.formats import with_grids, with_narrow, without_narrow
 from onnxq.placement.ort_cpu import place_cpu
 from onnxq.placement.ort_cuda import place_cuda
 from onnxq.placement.tensorrt import place
@@ -41,6 +43,7 @@ PLACEMENTS: dict[str, Placement] = {
     "ort-cuda": place_cuda,
     "weight-only": place_weights,
     "dynamic": place_dynamic,
+    "float": place_floats,
 }
 """`Target.placement` for static int8, or the name of another mode -> the function that decides."""
 
@@ -81,5 +84,10 @@ def place_part(part: Graph, target: Target, recipe: Recipe, mode: str) -> Plan:
     """The plan of one part alone in a mode."""
     advice = advised(part, target, mode)
     place_it = PLACEMENTS[target.placement if mode == "static" else mode]
-    plan = place_it(part, target, with_advice(recipe, advice))
-    return replace(explained(plan, recipe, advice), mode=mode)
+    advised_recipe = with_advice(recipe, advice)
+    if mode != "static":
+        plan = explained(place_it(part, target, advised_recipe), recipe, advice)
+        return replace(with_grids(plan, recipe) if mode == "dynamic" else plan, mode=mode)
+    plan = place_it(part, target, without_narrow(advised_recipe))
+    plan = with_narrow(part, explained(plan, recipe, advice), target, advised_recipe)
+    return replace(with_grids(plan, recipe), mode=mode)

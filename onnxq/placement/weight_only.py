@@ -36,7 +36,8 @@ def place_weights(graph: Graph, target: Target, recipe: Recipe) -> Plan:
             weight = weight_of(graph, node, target) if node.op_type in target.weighted else None
             value, index = (node.inputs[0], 0) if weight is None else (weight.value, weight.index)
             assert value is not None  # noqa: S101  a table is a constant
-            key = (str(value.name), None if weight is None else weight.axis, choice)
+            axis = None if weight is None or choice.granularity == "tensor" else weight.axis
+            key = (str(value.name), axis, choice)
             uses.setdefault(key, []).append((node.name or "", index))
         work = macs(graph, node, target)
         decisions.append(Decision(node.name or "", node.op_type, choice is not None, reason, work))
