@@ -15,6 +15,7 @@ from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
+from onnxq.placement import settled
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
@@ -94,7 +95,8 @@ def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, moni
     """Codes for the weights of the smoothed model."""
     plain = _in_float32(better)
     recipe, target = plain.recipe, get_target(plain.recipe.target)
-    plan = resolve(plain.plan, statistics, recipe, target)
+    plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
+    plan = resolve(plan, statistics, recipe, target)
 
     def trial(codes: Mapping[str, Rounded]) -> Graph:
         return api.lowered(plain, replace(statistics, smoothing={}, rounding=codes), SILENT)[0]
