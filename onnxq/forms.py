@@ -17,12 +17,17 @@ import numpy as np
 from onnxq.formats.codebooks import E8M0_BIAS, LEVELS, SCALE_BLOCK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from onnxq.formats.stored import Stored
-    from onnxq.graph import Graph, Value
+    from onnxq.graph import Graph, Node, Value
 
 FLOAT32, INT32 = 1, 6
+DOMAIN = "com.microsoft"
+QUANT_TYPES = {"fp4": 0, "nf4": 1}
+"""Type -> MatMulBnb4's attribute."""
 
 
 def write(graph: Graph, name: str, stored: Stored, dtype: str) -> Value:
@@ -35,6 +40,34 @@ def write(graph: Graph, name: str, stored: Stored, dtype: str) -> Value:
         real = _affine(graph, name, stored)
     graph.retype(real, dtype)
     return real
+
+
+def has_operator(stored: Stored) -> bool:
+    """Whether com.microsoft MatMulBnb4 can hold the matrix: its blocks run over [N, K] without a break."""
+    return stored.format.type in QUANT_TYPES and stored.shape[0] % (stored.format.block_size or 1) == 0
+
+
+def write_operator(graph: Graph, name: str, stored: Stored, users: Sequence[Node]) -> None:
+    """Replace MatMul and plain Gemm nodes by MatMulBnb4, which keeps the codes narrow in memory too.
+
+    Two codes to a byte, the first in its high half; the order of levels is bitsandbytes', as in `codebooks.LEVELS`.
+    """
+    step = _Steps(graph, name)
+    codes = stored.arrays["codes"].astype(np.uint8).reshape(-1, 2)
+    packed = step.constant("quantized", codes[:, 0] << 4 | codes[:, 1])
+    scale = step("Reshape", "absmax", [_scale(step, stored), step.shape([-1])])
+    k, n = stored.shape
+    said = {"K": k, "N": n, "block_size": stored.format.block_size or 0, "quant_type": QUANT_TYPES[stored.format.type]}
+    for node in users:
+        out = node.outputs[0]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        inputs = [node.inputs[0], packed, scale]
+        made = graph.add(
+            "MatMulBnb4", inputs, name=f"{out.name}_product", before=node, attributes=said, like=out, domain=DOMAIN
+        )
+        if bias is not None:
+            made = graph.add("Add", [made, bias], name=f"{out.name}_biased", before=node, like=out)
+        graph.absorb(node, made)
 
 
 def _affine(graph: Graph, name: str, stored: Stored) -> Value:

@@ -195,7 +195,7 @@ def _lower_weights(
     ops = {d.node: d.op_type for d in plan.decisions}
     others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose"))
     return (
-        NarrowWeights(plan, recipe.weight_range, chosen or {}),
+        NarrowWeights(plan, recipe.weight_range, chosen or {}, recipe.format == "qoperator"),
         QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.formats.affine import of_blocks
 from onnxq.formats.families import encode
-from onnxq.forms import write
+from onnxq.forms import has_operator, write, write_operator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,11 +31,13 @@ class NarrowWeights:
         plan: which weights, in how many bits, in which blocks.
         method: "absmax" or "mse", as `blocks.quantize_blocks` knows it.
         chosen: weight -> codes and scales [K, N] that were found from data (`onnxq.weights`); they win.
+        operators: whether ONNX Runtime's operators take the place of products where there are such.
     """
 
     plan: Plan
     method: Any = "absmax"
     chosen: Mapping[str, Blocks] = field(default_factory=dict)
+    operators: bool = False
 
     def __call__(self, graph: Graph) -> int:
         """Return how many weights were stored narrow."""
@@ -58,6 +60,9 @@ class NarrowWeights:
         matrix = array.T if transposed else array
         found = self.chosen.get(point.tensor)
         stored = encode(matrix, point.format, self.method) if found is None else of_blocks(found, point.format)
+        if self.operators and has_operator(stored):
+            write_operator(graph, str(value.name), stored, users)
+            return
         real = write(graph, str(value.name), stored, str(matrix.dtype))
         for node in users:
             graph.set_input(node, 1, real)

@@ -79,6 +79,20 @@ def test_from_the_command_line(text: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert compare_graphs(float_model, quantized, data).outputs[0].sqnr_db > (0 if text == "binary" else 15)
 
 
+@pytest.mark.parametrize("text", ["nf4/block:32", "fp4/block:64", "nf4/block:64+double"])
+def test_operators_compute_the_same(text: str) -> None:
+    graph = net(
+        "float[N,64] x", "h = MatMul(x, w) r = Relu(h) y = Gemm<transB=1>(r, v, c)", w=(64, 96), v=(32, 96), c=(32,)
+    )
+    plain, _ = api.quantize(graph, None, Recipe(target="ort-cpu", weights=text))
+    fused, _ = api.quantize(graph, None, Recipe(target="ort-cpu", weights=text, format="qoperator"))
+    # 96 rows are no multiple of 64, and blocks of MatMulBnb4 would run on into the next column
+    whole = 2 if "32" in text else 1
+    assert sum(n.op_type == "MatMulBnb4" for n in fused.nodes) == whole
+    feeds = random_feeds(graph, N=3)
+    np.testing.assert_allclose(run(fused, feeds)[0], run(plain, feeds)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_a_rule_mixes_formats() -> None:
     graph = net("float[N,64] x", "h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)", w=(64, 128), v=(128, 32))
     recipe = Recipe(target="ort-cpu", weights="nf4", rules=(Rule("*:y", weights="int8/channel"),))
