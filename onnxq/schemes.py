@@ -120,7 +120,7 @@ def weight_only(rule: Rule) -> bool:
     weights, activations = parsed(rule.weights), parsed(rule.activations)
     if activations is not None:
         return activations.type == "float"
-    return weights is not None and weights not in BESIDE_INTEGERS and weights.type not in FLOAT8
+    return weights is not None and weights not in BESIDE_INTEGERS
 
 
 def weight_format(recipe: Recipe, target: Target) -> Format:
@@ -172,6 +172,7 @@ def check_formats(recipe: Recipe, target: Target) -> None:
             _check_fine(recipe, activations)
     for rule in recipe.rules:
         _check_rule(rule, target)
+        _check_mode_of_rule(rule, recipe.mode)
         _check_mixture(rule, activations)
 
 
@@ -201,6 +202,24 @@ def _check_fine(recipe: Recipe, activations: Format) -> None:
             )
 
 
+def _check_mode_of_rule(rule: Rule, mode: str) -> None:
+    """Nothing that a rule says of formats may be passed over in silence."""
+    weights, activations = parsed(rule.weights), parsed(rule.activations)
+    if weights is not None and weights.type in HALVES:
+        raise RecipeError(f"the rule for {rule}: {weights} is for whole models", "Say it without a rule.")
+    mixed = activations is not None or (weights is not None and weights not in BESIDE_INTEGERS)
+    if mode in ("dynamic", "float") and mixed:
+        raise RecipeError(
+            f"the rule for {rule} asks for formats that mode {mode} cannot mix in",
+            "Rules mix formats in the modes static and weight-only; here they can leave nodes in float.",
+        )
+    if mode == "weight-only" and activations is not None and activations.type != "float":
+        raise RecipeError(
+            f"the rule for {rule} asks for activations in {activations}, and the recipe has float ones",
+            "Quantize activations in the recipe, and say activations = 'float' or narrow weights in rules.",
+        )
+
+
 def _check_mixture(rule: Rule, activations: Format | None) -> None:
     said = parsed(rule.activations)
     if said is None or said.type == "float":
@@ -221,7 +240,8 @@ def _check_float(weights: Format) -> None:
 
 def _check_pair(weights: Format | None, activations: Format) -> None:
     takes = PARTNERS[activations.type]
-    if weights is not None and (weights.type not in takes or weights.granularity not in ("channel", "tensor")):
+    plain = weights is None or (weights.granularity in ("channel", "tensor") and not weights.modifiers)
+    if weights is not None and (weights.type not in takes or not plain):
         known = ", ".join(f"{kind}/channel, {kind}/tensor" for kind in takes)
         raise RecipeError(
             f"no kernel multiplies activations in {activations} by weights in {weights}",
