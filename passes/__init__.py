@@ -206,7 +206,7 @@ def _lower_weights(
 def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     weight = replace(target.weight, limit=REDUCED) if recipe.reduce_range else target.weight
     return (
-        DynamicProducts(plan, weight, recipe.weight_range),
+        DynamicProducts(plan, weight, recipe.weight_range, recipe.activations == "int8/token"),
         DynamicLSTM(plan, weight),
         remove_unused,
     )

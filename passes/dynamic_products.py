@@ -5,6 +5,9 @@
 
 and the same with ConvInteger. In this order of nodes ONNX Runtime's CPU provider fuses the product, its scales and
 a bias behind it to DynamicQuantizeMatMul. One DynamicQuantizeLinear serves all readers of a tensor.
+
+With a scale per token each row of x has its own, symmetric: s = max|row| / 127, codes = Cast(Round(x / s) + 128), zero
+point 128: ONNX Runtime fuses a product of two int8 tensors to an operator that it has no kernel for.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.numerics import quantize, weight_params
+from onnxq.numerics import SMALLEST_SCALE, quantize, weight_params
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from onnxq.numerics import QType
     from onnxq.plan import Plan
 
-FLOAT32 = 1
+FLOAT32, UINT8 = 1, 2
 CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 
@@ -35,16 +38,18 @@ class DynamicProducts:
         plan: which nodes, and along which axis of their weight.
         qtype: the weights' grid, symmetric.
         method: how the range of a channel is chosen, as `numerics.weight_params` knows it.
+        per_token: a symmetric scale for each row of the input of a product, in place of one for all of it.
     """
 
     plan: Plan
     qtype: QType
     method: Any = "absmax"
+    per_token: bool = False
 
     def __call__(self, graph: Graph) -> int:
         """Return how many nodes were rewritten."""
         nodes = {n.name or "": n for n in graph.nodes}
-        work = _Work(graph, self.qtype, self.method)
+        work = _Work(graph, self.qtype, self.method, self.per_token)
         found = [(nodes[n], w.axis) for w in self.plan.weights for n, _ in w.uses]
         products = [(node, axis) for node, axis in found if node.op_type in ("MatMul", "Gemm", "Conv")]
         for node, axis in products:
@@ -58,6 +63,7 @@ class _Work:
     graph: Graph
     qtype: QType
     method: Any
+    per_token: bool
     inputs: dict[int, tuple[Value, Value, Value]] = field(default_factory=dict)
 
     def rewrite(self, node: Node, axis: int | None) -> None:
@@ -94,6 +100,8 @@ class _Work:
         return np.ascontiguousarray(codes.T) if self.graph.attribute(node, "transB", 0) else codes, scale
 
     def _quantized(self, node: Node, value: Value) -> tuple[Value, Value, Value]:
+        if id(value) not in self.inputs and self.per_token:
+            self.inputs[id(value)] = self._tokens(node, value)
         if id(value) not in self.inputs:
             codes = self.graph.add("DynamicQuantizeLinear", [value], name=f"{value.name}_quantized", before=node)
             maker = codes.producer()
@@ -102,6 +110,22 @@ class _Work:
             scale = self.graph.extend(maker, f"{value.name}_scale", "float32")
             self.inputs[id(value)] = codes, scale, self.graph.extend(maker, f"{value.name}_zero_point", "uint8")
         return self.inputs[id(value)]
+
+    def _tokens(self, node: Node, value: Value) -> tuple[Value, Value, Value]:
+        """Codes, scales [..., 1] and zero point of the rows of x; a row of zeros has the smallest scale."""
+        graph, name = self.graph, str(value.name)
+        last = graph.constant(f"{name}_last", np.array([-1], np.int64))
+        amax = self._step(node, "ReduceMax", [self._step(node, "Abs", [value], f"{name}_abs"), last], f"{name}_amax")
+        largest = graph.constant(f"{name}_largest", np.array(127, np.float32))
+        least = graph.constant(f"{name}_least", np.array(SMALLEST_SCALE, np.float32))
+        found = self._step(node, "Div", [amax, largest], f"{name}_steps")
+        scale = self._step(node, "Max", [found, least], f"{name}_scale")
+        steps = self._step(node, "Div", [value, scale], f"{name}_steps")
+        middle = graph.constant(f"{name}_middle", np.array(128, np.float32))
+        moved = self._step(node, "Add", [self._step(node, "Round", [steps], f"{name}_round"), middle], f"{name}_moved")
+        codes = self._step(node, "Cast", [moved], f"{name}_codes", to=UINT8)
+        graph.retype(codes, "uint8")
+        return codes, scale, graph.constant(f"{name}_zero_point", np.array(128, np.uint8))
 
     def _product(self, node: Node, inputs: list[Value], name: str) -> Value:
         conv = node.op_type == "Conv"

@@ -71,6 +71,7 @@ ROWS: tuple[Row, ...] = (
     Row("activations", ("int8",), ("tensor",), (*TENSORRT, "ort-cuda"), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8",), ("tensor",), ("ort-cpu",), 13, "QuantizeLinear, DequantizeLinear"),
     Row("activations", ("uint8+dynamic",), ("tensor",), ("ort-cpu",), 13, "DynamicQuantizeLinear"),
+    Row("activations", ("int8",), ("token",), ("ort-cpu",), 18, "ReduceMax, Div, Round, MatMulInteger"),
     Row("activations", ("int16", "uint16"), ("tensor",), ("ort-cpu",), 21, QDQ),
     Row("weights", ("fp8e4m3",), ("channel", "tensor"), NEW_TENSORRT, 19, "DequantizeLinear"),
     Row("activations", ("fp8e4m3",), ("tensor",), NEW_TENSORRT, 19, QDQ),

@@ -48,6 +48,8 @@ def _why_float(graph: Graph, node: Node, target: Target, recipe: Recipe) -> str 
         return "excluded by a rule"
     if node.domain:
         return f"custom operator ({node.domain})"
+    if recipe.activations == "int8/token" and node.op_type in ("LSTM", "Conv"):
+        return "a scale per token is for matrix products"
     if node.op_type == "LSTM":
         return _why_float_lstm(graph, node)
     if node.op_type not in ("MatMul", "Gemm", "Conv"):

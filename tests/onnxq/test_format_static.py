@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 from graphs import random_feeds
 from hypothesis import given
@@ -129,6 +130,34 @@ def test_float8_weights_alone_for_tensorrt(text: str) -> None:
     assert kinds == {"float8_e4m3fn"}
     assert checks.check(found.to_proto(), "tensorrt@10").legal
     assert sqnr(graph, found) > 25
+
+
+def test_a_scale_per_token() -> None:
+    graph = net("float[2,N,64] x", "h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)", w=(64, 96), v=(96, 32))
+    found, plan = api.quantize(graph, None, Recipe(target="ort-cpu", activations="int8/token"))
+    assert plan.mode == "dynamic"
+    assert [n.op_type for n in found.nodes].count("MatMulInteger") == 2
+    x = random_feeds(graph, N=8)["x"] * np.logspace(-3, 3, 8, dtype=np.float32)[:, None]
+    x[0, 3] = 0
+    (result,) = Session(found.to_proto().SerializeToString()).run({"x": x})
+
+    def product(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Rows of a and columns of b by their largest magnitude, in float64."""
+        rows = np.maximum(np.abs(a).max(axis=-1, keepdims=True) / 127, 1e-37)
+        columns = np.abs(b).max(axis=0) / 127
+        codes: npt.NDArray[np.float64] = np.rint(a / rows) @ np.rint(b / columns) * rows * columns
+        return codes
+
+    w, v = (np.asarray(graph.const(graph.weights[n]), np.float64) for n in "wv")
+    expected = product(np.maximum(product(x.astype(np.float64), w), 0), v)
+    for got, row in zip(result.reshape(-1, 32), expected.reshape(-1, 32), strict=True):
+        # A code at a tie may fall either way in float32; rows of every size are held as well.
+        np.testing.assert_allclose(got, row, atol=0.02 * np.abs(row).max() + 1e-30)
+    dynamic, _ = api.quantize(graph, None, Recipe(target="ort-cpu", mode="dynamic"))
+    (one_scale,) = Session(dynamic.to_proto().SerializeToString()).run({"x": x})
+    assert np.abs(one_scale[0, 0] - expected[0, 0]).max() > 0.5 * np.abs(expected[0, 0]).max()  # lost beside large rows
+    with pytest.raises(RecipeError, match="one scale only"):
+        Recipe(target="ort-cuda", activations="int8/token")
 
 
 # -- rules ----------------------------------------------------------------------------------------------------
