@@ -36,7 +36,7 @@ class _Model:
     def weight(self, name: str, *shape: int) -> str:
         """Add a random weight, different for each name, and return its name."""
         if name not in self.weights:
-            values = self._rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
+            values = 0.1 * self._rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))  # small: sums stay finite
             self.weights[name] = numpy_helper.from_array(values.astype(np.float32), name)
         return name
 
