@@ -299,7 +299,7 @@ def carried_out(
     if ready.recipe.budgeted:
         from onnxq import search  # it needs this module
 
-        return search.within_budget(ready, data, monitor, evaluation or search.Evaluation(), cache)
+        return search.within_budget(ready, data, monitor, evaluation or search.Evaluation(), cache, running)
     statistics = measured(ready, data, monitor, cache, running)
     return (*lowered(ready, statistics, monitor, cache), statistics)
 

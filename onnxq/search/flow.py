@@ -11,6 +11,7 @@ from onnxq.collect import session_for
 from onnxq.data import Source, rereadable
 from onnxq.errors import DataError, RecipeError
 from onnxq.monitor import QUIET, Monitor
+from onnxq.parts import HERE, Running
 from onnxq.search.aside import Aside
 from onnxq.search.budget import Search, unmet, within
 from onnxq.search.goals import MaxDrop, MinSqnr
@@ -20,6 +21,7 @@ from onnxq.search.metrics import Metric, load_metric
 from onnxq.search.split import SEARCHED, split
 from onnxq.search.trials import Trials
 from onnxq.statistics import Statistics, is_statistics
+from onnxq.weights import needs_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +92,7 @@ def within_budget(
     monitor: Monitor = QUIET,
     evaluation: Evaluation = DEFAULT,
     cache: Cache | None = None,
+    running: Running = HERE,
 ) -> tuple[Graph, Plan, Statistics | None]:
     """Quantize with as much in int8 as the recipe's budget allows; the plan's `budget` says how it was kept.
 
@@ -99,6 +102,7 @@ def within_budget(
         monitor: progress and warnings.
         evaluation: what to judge by.
         cache: calibration scales that win over the data's.
+        running: how the samples that calibrate are run.
 
     Returns:
         The graph, the plan and what was observed.
@@ -108,7 +112,7 @@ def within_budget(
         OnnxqError: see its children.
     """
     goals = _goals(ready.recipe, evaluation.metric)
-    trials, parts = _trials(ready, data, evaluation.data, monitor, cache)
+    trials, parts = _trials(ready, data, evaluation.data, monitor, cache, running)
     monitor.stage("Running the float model", len(parts.searching) + len(parts.judging))
     exact = trials.exact(parts.searching, monitor), trials.exact(parts.judging, monitor)
     search = Search(trials, groups(trials.ready.plan), goals, *exact, monitor, evaluation.data is None)
@@ -135,27 +139,32 @@ def _told(graph: Graph, plan: Plan, monitor: Monitor) -> Graph:
 
 
 def _trials(
-    ready: Prepared, data: object, eval_data: object, monitor: Monitor, cache: Cache | None = None
+    ready: Prepared,
+    data: object,
+    eval_data: object,
+    monitor: Monitor,
+    cache: Cache | None = None,
+    running: Running = HERE,
 ) -> tuple[Trials, Split]:
     """The model, what was observed of it, and the samples by their part."""
     recipe = ready.recipe
-    held_back = None if eval_data is None else rereadable(_opened(eval_data, ready, "eval-data"))
+    held_back = None if eval_data is None else rereadable(_opened(eval_data, ready, "eval-data", monitor))
     if eval_data is not None:  # what only calibrates needs no labels
         ready = replace(ready, recipe=replace(recipe, labels=""))
-    source = rereadable(_opened(data, ready, "data"))
+    source = rereadable(_opened(data, ready, "data", monitor))
     session = session_for(ready.graph, (), recipe.provider_list, recipe.custom_op_list)
     parts = split(session, source, held_back, monitor)
     ready = replace(ready, recipe=replace(ready.recipe, max_samples=None))  # they are counted already
     statistics = None
-    if ready.plan.mode == "static":
-        statistics = api.measured(ready, parts.calibration, monitor, cache)
+    if ready.plan.mode == "static" or needs_data(recipe, ready.plan.mode):
+        statistics = api.measured(ready, parts.calibration, monitor, cache, running)
     if statistics is not None:
         ready = api.smoothed(ready, statistics.smoothing, statistics.outliers)
-        statistics = replace(statistics, smoothing={})  # the factors are in the graph now, whose digest it has
+        statistics = replace(statistics, smoothing={}, outliers={})  # they are in the graph now, whose digest it has
     return Trials(ready, statistics, cache), parts
 
 
-def _opened(data: object, ready: Prepared, option: str) -> Source:
+def _opened(data: object, ready: Prepared, option: str, monitor: Monitor) -> Source:
     path = isinstance(data, str | os.PathLike)
     if data is None or isinstance(data, Statistics) or (path and is_statistics(str(data))):
         had = "none was given" if data is None else "statistics hold none of its samples"
@@ -163,7 +172,7 @@ def _opened(data: object, ready: Prepared, option: str) -> Source:
             f"a budget and sensitivity are judged on data, and {had}",
             f"Give the samples themselves: --{option}. They are split; those that calibrate do not judge.",
         )
-    return intake.open_data(data, ready.graph, ready.recipe)
+    return intake.open_data(data, ready.graph, ready.recipe, monitor)
 
 
 def _goals(recipe: Recipe, function: Callable[..., Any] | None) -> tuple[Goal, ...]:

@@ -192,7 +192,9 @@ def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) ->
     if recipe.outlier_threshold is not None:
         return {}
     forms = {(p.tensor, p.bits, p.block_size) for p in plan.weights}
-    odd = [n for n, b in statistics.weights.items() if not {(n, b.bits, b.size), (n, b.bits, None)} & forms]
+    narrow = {p.tensor for p in plan.weights}  # a budget may have sent others back to float
+    known = {n: b for n, b in statistics.weights.items() if n in narrow}
+    odd = [n for n, b in known.items() if not {(n, b.bits, b.size), (n, b.bits, None)} & forms]
     if odd or not statistics.weights:
         raise StatisticsError(
             f"the statistics hold no weights chosen by {method} in these bits" + (f": {odd[0]!r}" if odd else ""),

@@ -16,8 +16,11 @@ from real_models import DIGITS, cached
 
 import onnxq
 from onnxq import Recipe, api, intake
+from onnxq.checkpoint import Checkpoint, Keeper
 from onnxq.errors import AccuracyError, DataError, RecipeError
+from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import sqnr_db
+from onnxq.parts import Running
 from onnxq.report import plan_json
 from onnxq.runtime import Session
 from onnxq.search.groups import groups, without
@@ -256,3 +259,44 @@ def test_a_model_with_two_outputs_keeps_both() -> None:
     assert plan.budget is not None
     [reverted] = plan.budget.reverted  # z alone would be saved by its own layer, y only by the first
     assert "a" in reverted.name
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_budget_for_weights_that_are_chosen_from_data(method: str) -> None:
+    graph, data = chain(5), samples(48)
+    recipe = Recipe(mode="weight-only", weights="int4/block:32", weight_method=method)
+    before = onnxq.quantize(graph, data, replace(recipe, min_sqnr=5.0))[1]
+    assert before.budget is not None
+    bound = before.budget.verdicts[0].value + 0.5
+    after = onnxq.quantize(graph, data, replace(recipe, min_sqnr=bound))[1]
+    assert after.budget is not None
+    assert before.budget.reverted == ()
+    assert 0 < len(after.budget.reverted) < 5
+    assert len(after.weights) == 5 - sum(len(r.nodes) for r in after.budget.reverted)
+
+
+def test_outlier_columns_are_taken_apart_once() -> None:
+    data = [{"x": feed["x"] * np.where(np.arange(32) == 7, 40, 1).astype(np.float32)} for feed in samples(40)]
+    recipe = replace(RECIPE, outlier_threshold=20.0, min_sqnr=5.0)
+    found, plan = onnxq.quantize(chain(3), data, recipe)
+    assert any("outlier columns" in reason for reason in plan.skipped.values())
+    assert sum(n.op_type == "Gather" for n in found.nodes) == 1
+
+
+def test_a_budget_takes_up_a_checkpoint(tmp_path: Path) -> None:
+    graph, data, recipe = chain(3), samples(40), replace(RECIPE, min_sqnr=10.0)
+    ready = api.prepared(graph, recipe)
+    whole = api.carried_out(ready, data, QUIET)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "q.partial"
+    first = Keeper(path, every=0.0)
+    stopped = Monitor(stage=lambda what, _: stop() if what.startswith("Running the float") else None)
+    with pytest.raises(KeyboardInterrupt):
+        api.carried_out(ready, data, stopped, running=Running(keeper=first))
+    assert Checkpoint.load(path).statistics.samples == 30
+    again = api.carried_out(ready, data[::-1], QUIET, running=Running(keeper=Keeper(path, resume=True)))
+    assert again[0].to_proto().SerializeToString() == whole[0].to_proto().SerializeToString()
+    assert again[2] == whole[2]
