@@ -144,7 +144,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _normalize(self)
-        object.__setattr__(self, "mode", mode_for(parsed(self.weights), parsed(self.activations), self.mode))
+        said = parsed(self.weights), parsed(self.activations, "activations")
+        object.__setattr__(self, "mode", mode_for(*said, self.mode))
         object.__setattr__(self, "high_precision", float_for(self))
         object.__setattr__(self, "rules", tuple(self.rules))
         if self.max_samples is not None and self.max_samples < 1:
@@ -336,7 +337,7 @@ def _check_cpu(recipe: Recipe) -> None:
 
 def _normalize(holder: Recipe | Rule) -> None:
     for name in ("weights", "activations"):
-        if (found := parsed(getattr(holder, name))) is not None:
+        if (found := parsed(getattr(holder, name), name)) is not None:
             object.__setattr__(holder, name, str(found))
 
 

@@ -23,6 +23,9 @@ BESIDE_INTEGERS = (Format("int8", "channel"), Format("int8", "tensor"))
 """Weights that go with integer activations, scales static or dynamic."""
 
 HALVES = ("fp16", "bf16")
+SEARCHED = ("int8", "int4", "int3")
+"""Types of weights whose ranges and codes can be chosen otherwise than by absmax and rounding."""
+
 FLOAT8 = ("fp8e4m3", "fp8e5m2")
 
 GRIDS: dict[str, QType] = {
@@ -46,13 +49,13 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 """Type of quantized activations -> types of weights, by channel or tensor: backends multiply 8 bits by 8 bits."""
 
 
-def parsed(text: str | None) -> Format | None:
-    """The format of an option, None where nothing is said.
+def parsed(text: str | None, role: str = "weights") -> Format | None:
+    """The format of an option for weights or activations, None where nothing is said.
 
     Raises:
         RecipeError: the text is no format.
     """
-    return None if text is None else Format.parse(text)
+    return None if text is None else Format.parse(text, role)
 
 
 def mode_for(weights: Format | None, activations: Format | None, mode: str) -> str:
@@ -81,7 +84,7 @@ def float_for(recipe: Recipe) -> str | None:
     Raises:
         RecipeError: they name different types.
     """
-    said = {f.type for f in (parsed(recipe.weights), parsed(recipe.activations)) if f is not None}
+    said = {f.type for f in (parsed(recipe.weights), parsed(recipe.activations, "activations")) if f is not None}
     if not said & set(HALVES):
         return recipe.high_precision
     said |= {recipe.high_precision} if recipe.high_precision is not None else set()
@@ -98,7 +101,7 @@ def backend(recipe: Recipe) -> Target:
 
     In types that ONNX Runtime's CPU provider has no integer kernels for, pairs stand where TensorRT wants them.
     """
-    target, activations = get_target(recipe.target), parsed(recipe.activations)
+    target, activations = get_target(recipe.target), parsed(recipe.activations, "activations")
     if activations is None or activations.dynamic or activations.type not in GRIDS:
         return target
     weights = parsed(recipe.weights)
@@ -117,7 +120,7 @@ def backend(recipe: Recipe) -> Target:
 
 def weight_only(rule: Rule) -> bool:
     """Whether a rule asks for narrow weights beside float inputs."""
-    weights, activations = parsed(rule.weights), parsed(rule.activations)
+    weights, activations = parsed(rule.weights), parsed(rule.activations, "activations")
     if activations is not None:
         return activations.type == "float"
     return weights is not None and weights not in BESIDE_INTEGERS
@@ -140,8 +143,9 @@ def node_weights(recipe: Recipe, target: Target, name: str, op_type: str) -> For
 
 def formats_of(recipe: Recipe, target: Target) -> tuple[Format, ...]:
     """Every format that the recipe and its rules name."""
-    said = [recipe.activations, *(text for rule in recipe.rules for text in (rule.weights, rule.activations))]
-    return (weight_format(recipe, target), *(f for f in map(parsed, said) if f is not None))
+    said = [parsed(recipe.activations, "activations")]
+    said += [f for r in recipe.rules for f in (parsed(r.weights), parsed(r.activations, "activations"))]
+    return (weight_format(recipe, target), *(f for f in said if f is not None))
 
 
 def check_formats(recipe: Recipe, target: Target) -> None:
@@ -154,17 +158,18 @@ def check_formats(recipe: Recipe, target: Target) -> None:
         raise RecipeError(
             "weights and weight_bits or block_size say the same thing", f"Keep weights = {recipe.weights!r} alone."
         )
-    weights, activations = parsed(recipe.weights), parsed(recipe.activations)
+    weights, activations = parsed(recipe.weights), parsed(recipe.activations, "activations")
     if weights is not None:
         _check_float(weights)
         check_cell(weights, "weights", target.name)
     searched = (weights, *(parsed(rule.weights) for rule in recipe.rules))
-    plain = [f for f in searched if f is not None and (f.type not in ("int8", "int4", "int3") or f.modifiers)]
+    plain = [f for f in searched if f is not None and (f.type not in SEARCHED or f.modifiers)]
     if plain and recipe.weight_range != "absmax":
         raise RecipeError(
             f"weight_range {recipe.weight_range} has no meaning for weights in {plain[0]}",
             "Leave it out: ranges are searched for int8, int4 and int3 only.",
         )
+    _check_method(recipe, target)
     if activations is not None:
         check_cell(activations, "activations", target.name)
         if activations.type not in ("float", *HALVES):
@@ -176,12 +181,21 @@ def check_formats(recipe: Recipe, target: Target) -> None:
         _check_mixture(rule, activations)
 
 
+def _check_method(recipe: Recipe, target: Target) -> None:
+    said = (weight_format(recipe, target), *(f for rule in recipe.rules if (f := parsed(rule.weights)) is not None))
+    if recipe.weight_method != "nearest" and not any(f.type in SEARCHED and not f.modifiers for f in said):
+        raise RecipeError(
+            f"weight_method {recipe.weight_method} chooses codes of {', '.join(SEARCHED)}, not of {said[0]}",
+            "Leave it out, or store the weights in one of those.",
+        )
+
+
 def _check_rule(rule: Rule, target: Target) -> None:
     for text, role in ((rule.weights, "weights"), (rule.activations, "activations")):
         if text is None:
             continue
         try:
-            check_cell(Format.parse(text), role, target.name)
+            check_cell(Format.parse(text, role), role, target.name)
         except RecipeError as error:
             raise RecipeError(f"the rule for {rule}: {error.message}", error.hint) from error
 
@@ -190,6 +204,11 @@ def _check_fine(recipe: Recipe, activations: Format) -> None:
     """What is there for 8-bit integers only."""
     if activations.type in ("int8", "uint8"):
         return
+    if recipe.reduce_range:
+        raise RecipeError(
+            f"reduce_range is about kernels of 8-bit integers, and activations in {activations} run in none",
+            "Leave it out.",
+        )
     for name, value, plain in (
         ("calibrator", recipe.calibrator, ("auto", "minmax", "percentile")),
         ("weight_range", recipe.weight_range, ("absmax",) if activations.type in FLOAT8 else ("absmax", "mse")),
@@ -221,7 +240,7 @@ def _check_mode_of_rule(rule: Rule, mode: str) -> None:
 
 
 def _check_mixture(rule: Rule, activations: Format | None) -> None:
-    said = parsed(rule.activations)
+    said = parsed(rule.activations, "activations")
     if said is None or said.type == "float":
         return
     if (said.type in FLOAT8) != (activations is not None and activations.type in FLOAT8):

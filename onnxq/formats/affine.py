@@ -65,7 +65,8 @@ def of_blocks(found: Blocks, format_: Format) -> Stored:
 def decode_affine(stored: Stored) -> npt.NDArray[np.float64]:
     """The matrix as it reads back, in float64."""
     codes, scale, zero = (stored.arrays[n].astype(np.float64) for n in ("codes", "scale", "zero_point"))
-    if (size := stored.format.block_size) is not None:
+    if stored.format.block_size is not None:
+        size = min(stored.format.block_size, max(1, len(codes)))
         scale, zero = (np.repeat(a, size, axis=0)[: len(codes)] for a in (scale, zero))
     real: npt.NDArray[np.float64] = (codes - zero) * scale
     return real

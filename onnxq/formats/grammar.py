@@ -5,7 +5,7 @@
 The type says what a stored number is, the granularity which numbers share a scale: the whole tensor, an output
 channel, a token (a row of an activation, its scale computed at run time), or a block of so many values along K.
 Modifiers: `double`, the scales of blocks are quantized in their turn; `pow2`, scales are powers of two; `dynamic`,
-scales are computed at run time. What is left out is the type's first choice.
+scales are computed at run time. What is left out is the type's first choice; for activations one scale.
 
     >>> Format.parse("nf4")
     Format(type='nf4', granularity='block', block_size=64, modifiers=frozenset())
@@ -150,8 +150,8 @@ class Format:
         return self.type + granularity + "".join(f"+{m}" for m in sorted(self.modifiers))
 
     @classmethod
-    def parse(cls, text: str) -> Format:
-        """Read a format.
+    def parse(cls, text: str, role: str = "weights") -> Format:
+        """Read a format of weights or, where the role says so, of activations.
 
         Raises:
             RecipeError: the text is none; the hint has the nearest known word.
@@ -163,6 +163,8 @@ class Format:
         granularity, colon, size = rest[0].partition(":") if rest else ("", "", "")
         if (rest and not granularity) or (colon and not (size.isascii() and size.isdigit())):
             raise RecipeError(f"{text!r} is no format", "Write TYPE/GRANULARITY[:BLOCK], as in int4/block:32.")
+        if role == "activations" and not rest and kind in KINDS and "tensor" in KINDS[kind].granularities:
+            granularity = "tensor"
         try:
             return cls(kind, granularity, int(size) if colon else None, frozenset(modifiers))
         except RecipeError as error:

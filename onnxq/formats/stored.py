@@ -58,12 +58,15 @@ def block_count(length: int, size: int) -> int:
 def in_blocks(w: Array, size: int) -> npt.NDArray[np.float64]:
     """A matrix [K, N] as [N, blocks, size] in float64, the last block filled up with zeros.
 
+    A block is never longer than a column: what would fill it up would be stored.
+
     Raises:
         ValueError: w is not finite.
     """
     if not np.isfinite(w).all():
         raise ValueError("the weight holds NaN or infinity")
     rows = np.asarray(w, np.float64).T
+    size = min(size, max(1, rows.shape[1]))
     count = block_count(rows.shape[1], size)
     filled = np.pad(rows, ((0, 0), (0, count * size - rows.shape[1])))
     return filled.reshape(len(rows), count, size)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TARGETS = ("tensorrt@8", "tensorrt@10", "tensorrt@11", "ort-cpu", "ort-cuda")
-"""The DLA's variants take int8 alone, as their TensorRT does."""
+"""The DLA's variants take int8 and fp16, as their TensorRT does, and nothing else."""
 
 TENSORRT = ("tensorrt@8", "tensorrt@10", "tensorrt@11")
 NEW_TENSORRT = ("tensorrt@10", "tensorrt@11")
@@ -123,7 +123,7 @@ def cell(format_: Format, role: str, target: str) -> Cell:
         return Cell(role, format_, target, reason=misplaced)
     name = format_.type + ("+dynamic" if "dynamic" in format_.modifiers else "")
     base = target.removesuffix("+dla")
-    if base == target or format_.type in ("int8", "float"):
+    if base == target or format_.type in ("int8", "fp16", "float"):
         for row in ROWS:
             fits = row.role == role and name in row.types and format_.granularity in row.granularities
             if fits and base in row.targets:
@@ -142,7 +142,8 @@ def check_cell(format_: Format, role: str, target: str) -> Cell:
     """
     found = cell(format_, role, target)
     if found.reason:
-        known = ", ".join(str(c.format) for c in cells() if c.target == target and c.role == role and not c.reason)
+        choices = dict.fromkeys(c.format for c in cells() if c.role == role)
+        known = ", ".join(str(f) for f in choices if not cell(f, role, target).reason)
         raise RecipeError(f"{target} cannot run {role} in {format_}: {found.reason}", f"It has: {known}.")
     return found
 

@@ -55,7 +55,7 @@ def with_grids(plan: Plan, recipe: Recipe) -> Plan:
     asked: dict[str, str] = {}
     for point in plan.points.values():
         for name, _ in point.uses:
-            said = parsed(recipe.rule_value(name, ops.get(name, ""), "activations"))
+            said = parsed(recipe.rule_value(name, ops.get(name, ""), "activations"), "activations")
             if said is not None and said.type in GRIDS:
                 grids = (asked.get(point.group), GRIDS[said.type].dtype)
                 asked[point.group] = max((g for g in grids if g), key=FINEST.index)

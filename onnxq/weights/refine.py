@@ -11,6 +11,7 @@ from onnxq.errors import DataError, StatisticsError
 from onnxq.linear import Linear, linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.rescaling import find_sites
+from onnxq.schemes import SEARCHED
 from onnxq.weights.awq import awq_factor
 from onnxq.weights.clip import clipped_blocks
 from onnxq.weights.gptq import quantize_gptq
@@ -195,10 +196,15 @@ def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) ->
     narrow = {p.tensor for p in plan.weights}  # a budget may have sent others back to float
     known = {n: b for n, b in statistics.weights.items() if n in narrow}
     odd = [n for n, b in known.items() if not {(n, b.bits, b.size), (n, b.bits, None)} & forms]
-    if odd or not statistics.weights:
+    if odd:
         raise StatisticsError(
-            f"the statistics hold no weights chosen by {method} in these bits" + (f": {odd[0]!r}" if odd else ""),
+            f"the statistics hold no weights chosen by {method} in these bits: {odd[0]!r}",
             "Run `onnxq calibrate` with the same recipe.",
+        )
+    if not statistics.weights:
+        raise StatisticsError(
+            f"there is no weight that {method} has chosen codes for: it takes those of plain MatMul and Gemm nodes",
+            "Leave weight_method out. If these are statistics of another recipe, run `onnxq calibrate` with this one.",
         )
     return statistics.weights
 
@@ -218,14 +224,10 @@ def _layers(graph: Graph, plan: Plan) -> list[_Layer]:
     return found
 
 
-INTEGERS = ("int8", "int4", "int3")
-"""Types of weights that the methods choose codes for: symmetric integers with plain scales."""
-
-
 def _layer(graph: Graph, point: WeightPoint, linears: Sequence[Linear]) -> _Layer | None:
     turned = {bool(graph.attribute(linear.node, "transB", 0)) for linear in linears}
     plain = all(linear.node.op_type in ("MatMul", "Gemm") for linear in linears)
-    whole = point.format.type in INTEGERS and not point.format.modifiers
+    whole = point.format.type in SEARCHED and not point.format.modifiers
     if (
         len(turned) != 1
         or not (plain and whole)

@@ -111,6 +111,14 @@ def test_bits_stored(text: str, bits: float) -> None:
     assert encode(w, Format.parse(text)).bits_per_weight() == pytest.approx(bits, abs=1e-9)
 
 
+@pytest.mark.parametrize("text", ["nf4/block:4096", "int4/block:4096+pow2", "uint8/block:4096"])
+def test_a_block_ends_with_its_column(text: str) -> None:
+    w = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    stored = encode(w, Format.parse(text))
+    assert stored.arrays["codes"].size == w.size
+    np.testing.assert_allclose(decode(stored), decode(encode(w, Format.parse(text.replace("4096", "128")))), atol=1e-6)
+
+
 # -- published values and oracles -----------------------------------------------------------------------------
 
 

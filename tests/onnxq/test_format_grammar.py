@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from placing import net
 
 from onnxq.errors import RecipeError
-from onnxq.formats import KINDS, Cell, Format, cells
+from onnxq.formats import KINDS, Cell, Format, cell, cells
 from onnxq.formats.table import ROWS, TARGETS
 from onnxq.placement import placed
 from onnxq.recipe import Recipe, Rule
@@ -58,6 +58,20 @@ def test_any_text_is_a_format_or_an_answer(text: str) -> None:
 )
 def test_what_is_left_out_is_the_usual(text: str, expected: str) -> None:
     assert str(Format.parse(text)) == expected
+
+
+@pytest.mark.parametrize("said", ["int8", "uint8", "fp8e4m3", "int16", "uint8+dynamic"])
+def test_activations_have_one_scale_where_nothing_is_said(said: str) -> None:
+    kind, plus, modifier = said.partition("+")
+    assert str(Format.parse(said, "activations")) == f"{kind}/tensor{plus}{modifier}"
+    assert str(Format.parse("fp16", "activations")) == "fp16"
+
+
+def test_a_dla_has_half_precision() -> None:
+    assert not cell(Format("fp16"), "weights", "tensorrt@10+dla").reason
+    with pytest.raises(RecipeError, match="int8 and fp16 only") as error:
+        Recipe(target="tensorrt@10+dla", activations="fp8e4m3")
+    assert error.value.hint == "It has: float, fp16, int8/tensor."
 
 
 @pytest.mark.parametrize(
@@ -131,7 +145,6 @@ def test_a_cell_that_does_not_work_is_refused(refused: Cell) -> None:
     ],
 )
 def test_formats_tell_the_mode_and_shorthands_the_format(choices: dict[str, object], mode: str, stored: str) -> None:
-    choices = {k: "uint8/tensor" if v == "uint8" else v for k, v in choices.items()}
     recipe = Recipe(target="ort-cpu", **choices)  # type: ignore[arg-type]  # the fields by name
     assert recipe.mode == mode
     assert str(weight_format(recipe, get_target("ort-cpu"))) == stored
@@ -146,6 +159,9 @@ def test_formats_tell_the_mode_and_shorthands_the_format(choices: dict[str, obje
         ({"weights": "int4", "activations": "uint8/tensor"}, "no kernel multiplies"),
         ({"weights": "float"}, "ort-cpu|nothing to quantize"),
         ({"weights": "int44"}, "unknown type"),
+        ({"weights": "nf4", "weight_method": "gptq"}, "gptq chooses codes of int8, int4, int3, not of nf4"),
+        ({"weights": "int4/block:32+pow2", "weight_method": "awq"}, "awq chooses codes of int8, int4, int3, not of"),
+        ({"activations": "int16", "reduce_range": True}, "reduce_range is about kernels of 8-bit integers"),
     ],
 )
 def test_what_does_not_go_together(choices: dict[str, object], why: str) -> None:
