@@ -13,15 +13,26 @@ from onnxq.choose import resolve, uncached, weights_only, with_codes
 from onnxq.collect import learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.intake import Model, load, open_data
+from onnxq.interface import ports
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
-from onnxq.passes import FitPairs, Smooth, SplitOutliers, lower, prepare, share_weights, weight_grid
+from onnxq.passes import (
+    FitPairs,
+    Smooth,
+    SplitOutliers,
+    integer_interface,
+    lower,
+    prepare,
+    share_weights,
+    weight_grid,
+)
 from onnxq.placement import placed, settled
 from onnxq.placement.bodies import within
 from onnxq.placement.dla import cover
+from onnxq.placement.interface import with_interface
 from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
@@ -209,6 +220,8 @@ def planned(graph: Graph, recipe: Recipe) -> Plan:
     plan = replace(plan, float_type=recipe.float_type, notes=(*plan.notes, *notes(graph)))
     if target.every_tensor:
         plan = cover(graph, plan, target, recipe)
+    if recipe.io_types == "int8":
+        plan = with_interface(graph, plan)
     if recipe.float_type == "float16":
         unseen = set() if recipe.custom_ops else behind_customs(graph)
         plan = replace(plan, probes=tuple(name for name in probes(graph, plan) if name not in unseen))
@@ -318,6 +331,9 @@ def lowered(
         StatisticsError: they belong to another model, or a tensor is in neither.
     """
     target = backend(ready.recipe)
+    integer = ready.recipe.io_types == "int8"
+    if integer and statistics is None and cache is None:
+        raise RecipeError("io_types int8 needs calibration data: an input's scale comes from it", "Give --data.")
     monitor.stage("Choosing ranges", None)
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing, statistics.outliers)
@@ -339,8 +355,8 @@ def lowered(
     for part in reversed(tuple(graph.parts())):  # inner ones first: they know what they read by its name of now
         inside = ready.recipe if part.body is None else replace(ready.recipe, io_types="float32")
         pipeline.run(part, lower(within(plan, part), target, inside, chosen))
-    pipeline.run(graph, (share_weights,))
-    return graph, plan
+    pipeline.run(graph, (share_weights, *((integer_interface,) if integer else ())))
+    return graph, replace(plan, interface=ports(graph))
 
 
 def export(graph: Graph, path: str | os.PathLike[str]) -> list[Path]:

@@ -131,7 +131,8 @@ def quantize(
             click.echo(tables.decisions(plan, every=True))
         for line in tables.budget(plan.budget) if plan.budget else ():
             click.echo(line)
-        for line in tables.result(report.summarize(plan, before, after), [*written, plan_file, *_paths(page)]):
+        result = tables.result(report.summarize(plan, before, after), [*written, plan_file, *_paths(page)])
+        for line in (*result, *tables.interface(plan.interface)):
             click.echo(line)
         for what, line in report.next_steps(plan, graph, output, statistics):
             click.echo(f"next, {what}:\n  {line}")

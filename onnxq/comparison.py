@@ -17,6 +17,7 @@ from onnxq.data import rereadable
 from onnxq.errors import ModelError
 from onnxq.files import SPILL_BYTES, weight_bytes, write_for_runtime
 from onnxq.histogram import Tally
+from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
 
@@ -193,6 +194,7 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
         ModelError: the models have no output of the same name, or cannot be run.
         DataError: the data does not fit.
     """
+    quantized = with_float_ends(quantized)
     names = _common(reference, quantized, monitor, layers=layers)
     if not custom_ops:
         names = _without_customs(names, reference, quantized, monitor)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from onnxq.errors import RecipeError
 from onnxq.formats import Format, cell, check_cell
 from onnxq.formats.grammar import SMALLEST_BLOCK
-from onnxq.schemes import formats_of, weight_format
+from onnxq.schemes import formats_of, parsed, weight_format
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node
@@ -65,6 +65,40 @@ def check_mode(recipe: Recipe, target: Target) -> None:
         raise RecipeError(
             f"{target.name} cannot run with bf16: its QuantizeLinear takes float32 and float16", "Give fp16 or fp32."
         )
+
+
+def check_interface(recipe: Recipe, target: Target) -> None:
+    """Whether the model can have integer inputs and outputs, where the recipe asks for them.
+
+    Raises:
+        RecipeError: it cannot; the message says why.
+    """
+    if recipe.io_types != "int8":
+        return
+    activations = parsed(recipe.activations)
+    reason = _NO_INTERFACE.get(target.name)
+    if target.every_tensor:
+        reason = "a DLA's input and output types are set when building, as trtexec --inputIOFormats=int8:dla_linear"
+    elif target.products == "integer":
+        reason = "only products run in int8 there, so codes at the ends would be turned into floats at once"
+    if reason is not None:
+        raise RecipeError(f"{target.name} has no integer interface: {reason}", "Leave io_types out.")
+    if recipe.mode not in ("static", "auto"):
+        raise RecipeError(
+            f"io_types int8 needs static scales, which mode {recipe.mode} has not", "Leave one of the two out."
+        )
+    if activations is not None and activations.type not in ("int8", "uint8"):
+        raise RecipeError(
+            f"io_types int8 beside activations in {activations}: codes at the ends have the activations' type",
+            "Take activations in int8 or uint8, or leave io_types out.",
+        )
+
+
+_NO_INTERFACE = {
+    "tensorrt@8": "integer inputs of networks with Q/DQ are not documented for TensorRT 8; trtexec sets the types of "
+    "inputs and outputs when building, with --inputIOFormats and --outputIOFormats",
+}
+"""Target -> why, where no field of the target tells."""
 
 
 def _check_outliers(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from onnxq.formats import Format
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from onnxq.interface import Port
     from onnxq.numerics import QType, QuantParams, Range
     from onnxq.outcome import Budget
     from onnxq.statistics import Rounded
@@ -133,6 +134,7 @@ class Plan:
         mode: "static", "dynamic" or "weight-only".
         modes: body ("If_0/then_branch") -> its mode where that is another.
         budget: how the recipe's budget was kept, and what went back to float for it; None without one.
+        interface: the inputs and outputs that are integers, once carried out.
     """
 
     target: str
@@ -148,6 +150,7 @@ class Plan:
     mode: str = "static"
     modes: Mapping[str, str] = field(default_factory=dict)
     budget: Budget | None = None
+    interface: tuple[Port, ...] = ()
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -199,6 +202,7 @@ class Plan:
             },
             "already_quantized": list(self.kept),
             "notes": list(self.notes),
+            **({"interface": _interface_dict(self.interface)} if self.interface else {}),
         } | ({"budget": self.budget.to_dict()} if self.budget else {})
 
 
@@ -209,6 +213,10 @@ def _weight_dict(weight: WeightPoint) -> dict[str, Any]:
     said = {"tensor": weight.tensor, "axis": weight.axis, "uses": [list(u) for u in weight.uses]}
     narrow = {"bits": weight.bits, "block_size": weight.block_size, "format": str(weight.format)}
     return said | {key: value for key, value in narrow.items() if value not in (8, None, str(INT8))}
+
+
+def _interface_dict(interface: tuple[Port, ...]) -> dict[str, Any]:
+    return {f"{kind}s": {p.name: p.to_dict() for p in interface if p.kind == kind} for kind in ("input", "output")}
 
 
 def _tensor_dict(point: Point) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError, known_names
-from onnxq.modes import MODES, check_mode
+from onnxq.modes import MODES, check_interface, check_mode
 from onnxq.runtime import provider_names
 from onnxq.schemes import check_formats, float_for, mode_for, parsed
 from onnxq.targets import get_target
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WEIGHT_FORMS = ("dq", "qdq")
 HIGH_PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Name on the command line -> numpy's name."""
-IO_TYPES = ("float32", "high-precision")
+IO_TYPES = ("float32", "high-precision", "int8")
 WEIGHT_RANGES = ("absmax", "mse")
 WEIGHT_METHODS = ("nearest", "gptq", "awq")
 EFFORTS = ("fast", "balanced", "best")
@@ -106,7 +106,11 @@ class Recipe:
     )
     format: str = _option("qdq", "Q/DQ pairs, or integer operators of ONNX Runtime (target ort-cpu).", FORMATS)
     reduce_range: bool = _option(False, "Weights in 7 bits, for x64 CPUs without VNNI (target ort-cpu).")
-    io_types: str = _option("float32", "Type of the model's float inputs and outputs.", IO_TYPES)
+    io_types: str = _option(
+        "float32",
+        "Type of the model's float inputs and outputs. int8: codes with their scales, uint8 for ort-cpu.",
+        IO_TYPES,
+    )
     providers: str = _option("cpu", "Where ONNX Runtime runs the float model: cpu, cuda; comma-separated.")
     custom_ops: str = _option("", "Libraries of custom operators for ONNX Runtime (.so, .dll); comma-separated.")
     min_sqnr: float | None = _option(
@@ -167,6 +171,7 @@ class Recipe:
             _check_choice(name, getattr(self, name))
         check_formats(self, get_target(self.target))
         check_mode(self, get_target(self.target))
+        check_interface(self, get_target(self.target))
         _check_cpu(self)
         provider_names(self.provider_list)
         if self.part is not None and self.effort != "fast":

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxq.comparison import Comparison, TensorError
+    from onnxq.interface import Port
     from onnxq.inventory import Holding, Inventory
     from onnxq.outcome import Budget, Sensitivity
     from onnxq.plan import Plan
@@ -91,6 +92,7 @@ def inventory(found: Inventory, file: str, total: int, *, every: bool) -> Iterat
         yield f"quantized: {found.low_share():.1%} of the MACs compute on quantized operands"
     else:
         yield "nothing in it is quantized"
+    yield from interface(found.interface)
 
 
 def _precisions(found: Inventory) -> Iterator[tuple[str, ...]]:
@@ -146,6 +148,14 @@ def sensitivity(found: Sensitivity, *, every: bool) -> Iterator[str]:
     more = f"; {len(found.groups)} groups, --verbose for all" if len(shown) < len(found.groups) else ""
     yield f"all in int8: {_db(found.int8_db)} dB, over {found.samples} samples that did not calibrate{more}"
     yield "at outputs: only this group in int8, SQNR of the model; own: of its layers; accumulated: those, all in int8"
+
+
+def interface(found: Sequence[Port]) -> Iterator[str]:
+    """What the numbers of integer inputs and outputs mean."""
+    for port in found:
+        number = f"{port.kind} {port.name}: {port.dtype}, scale {port.scale:.9g}, zero point {port.zero_point}"
+        how = "q = round(x / scale) + zero point" if port.kind == "input" else "y = (q - zero point) * scale"
+        yield f"{number}; {how}"
 
 
 def budget(found: Budget) -> Iterator[str]:

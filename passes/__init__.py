@@ -28,6 +28,7 @@ from onnxq.passes.imply_zero_points import imply_zero_points
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.inline_if import inline_if
 from onnxq.passes.insert_qdq import InsertQDQ
+from onnxq.passes.integer_interface import integer_interface
 from onnxq.passes.integer_products import integer_products
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.move_codes import move_codes
@@ -69,6 +70,7 @@ __all__ = [
     "fold_constants",
     "fuse_layer_norm",
     "infer_shapes",
+    "integer_interface",
     "prepare",
     "remove_identities",
     "remove_unused",
@@ -131,14 +133,14 @@ def _narrow(plan: Plan) -> tuple[WeightPoint, ...]:
 def _lower_float(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     del target
     return (
-        HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32"),
+        HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types != "high-precision"),
         remove_unused,
     )
 
 
 def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     form = recipe.weight_form or target.weight_form
-    half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
+    half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types != "high-precision")
     return (
         InsertQDQ(plan),
         # factors beside the new pairs; where every tensor has a pair, a factor lies between two of them
@@ -161,7 +163,8 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         InsertQDQ(plan),
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(plan, weight_grid(target, recipe), recipe.weight_range, "dq"),
-        pad_channels,  # an image has three channels, and the fast kernels want four
+        # an image has three channels, and the fast kernels want four; the Pad would stand before the input's codes
+        *((pad_channels,) if recipe.io_types != "int8" else ()),
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,  # a Gemm that writes float is replaced only with an int32 bias
         keep_biases_apart,  # or the provider makes a float Gemm of product and bias
@@ -191,7 +194,7 @@ def _lower_weights(
     plain = all(w.format.type == "int8" and not w.block_size for w in plan.weights)
     if target.placement == "tensorrt" and not chosen and plain:
         return _lower_qdq(plan, target, recipe)  # it takes a DequantizeLinear on every kind of weight
-    half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types == "float32")
+    half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types != "high-precision")
     ops = {d.node: d.op_type for d in plan.decisions}
     others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose"))
     return (

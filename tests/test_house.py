@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "forms",
         "exposing",
         "checkpoint",
+        "interface",
     ),
     ("recipe", "modes", "schemes", "inventory"),
     (

@@ -55,6 +55,7 @@ def replace_output(graph: Graph, outputs: MutableSequence[ir.Value], old: ir.Val
     outputs[[v is old for v in outputs].index(True)] = new
     old.name = graph.fresh(f"{name}/inner")
     new.name = name
+    new.shape = old.shape if new.shape is None else new.shape
 
 
 def extract(model: ir.Model, graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Model:

@@ -15,6 +15,7 @@ from onnxq.checks.index import is_qdq
 from onnxq.checks.validity import unsorted
 from onnxq.checks.versions import get_version
 from onnxq.errors import ModelError
+from onnxq.interface import described
 from onnxq.inventory.decoding import decoded_from
 from onnxq.inventory.holdings import holdings as holdings_of
 from onnxq.inventory.holdings import joined
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from onnxq.checks.index import Model
+    from onnxq.interface import Port
 
 __all__ = ["NAMES", "Holding", "Inventory", "Layer", "is_low", "look_at", "take_stock"]
 
@@ -63,7 +65,9 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
     layers = [found for model, decoded in both for found in layers_of(model, decoded)]
     tensors = [found for model, decoded in both for found in holdings_of(model, decoded)]
     producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
-    return Inventory(producer, models[0].opset, tuple(layers), tuple(joined(tensors)), _sizes(models))
+    return Inventory(
+        producer, models[0].opset, tuple(layers), tuple(joined(tensors)), _sizes(models), _interface(proto)
+    )
 
 
 def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
@@ -75,6 +79,12 @@ def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
         if is_qdq(node) and node.input[0] in known:
             known.setdefault(node.output[0], known[node.input[0]])
     return replace(model, shapes={**model.shapes, **known})
+
+
+def _interface(proto: ModelProto) -> tuple[Port, ...]:
+    ends = (("input", proto.graph.input), ("output", proto.graph.output))
+    kinds = ((kind, v.name, NAMES.get(v.type.tensor_type.elem_type)) for kind, values in ends for v in values)
+    return described({entry.key: entry.value for entry in proto.metadata_props}, kinds)
 
 
 def _sizes(models: Iterable[Model]) -> tuple[tuple[str, int, int], ...]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxq.checks.dtypes import FLOATS
 from onnxq.inventory.types import NAMES
+
+if TYPE_CHECKING:
+    from onnxq.interface import Port
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Inventory:
     tensors: tuple[Holding, ...]
     sizes: tuple[tuple[str, int, int], ...]
     """(type, tensors, bytes) of the constants, the most bytes first."""
+    interface: tuple[Port, ...] = ()
+    """Inputs and outputs that are codes, with their scales."""
 
     @property
     def quantized(self) -> bool:
@@ -98,6 +103,7 @@ class Inventory:
             "sizes": [{"type": kind, "tensors": count, "bytes": size} for kind, count, size in self.sizes],
             "nodes": [asdict(layer) for layer in self.layers],
             "tensors": [asdict(tensor) for tensor in self.tensors],
+            "interface": [asdict(port) for port in self.interface],
         }
 
 

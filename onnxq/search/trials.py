@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.api import Prepared, lowered, planned
 from onnxq.collect import session_for
+from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.search.groups import only, without
 from onnxq.search.noise import Exact, exact, run
@@ -60,7 +61,7 @@ class Trials:
     def session(self, graph: Graph, tensors: Sequence[str] = ()) -> Session:
         """A form of the model, with these tensors as outputs in place of its own where some are named."""
         recipe = self.ready.recipe
-        return session_for(graph, tensors, recipe.provider_list, recipe.custom_op_list)
+        return session_for(with_float_ends(graph), tensors, recipe.provider_list, recipe.custom_op_list)
 
     def exact(self, feeds: Sequence[Feed], monitor: Monitor = QUIET) -> Exact:
         """What the float model gives."""

@@ -1,0 +1,92 @@
+"""An integer interface: a Q/DQ pair at every float input and output of the model, for a last pass to cut open.
+
+What an input's readers are, all of them read behind the pair: those that stay in float then read the codes' values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from onnxq.patterns.pairs import existing_pair, origin
+from onnxq.placement.tensorrt import BOUNDED
+from onnxq.placement.weighted import FLOAT_TYPES
+from onnxq.plan import Point
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph, Node, Value
+    from onnxq.plan import Plan
+
+_SIZES = frozenset({"Shape", "Size"})
+_PARAMETERS = frozenset({"Resize", "Clip", "Pad", "QuantizeLinear", "DequantizeLinear"})
+"""Operators whose inputs behind the first are numbers to compute with exactly, not data."""
+
+
+def with_interface(graph: Graph, plan: Plan) -> Plan:
+    """The plan with a pair at every float input and output of the main graph that can have one.
+
+    Args:
+        graph: the prepared graph.
+        plan: its placement, in mode static, not yet resolved.
+    """
+    points, joins, notes = dict(plan.points), dict.fromkeys(plan.joins), list(plan.notes)
+    for value in graph.inputs:
+        if graph.dtype(value) not in FLOAT_TYPES:
+            continue
+        if why := _why_float(graph, value):
+            notes.append(f"input {value.name} stays {graph.dtype(value)}: {why}")
+            continue
+        uses = tuple((u.name or "", i) for u, i in graph.users(value) if _reads(graph, u))
+        if (pair := existing_pair(graph, value)) is not None:
+            joins |= {(node, index, str(pair.name)): None for node, index in uses if not _quantizes(graph, value, node)}
+        elif uses:
+            known = points.get(str(value.name)) or _point(graph, value, points)
+            points[str(value.name)] = replace(known, uses=tuple(dict.fromkeys((*known.uses, *uses))))
+    for value in graph.outputs:
+        own = graph.producer(value, "DequantizeLinear") is not None
+        if graph.dtype(value) not in FLOAT_TYPES or value.is_graph_input() or own:
+            continue
+        if graph.is_const(value):
+            notes.append(f"output {value.name} stays {graph.dtype(value)}: it is a constant")
+            continue
+        known = points.get(str(value.name)) or _point(graph, value, points)
+        # What leaves the model is not to be clipped because its tails seemed rare.
+        points[str(value.name)] = replace(known, output=True, protected=True)
+    return replace(plan, points=points, joins=tuple(joins), notes=tuple(notes))
+
+
+def _reads(graph: Graph, user: Node) -> bool:
+    return not graph.in_body(user) and user.op_type not in _SIZES
+
+
+def _quantizes(graph: Graph, value: Value, node: str) -> bool:
+    return any(u.name == node and u.op_type == "QuantizeLinear" for u, _ in graph.users(value))
+
+
+def _why_float(graph: Graph, value: Value) -> str | None:
+    users = graph.users(value)
+    parameter = next((u for u, i in users if i and u.op_type in _PARAMETERS), None)
+    if parameter is not None:
+        return f"{parameter.op_type} {parameter.name} computes with it exactly"
+    if users and not any(_reads(graph, u) or not graph.in_body(u) for u, _ in users):
+        return "it is read in bodies only"
+    return None if any(_reads(graph, u) for u, _ in users) else "nothing reads its values"
+
+
+def _point(graph: Graph, value: Value, points: dict[str, Point]) -> Point:
+    """A new point; a rearranged copy of a tensor that has one shares its scale, so that nothing is rounded twice."""
+    name, source = str(value.name), origin(graph, value)
+    of = points.get(str(source.name))
+    return Point(
+        tensor=name,
+        uses=(),
+        observe=name if of is None else of.observe,
+        group=name if of is None else of.group,
+        calibrator=None if of is None else of.calibrator,
+        protected=graph.producer(source, *BOUNDED) is not None,
+        dtype=graph.dtype(value) or "float32",
+        range=None if of is None else of.range,
+        chosen=None if of is None else of.chosen,
+        bounds=(-float("inf"), float("inf")) if of is None else of.bounds,
+        qtype=None if of is None else of.qtype,
+    )

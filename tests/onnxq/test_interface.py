@@ -1,0 +1,231 @@
+"""`--io-types int8`: who cannot have it, the numbers against those of the same model with float ends, and its tools."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph_of
+
+from onnxq import api, cli
+from onnxq.errors import RecipeError
+from onnxq.interface import ports, with_float_ends
+from onnxq.numerics import sqnr_db
+from onnxq.placement.interface import with_interface
+from onnxq.plan import Plan
+from onnxq.recipe import Recipe, Rule
+from onnxq.runtime import Session
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph
+    from onnxq.interface import Port
+
+DIGITS = Path(__file__).parents[2] / "models" / "digits"
+TARGETS = ["ort-cpu", "tensorrt@10", "tensorrt@11"]
+RNG = np.random.default_rng(0)
+W = RNG.normal(size=(32, 32)).astype(np.float32)
+EMPTY = Plan("tensorrt@10", {}, (), ())
+
+
+def integer(target: str, **choices: Any) -> Recipe:  # noqa: ANN401  of a recipe
+    return Recipe(target=target, io_types="int8", effort="fast", **choices)
+
+
+def run(graph: Graph, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    return Session(graph.to_proto().SerializeToString(), as_written=True).run(feeds)
+
+
+def codes(x: npt.NDArray[Any], port: Port) -> npt.NDArray[Any]:
+    info = np.iinfo(port.dtype)
+    q = np.rint(x / np.float32(port.scale)) + port.zero_point
+    return np.asarray(np.clip(q, info.min, info.max), port.dtype)
+
+
+def values(q: npt.NDArray[Any], port: Port) -> npt.NDArray[Any]:
+    return (q.astype(np.float64) - port.zero_point) * port.scale
+
+
+# -- what stays as it is ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choices", "why"),
+    [
+        ({"target": "ort-cuda"}, "ort-cuda has no integer interface"),
+        ({"target": "tensorrt@8"}, "not documented for TensorRT 8"),
+        ({"target": "tensorrt@10+dla"}, "inputIOFormats"),
+        ({"target": "tensorrt@8+dla"}, "inputIOFormats"),
+        ({"target": "tensorrt", "mode": "weight-only"}, "mode weight-only has not"),
+        ({"target": "ort-cpu", "mode": "dynamic"}, "mode dynamic has not"),
+        ({"target": "tensorrt", "mode": "float", "high_precision": "fp16"}, "mode float has not"),
+        ({"target": "tensorrt", "activations": "fp8e4m3/tensor"}, "activations in fp8e4m3"),
+    ],
+)
+def test_refusals(choices: dict[str, Any], why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        Recipe(io_types="int8", **choices)
+
+
+def test_without_data_there_is_no_scale() -> None:
+    graph = graph_of("(float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", w=W)
+    with pytest.raises(RecipeError, match="needs calibration data"):
+        api.quantize(graph, None, integer("tensorrt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        pytest.param("(int64[4] x) => (int64[4] y) { y = Abs(x) }", set(), id="whole numbers"),
+        pytest.param("(float[4] x) => (int64[1] y) { y = Shape(x) }", {"x"}, id="only the shape is read"),
+        pytest.param("(float[4] x, float low) => (float[4] y) { y = Clip(x, low) }", {"low"}, id="a parameter"),
+        pytest.param(
+            "(float[4] x, bool c) => (float[4] y) { y = If (c) <then_branch = one () => (float[4] o) { o = Neg(x) }, "
+            "else_branch = two () => (float[4] o2) { o2 = Abs(x) }> }",
+            {"x"},
+            id="read in bodies",
+        ),
+        pytest.param("(float[4] x) => (float[4] y) { d = DequantizeLinear(w, s) y = Add(x, d) }", set(), id="codes"),
+        pytest.param("(float[4] x) => (float[4] x) { }", {"x"}, id="an input that is an output"),
+    ],
+)
+def test_ends_that_stay(text: str, left: set[str]) -> None:
+    weights: dict[str, npt.ArrayLike] = {"w": np.ones(4, np.uint8), "s": np.float32(1)} if "(w" in text else {}
+    graph = graph_of(text, **weights)
+    plan = with_interface(graph, EMPTY)
+    floats = {str(v.name) for v in graph.inputs if graph.dtype(v) == "float32"}
+    assert floats - set(plan.points) == left
+    assert {note.split()[1] for note in plan.notes} == left
+
+
+def test_a_pair_that_the_model_has_is_joined() -> None:
+    text = "(float[4] x) => (float[4] y) { q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Add(d, x) }"
+    graph = graph_of(text, s=np.float32(0.1), z=np.int8(0))
+    plan = with_interface(graph, EMPTY)
+    assert set(plan.points) == {"y"}
+    assert [(index, tensor) for _, index, tensor in plan.joins] == [(1, "d")]
+
+
+# -- the numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "half", "steps"),
+    [
+        ("ort-cpu", None, 1),
+        ("tensorrt@10", None, 1),
+        ("tensorrt@11", "fp32", 1),
+        # On a CPU ONNX Runtime rounds to half precision where it puts its own Casts, which is not where they were.
+        ("tensorrt@11", "fp16", 3),
+    ],
+)
+def test_digits(target: str, half: str | None, steps: int) -> None:
+    """The same plan with float ends, quantized at the ends by the formula, gives the same within a step."""
+    recipe = integer(target, high_precision=half)
+    ready = api.prepared(DIGITS / "digits.onnx", recipe)
+    statistics = api.observe(ready, DIGITS / "calib.npz")
+    made, plan = api.lowered(ready, statistics)
+    onnx.checker.check_model(made.to_proto(), full_check=True)
+    entry, leave = plan.interface
+    kind = "uint8" if target == "ort-cpu" else "int8"
+    assert (entry.kind, entry.name, leave.kind, leave.name) == ("input", "image", "output", "logits")
+    assert {made.dtype(v) for v in (*made.inputs, *made.outputs)} == {kind}
+    assert all(np.float32(p.scale) == p.scale for p in plan.interface)
+    if target != "ort-cpu":
+        assert not [f for f in api.check(made, target).findings if f.severity == "E"]
+
+    floats = replace(recipe, io_types="float32")
+    same, _ = api.lowered(replace(ready, recipe=floats), statistics)
+    with np.load(DIGITS / "test.npz") as held_back:
+        image = held_back["image"][:64]
+    (expected,) = run(same, {"image": image})
+    (got,) = run(made, {"image": codes(image, entry)})
+    assert got.dtype == kind
+    assert np.abs(values(got, leave) - expected).max() <= 1.001 * steps * leave.scale
+    assert np.isclose(values(got, leave), expected).mean() > (0.99 if steps == 1 else 0.5)
+
+    ordinary, _ = api.quantize(DIGITS / "digits.onnx", statistics, floats) if target == "ort-cpu" else (None, None)
+    if ordinary is not None:  # it quantizes the image anyway; for TensorRT its first layer is float
+        (other,) = run(ordinary, {"image": image})
+        near = np.clip(other, other.min(), (255 - leave.zero_point) * leave.scale)
+        assert np.abs(values(got, leave) - near).max() <= leave.scale
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_readers_in_float_and_excluded_nodes_read_the_codes(target: str) -> None:
+    text = "(float[N,32] x) => (float[N,32] y, int64[2] n) { a = MatMul(x, w) b = Relu(a) y = Sub(b, x) n = Shape(x) }"
+    graph = graph_of(text, w=W)
+    data = [{"x": RNG.normal(size=(8, 32)).astype(np.float32)} for _ in range(4)]
+    for rules in ((), (Rule(ops=("MatMul",), quantize=False), Rule(nodes="*", ops=("Sub",), quantize=True))):
+        if rules and target == "ort-cpu":
+            continue
+        made, plan = api.quantize(graph, data, integer(target, rules=rules))
+        onnx.checker.check_model(made.to_proto(), full_check=True)
+        entry, leave = plan.interface
+        found, n = run(made, {"x": codes(data[0]["x"], entry)})
+        x = data[0]["x"].astype(np.float64)
+        assert sqnr_db(np.maximum(x @ W, 0) - x, values(found, leave)) > 30
+        assert list(n) == [8, 32]
+
+
+def test_outputs_are_not_clipped() -> None:
+    graph = graph_of("(float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", w=W)
+    data = [{"x": RNG.standard_t(2, size=(64, 32)).astype(np.float32)}]
+    _, plan = api.quantize(graph, data, integer("tensorrt@10"))
+    assert plan.points["y"].range is not None
+    assert plan.points["y"].range[1] >= np.abs(data[0]["x"] @ W).max() * 0.999
+
+
+# -- tools ------------------------------------------------------------------------------------------------------
+
+
+def test_compare_reads_the_metadata() -> None:
+    data = [{"x": RNG.normal(size=(8, 32)).astype(np.float32)} for _ in range(4)]
+    graph = graph_of("(float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }", w=W)
+    made, _ = api.quantize(graph, data, integer("tensorrt@11"))
+    ordinary, _ = api.quantize(graph, data, replace(integer("tensorrt@11"), io_types="float32"))
+    (found,) = api.compare(graph, made, data).outputs
+    (plain,) = api.compare(graph, ordinary, data).outputs
+    assert 30 < found.sqnr_db < plain.sqnr_db
+    assert {e.tensor for e in api.compare(graph, made, data, layers=True).errors} >= {"a", "y"}
+    assert with_float_ends(ordinary) is ordinary
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt@10"])
+def test_budget_and_effort(target: str) -> None:
+    data = [{"x": RNG.normal(size=(1, 32)).astype(np.float32)} for _ in range(32)]
+    graph = graph_of("(float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }", w=W)
+    made, plan = api.quantize(graph, data, Recipe(target=target, io_types="int8", min_sqnr=15.0))
+    assert plan.budget is not None
+    assert [p.name for p in ports(made)] == ["x", "y"]
+    (error,) = api.compare(graph, made, data).outputs
+    assert error.sqnr_db > 15
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", ["onnxq", *map(str, arguments)])
+        cli.main()
+        return capsys.readouterr().out
+
+    model, data = DIGITS / "digits.onnx", DIGITS / "calib.npz"
+    said = call("quantize", model, "--data", data, "--target", "ort-cpu", "--effort", "fast", "--io-types", "int8")
+    assert "input image: uint8, scale 0.00392156886, zero point 0" in said
+    plan = json.loads((tmp_path / "digits.int8.plan.json").read_text())
+    entry = plan["interface"]["inputs"]["image"]
+    assert entry == {"dtype": "uint8", "scale": float(np.float32(1 / 255)), "zero_point": 0, "float_type": "float32"}
+    written = onnx.load(tmp_path / "digits.int8.onnx")
+    metadata = {entry.key: entry.value for entry in written.metadata_props}
+    assert float(metadata["onnxq.input.image.scale"]) == entry["scale"]
+    assert float(metadata["onnxq.output.logits.scale"]) == plan["interface"]["outputs"]["logits"]["scale"]
+    assert "output logits: uint8, scale" in call("show", "digits.int8.onnx")
+    call("check", "digits.int8.onnx", "--target", "ort-cpu")
+    assert "logits" in call("compare", model, "digits.int8.onnx", "--data", data)
