@@ -7,7 +7,9 @@ and the same with ConvInteger. In this order of nodes ONNX Runtime's CPU provide
 a bias behind it to DynamicQuantizeMatMul. One DynamicQuantizeLinear serves all readers of a tensor.
 
 With a scale per token each row of x has its own, symmetric: s = max|row| / 127, codes = Cast(Round(x / s) + 128), zero
-point 128: ONNX Runtime fuses a product of two int8 tensors to an operator that it has no kernel for.
+point 128: ONNX Runtime fuses a product of two int8 tensors to an operator that it has no kernel for. The product is
+multiplied by one scale after the other, (x B s) s_B: behind a product of both scales ONNX Runtime 1.31 fuses a bias in
+too (MatMulIntegerToFloat), and with scales of rows its results are then wrong.
 """
 
 from __future__ import annotations
@@ -80,8 +82,12 @@ class _Work:
         product = self._product(node, [quantized, stored, zero, none], f"{name}_int32")
         real = self._step(node, "Cast", [product], f"{name}_real", to=FLOAT32)
         factors = graph.constant(f"{weight.name}_scale", scale)
-        both = self._step(node, "Mul", [step, factors], f"{name}_scales")
-        result = self._step(node, "Mul", [real, both], f"{name}_scaled")
+        if self.per_token:
+            rows = self._step(node, "Mul", [real, step], f"{name}_rows")
+            result = self._step(node, "Mul", [rows, factors], f"{name}_scaled")
+        else:
+            both = self._step(node, "Mul", [step, factors], f"{name}_scales")
+            result = self._step(node, "Mul", [real, both], f"{name}_scaled")
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             result = self._step(node, "Add", [result, self._bias(node, node.inputs[2])], f"{name}_biased")
         result.shape = node.outputs[0].shape

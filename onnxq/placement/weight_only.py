@@ -25,6 +25,10 @@ PRODUCTS = ("MatMul", "Gemm")
 DEQUANTIZED_AGAIN = "a convolution would dequantize its weight on every call; a rule with quantize = true takes it"
 
 
+COLUMNS_OF_2_BITS = 4
+"""With other numbers of columns ONNX Runtime 1.31 fuses 2-bit codes to a MatMulNBits with wrong results."""
+
+
 def place_weights(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     """Decide for every node whether its weight is stored narrow."""
     uses: dict[tuple[str, int | None, Format], list[tuple[str, int]]] = {}
@@ -84,7 +88,10 @@ def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: Format) 
         return f"a weight of rank {len(shape)}; narrow weights are matrices"
     if node.op_type == "Gemm" and not plain_gemm(graph, node) and (blocked or target.placement != "tensorrt"):
         return "a Gemm with transA, alpha or beta: MatMulNBits has none of them"
-    k = shape[1] if node.op_type == "Gemm" and graph.attribute(node, "transB", 0) else shape[0]
+    transposed = node.op_type == "Gemm" and bool(graph.attribute(node, "transB", 0))
+    k, n = (shape[1], shape[0]) if transposed else shape
+    if wanted.kind.bits == 2 and isinstance(n, int) and n % COLUMNS_OF_2_BITS:
+        return f"{n} columns: ONNX Runtime spoils 2-bit codes unless the columns are a multiple of {COLUMNS_OF_2_BITS}"
     if blocked and target.placement == "tensorrt" and isinstance(k, int) and k % (wanted.block_size or 1):
         return f"{k} rows are no multiple of a block of {wanted.block_size}"
     return None

@@ -65,6 +65,19 @@ def test_the_file_has_the_promised_size_and_runs(cell: Cell, tmp_path: Path) -> 
     assert noise < {1: 1.5, 2: 0.6, 4: 0.15}.get(KINDS[cell.format.type].bits, 0.01)
 
 
+@pytest.mark.parametrize("text", ["int2/block:32", "int2/channel", "ternary/block:16", "ternary/channel"])
+def test_two_bits_keep_to_columns_that_runtimes_read_rightly(text: str) -> None:
+    graph = net("float[N,64] x", "h = MatMul(x, w) y = Gemm<transB=1>(h, v)", w=(64, 36), v=(10, 36))
+    quantized, plan = api.quantize(graph, None, Recipe(target="ort-cpu", weights=text))
+    first, second = plan.decisions
+    assert first.quantized
+    assert "10 columns" in second.reason
+    feeds = random_feeds(graph, N=5)
+    expected: Any = ReferenceEvaluator(quantized.to_proto()).run(None, feeds)
+    found, real = run(quantized, feeds)[0], expected[0]
+    assert np.square(found - real).mean() < 1e-3 * np.square(real).mean()  # MatMulNBits rounds its input to 8 bits
+
+
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 
 

@@ -160,6 +160,18 @@ def test_a_scale_per_token() -> None:
         Recipe(target="ort-cuda", activations="int8/token")
 
 
+def test_a_scale_per_token_beside_a_bias() -> None:
+    """What ONNX Runtime 1.31 would fuse, product, scales and bias, it computes wrongly."""
+    graph = net(
+        "float[N,64] x", "h = Gemm(x, w, b) p = MatMul(h, v) y = Add(p, c)", w=(64, 96), b=(96,), v=(96, 32), c=(32,)
+    )
+    found, _ = api.quantize(graph, None, Recipe(target="ort-cpu", activations="int8/token"))
+    assert [n.op_type for n in found.nodes].count("MatMulInteger") == 2
+    feed = random_feeds(graph, N=8)
+    expected, result = (Session(g.to_proto().SerializeToString()).run(feed)[0] for g in (graph, found))
+    assert sqnr_db(expected, result) > 35
+
+
 # -- rules ----------------------------------------------------------------------------------------------------
 
 
