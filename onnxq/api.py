@@ -38,7 +38,7 @@ from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.schemes import backend
 from onnxq.statistics import Statistics, is_statistics
-from onnxq.weights import chosen_weights
+from onnxq.weights import chosen_weights, needs_data
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from onnxq.statistics import Factor
 
 DEFAULT = Recipe()
+
+FEW = 8
+"""With so many samples or fewer a warning is given."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def compare(
         OnnxqError: a model cannot be run, or the data does not fit.
     """
     reference, other = load(model), load(quantized)
-    source = open_data(data, reference, recipe)
+    source = open_data(data, reference, recipe, monitor)
     monitor.stage("Comparing", source.length)
     return compare_graphs(
         reference,
@@ -285,7 +288,7 @@ def measured(
         data = Statistics.load(data)
     if data is None or isinstance(data, Statistics):
         return data
-    if cache is None:
+    if cache is None or needs_data(ready.recipe, ready.plan.mode):
         from onnxq.improving import improved  # it is made of the steps below
 
         return improved(ready, data, monitor, running=running)
@@ -314,6 +317,9 @@ def carried_out(
 
         return search.within_budget(ready, data, monitor, evaluation or search.Evaluation(), cache, running)
     statistics = measured(ready, data, monitor, cache, running)
+    if statistics is not None and statistics.tensors and statistics.samples <= FEW:
+        said = "one sample" if statistics.samples == 1 else f"{statistics.samples} samples"
+        monitor.warn(f"calibrated on only {said}: other data may lie outside these ranges; 100 to 500 are usual")
     return (*lowered(ready, statistics, monitor, cache), statistics)
 
 

@@ -96,11 +96,17 @@ def quantize(
     from onnxq.statistics import Statistics
     from onnxq.weights import needs_data
 
-    if data and statistics_file:
-        raise click.UsageError("give --data or --statistics, not both")
     recipe = _recipe(options)
     output = output or api.default_output(model)
     plan_file = output.with_suffix(".plan.json")
+    _refuse(
+        {
+            "give --data or --statistics, not both": data and statistics_file,
+            "--eval-data is for a budget (--min-sqnr, --max-drop) or --report; there is neither": eval_data
+            and not (recipe.budgeted or page),
+            f"--report {page} is the name of another output": page in (output, plan_file),
+        }
+    )
     for file in (output, plan_file, *_paths(page)):
         files.check_writable(file, *_paths(model, data, statistics_file, cache_file, options["recipe_file"]))
     with resumable(output, resume=options["resume"]) as keeper, shown(quiet=options["quiet"]) as monitor:
@@ -109,7 +115,7 @@ def quantize(
         ready = api.prepared(model, recipe, monitor)
         wants = ready.plan.mode == "static" or needs_data(recipe, ready.plan.mode)
         if given is None and cache is None and wants:
-            given = _data_beside(model, monitor.warn)
+            given = _data_beside(model, monitor.warn, needed=recipe.budgeted or needs_data(recipe, ready.plan.mode))
         running = Running(keeper=keeper)
         graph, plan, statistics = api.carried_out(ready, given, monitor, cache, search.Evaluation(eval_data), running)
         monitor.stage("Checking and writing", None)
@@ -163,13 +169,23 @@ def plan(
         click.echo(line)
 
 
-def _data_beside(model: Path, warn: Callable[[str], None]) -> str | None:
+def _refuse(wrong: dict[str, object]) -> None:
+    """Raise UsageError with the first text that is true."""
+    for text, true in wrong.items():
+        if true:
+            raise click.UsageError(text)
+
+
+def _data_beside(model: Path, warn: Callable[[str], None], *, needed: bool) -> str | None:
+    """Data found beside the model; without it a warning, unless it is `needed` and an error is to come."""
     from onnxq.data import find_beside
 
     found = find_beside(model)
     if found is not None:
         warn(f"no --data given; taking {found}, found beside the model")
         return str(found)
+    if needed:
+        return None
     warn(
         "NO CALIBRATION DATA: only the weights are quantized, activations stay in float and nothing runs in int8. "
         f"Give --data, or put {model.stem}.npz or {model.stem}_calib/ beside the model."

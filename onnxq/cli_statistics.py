@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -108,11 +109,11 @@ def export_cache(
 def export_scales(model: Path, output: Path, **options: Any) -> None:
     """Write the scales of a quantized MODEL, from any tool, as JSON that a fine-tuning run can start from."""
     from onnxq import files
-    from onnxq.handout import scales_json
+    from onnxq.handout import scales
     from onnxq.intake import load
 
     files.check_writable(output, *paths(model))
-    text = scales_json(load(model))
-    files.write_text(output, text)
+    found = scales(load(model))
+    files.write_text(output, json.dumps(found, indent=1) + "\n")
     if not options["quiet"]:
-        click.echo(f"{output}: the scales of {text.count('readers')} tensors")
+        click.echo(f"{output}: the scales of {len(found['tensors'])} tensors")

@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -158,13 +159,22 @@ def _tried(
 ) -> dict[str, npt.NDArray[Any]] | None:
     """The tensors of one sample; None where it cannot be run and such samples are skipped."""
     try:
-        return _observed(session, feed, names)
+        with named(label):
+            return _observed(session, feed, names)
     except DataError as error:
-        bad = DataError(f"{label}: {error.message}", error.hint)
         if source.bad is None:
-            raise bad from error
-        source.bad(bad)
+            raise
+        source.bad(error)
         return None
+
+
+@contextmanager
+def named(label: str) -> Iterator[None]:
+    """What fails within on a sample says on which."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{label}: {error.message}", error.hint) from error
 
 
 @dataclass
@@ -287,8 +297,11 @@ def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:
     )
 
 
-def samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tuple[str, Feed]]:
-    """(label, feed) of every sample. Batches are split when the first one shows that this changes nothing."""
+def samples(session: Session, source: Source, monitor: Monitor, *, tried: bool = False) -> Iterator[tuple[str, Feed]]:
+    """(label, feed) of every sample. Batches are split when the first one shows that this changes nothing.
+
+    Where bad ones are skipped, those are left out that hold NaN, and if `tried` those that the session cannot run.
+    """
     splits: bool | None = None
     for label, feed in source.samples():
         parts = split_batch(feed, source.inputs)
@@ -296,7 +309,9 @@ def samples(session: Session, source: Source, monitor: Monitor) -> Iterator[tupl
             splits = _independent(session, parts)
         rows = [(f"{label}, row {row}", part) for row, part in enumerate(parts)]
         for where, part in rows if len(parts) > 1 and splits else [(label, feed)]:
-            if _holds_numbers(part, where, source):
+            if not holds_numbers(part, where, source):
+                continue
+            if not tried or source.bad is None or _tried(session, part, (), where, source) is not None:
                 yield where, part
         monitor.advance()
 
@@ -348,7 +363,7 @@ def _only(session: Session, feed: Feed) -> dict[str, npt.NDArray[Any]]:
     return {name: feed[name] for name in session.inputs}
 
 
-def _holds_numbers(feed: Feed, label: str, source: Source) -> bool:
+def holds_numbers(feed: Feed, label: str, source: Source) -> bool:
     """Whether no input holds NaN; an error where it does, unless such samples are skipped."""
     for name, array in feed.items():
         if array.dtype.kind in "fV" and np.isnan(array).any():  # V: bfloat16

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.collect import holds_numbers, named
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import rereadable
-from onnxq.errors import ModelError
+from onnxq.errors import DataError, ModelError
 from onnxq.files import SPILL_BYTES, weight_bytes, write_for_runtime
 from onnxq.histogram import Tally
 from onnxq.interface import with_float_ends
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
-
 
 _FLOATS = ("float16", "float32", "float64")
 _WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -203,12 +203,14 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
     while names:
         group: list[str] = []
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-            for _, feed in source.samples():
+            for where, feed in source.samples():
                 if not group:  # the first sample tells how many tensors fit
                     group = _fitting(reference, names, feed, _GROUP_BYTES) if layers else names
                     pair = _pair((reference, quantized), group, (providers, custom_ops), Path(folder))
-                left, right = (s.run({k: feed[k] for k in s.inputs}, group) for s in pair)
-                for name, a, b in zip(group, left, right, strict=True):
+                found = _run(pair, feed, group, where, source)
+                if found is None:
+                    continue
+                for name, a, b in zip(group, *found, strict=True):
                     seen.add(name, a, b)
                 if len(group) == len(names):  # the last pass
                     samples += 1
@@ -254,6 +256,8 @@ class _Seen:
             self._tallies[name].add(feed[name])
 
     def comparison(self, samples: int) -> Comparison:
+        if not samples:
+            raise DataError("no sample is left to compare on", "See the warnings; give data that fits the model.")
         errors = (s.error(name, output=name in self._outputs) for name, s in self._sums.items())
         histograms = {name: tally.histogram() for name, tally in self._tallies.items()}
         return Comparison(tuple(errors), samples, histograms, self._shapes)
@@ -296,6 +300,20 @@ def _fitting(model: Graph, names: Sequence[str], feed: Feed, most: int) -> list[
         if count and total > most:
             return list(names[:count])
     return list(names)
+
+
+def _run(pair: Sequence[Session], feed: Feed, names: Sequence[str], where: str, source: Source) -> list[Any] | None:
+    """The tensors of one sample in both models; None where it is bad and such samples are skipped."""
+    if source.bad is not None and not holds_numbers(feed, where, source):
+        return None
+    try:
+        with named(where):
+            return [s.run({k: feed[k] for k in s.inputs}, names) for s in pair]
+    except DataError as error:
+        if source.bad is None:
+            raise
+        source.bad(error)
+        return None
 
 
 def _pair(

@@ -12,6 +12,7 @@ from onnxq.errors import RecipeError, StatisticsError
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import INT8
 from onnxq.passes import infer_shapes
+from onnxq.placement import settled
 from onnxq.placement.tensorrt import BOUNDED
 from onnxq.targets import get_target
 
@@ -54,7 +55,9 @@ def make_cache(
         )
     statistics.check_model(ready.graph.digest())
     monitor.stage("Choosing ranges", None)
-    plan = resolve(ready.plan, statistics, recipe, replace(get_target(recipe.target), activation=INT8))
+    target = get_target(recipe.target)
+    plan = settled(ready.graph, ready.plan, statistics.met, target, recipe)
+    plan = resolve(plan, statistics, recipe, replace(target, activation=INT8))
     for note in plan.notes:
         monitor.warn(note)
     bounded = {str(v.name) for v in ready.graph.values() if ready.graph.producer(v, *BOUNDED) is not None}

@@ -9,7 +9,6 @@ pytorch-quantization and ModelOpt have it. Names are those of the float tensors.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,15 +45,6 @@ def scales(graph: Graph) -> dict[str, Any]:
     if not found:
         raise ModelError("the model holds no Q/DQ pairs with constant scales", "Give a quantized model.")
     return {"format": FORMAT, "tensors": dict(sorted(found.items()))}
-
-
-def scales_json(graph: Graph) -> str:
-    """The same as JSON text.
-
-    Raises:
-        ModelError: there is none.
-    """
-    return json.dumps(scales(graph), indent=1) + "\n"
 
 
 def _entry(graph: Graph, node: Node) -> tuple[str, dict[str, Any]] | None:

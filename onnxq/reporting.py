@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq import api, files, intake, page
 from onnxq.collect import sample_hash
-from onnxq.data import input_specs, open_source, parse_shapes
 from onnxq.errors import OnnxqError
 from onnxq.inventory import look_at
 from onnxq.monitor import QUIET, Monitor
@@ -80,9 +79,8 @@ def measured(
     """
     monitor.stage("Measuring for the report", None)
     graph = intake.load(reference)
-    shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
     try:
-        source = open_source(data, input_specs(graph), max_samples=recipe.max_samples, shapes=shapes)
+        source = intake.open_data(data, graph, recipe, Monitor(warn=monitor.warn))
         return api.compare(graph, quantized, _picked(source), recipe, layers=True, monitor=Monitor(warn=monitor.warn))
     except OnnxqError as error:
         monitor.warn(f"the report is without errors of layers: {error.message}")

@@ -72,16 +72,22 @@ def check_names(names: Sequence[object], inputs: Sequence[InputSpec], where: str
         DataError: a name is unknown or missing; `where` begins the message.
     """
     wanted = [spec.name for spec in inputs]
+    read = [spec.name for spec in inputs if not spec.label]
     missing = [name for name in wanted if name not in names]
     unknown = [name for name in names if name not in wanted]
-    listed = ", ".join(map(repr, wanted))
+    listed = ", ".join(map(repr, read))
     if unknown:
         # A lone array for a lone gap is surely meant for it, but only the user can know.
         near = get_close_matches(str(unknown[0]), wanted, n=1) or (missing if len(missing) == 1 else [])
         meant = f"Did you mean {near[0]!r}? " if near else ""
         hint = f"{meant}Name each array after the model's input: {{{(near or wanted or ['x'])[0]!r}: array}}."
+        if not missing:
+            hint = f"{meant}Leave it out of the data; if it is a label that a metric reads: --labels {unknown[0]}."
         raise DataError(f"{where}: unknown input {unknown[0]!r}; the model's inputs are {listed}", hint)
     if missing:
+        if missing[0] not in read:
+            held = ", ".join(map(repr, names)) or "nothing"
+            raise DataError(f"{where}: no array for the label {missing[0]!r}", f"It holds {held}.")
         lost = ", ".join(map(repr, missing))
         raise DataError(f"{where}: no array for input {lost}", f"The model's inputs are {listed}; give them all.")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.collect import sample_hash, samples, session_for
+from onnxq.collect import named, sample_hash, samples, session_for
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import INT8
 
@@ -143,8 +143,9 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
     kept: dict[int, Feed] = {}
     heap: list[int] = []
     reach: Reach = {}
-    for _, feed in samples(session, source, monitor):
-        arrays = run(session, feed) if axes else {}
+    for where, feed in samples(session, source, monitor, tried=True):
+        with named(where):
+            arrays = run(session, feed) if axes else {}
         for name, axis in axes.items():
             others = tuple(i for i in range(arrays[name].ndim) if i != axis)
             low, high = arrays[name].min(axis=others, initial=np.inf), arrays[name].max(axis=others, initial=-np.inf)

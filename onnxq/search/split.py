@@ -95,7 +95,7 @@ def split(session: Session, source: Source, held_back: Source | None = None, mon
 def _hashes(session: Session, source: Source, monitor: Monitor) -> list[int]:
     """Of the different samples, in order."""
     monitor.stage(f"Splitting {source.name}", source.length)
-    return sorted({sample_hash(feed) for _, feed in samples(session, source, monitor)})
+    return sorted({sample_hash(feed) for _, feed in samples(session, source, monitor, tried=True)})
 
 
 def _taken(session: Session, source: Source, keys: Collection[int]) -> tuple[Feed, ...]:

@@ -59,7 +59,7 @@ def picked(graph: Graph, source: Source, providers: Sequence[str], custom_ops: S
     session = session_for(graph, (), providers, custom_ops)
     kept: dict[int, Feed] = {}
     heap: list[int] = []
-    for _, feed in samples(session, source, QUIET):
+    for _, feed in samples(session, source, QUIET, tried=True):
         key = sample_hash(feed)
         if key in kept or (len(heap) == SAMPLES and key > -heap[0]):
             continue

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.collect import samples, session_for
+from onnxq.collect import named, samples, session_for
 from onnxq.linear import linear_at
 from onnxq.monitor import QUIET, Monitor
 
@@ -54,9 +54,11 @@ def outlier_columns(
     monitor.stage(f"Looking for outlier columns in {len(names)} tensors", source.length)
     session = session_for(graph, names, providers, custom_ops)
     largest: dict[str, npt.NDArray[np.float64]] = {}
-    for _, feed in samples(session, source, monitor):
+    for where, feed in samples(session, source, monitor, tried=True):
         given = {name: feed[name] for name in session.inputs}
-        arrays = {**feed, **dict(zip(session.outputs, session.run(given, session.outputs), strict=True))}
+        with named(where):
+            found = session.run(given, session.outputs)
+        arrays = {**feed, **dict(zip(session.outputs, found, strict=True))}
         for name in names:
             rows = np.abs(arrays[name].reshape(-1, arrays[name].shape[-1]))
             amax = rows.max(axis=0, initial=0).astype(np.float64)

@@ -229,6 +229,6 @@ def test_the_monitor_hears_of_it() -> None:
     stages: list[tuple[str, int | None]] = []
     steps: list[None] = []
     monitor = Monitor(lambda *s: stages.append(s), lambda: steps.append(None), pytest.fail)
-    onnxq.quantize(small(), FEEDS, FAST, monitor=monitor)
+    onnxq.quantize(small(), FEEDS * 2, FAST, monitor=monitor)
     assert [text.split()[0] for text, _ in stages] == ["Preparing", "Observing", "Choosing", "Quantizing"]
-    assert stages[1][1] == len(steps) == 6
+    assert stages[1][1] == len(steps) == 12

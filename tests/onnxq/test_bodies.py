@@ -90,6 +90,14 @@ def test_a_branch_that_no_sample_reached_is_not_calibrated() -> None:
     assert "QuantizeLinear" in ops["choice/then_branch"]
 
 
+def test_a_cache_of_a_branch_that_no_sample_reached_has_what_was_seen() -> None:
+    bare = linear()
+    graph = in_if(bare)
+    recipe = replace(CPU, effort="fast")
+    made = onnxq.make_cache(graph, onnxq.calibrate(graph, samples(bare, cond=TRUE), recipe), recipe)
+    assert made.scales
+
+
 def test_the_model_is_not_changed() -> None:
     bare = linear()
     graph = in_if(bare)

@@ -112,7 +112,8 @@ def test_the_same_run_writes_the_same_bytes_and_the_input_stays(here: Path, onnx
 def test_quiet_and_verbose(here: Path, onnxq: Callable[..., Run]) -> None:
     assert here
     fast = ("--data", DATA, "--effort", "fast")
-    assert onnxq("quantize", MODEL, *fast, "-q") == Run(0, "", "")
+    np.savez("more.npz", x=np.ones((9, 32), np.float32))
+    assert onnxq("quantize", MODEL, "--data", "more.npz", "--effort", "fast", "-q") == Run(0, "", "")
     assert onnxq("calibrate", MODEL, *fast, "-o", "s.npz", "-q") == Run(0, "", "")
     assert onnxq("merge", "s.npz", "-o", "t.npz", "-q") == Run(0, "", "")
     brief, verbose = onnxq("quantize", MODEL, "--data", DATA), onnxq("quantize", MODEL, "--data", DATA, "-v")
@@ -120,6 +121,27 @@ def test_quiet_and_verbose(here: Path, onnxq: Callable[..., Run]) -> None:
     assert "Relu:b" in verbose.out
     assert "8 different samples are too few" in onnxq("quantize", MODEL, "--data", DATA, "-q").err
     assert "NO CALIBRATION DATA" in onnxq("quantize", MODEL, "-q").err  # a warning is never quiet
+    assert "calibrated on only 3 samples" in onnxq("quantize", MODEL, *fast, "--max-samples", 3, "-q").err
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "says"),
+    [
+        (("--min-sqnr", 20), 1, "judged on data, and none was given"),
+        (("--mode", "weight-only", "--weight-method", "gptq"), 1, "weight_method gptq needs data"),
+        (("--data", "DATA", "--eval-data", "DATA"), 2, "--eval-data is for a budget"),
+        (("--data", "DATA", "--report", "m.int8.onnx"), 2, "is the name of another output"),
+        (("--data", "DATA", "--labels", "y"), 1, "no array for the label 'y'"),
+    ],
+)
+def test_what_goes_wrong_is_said_once(
+    here: Path, onnxq: Callable[..., Run], given: tuple[object, ...], status: int, says: str
+) -> None:
+    run = onnxq("quantize", MODEL, "-q", *(DATA if item == "DATA" else item for item in given))
+    assert run.status == status
+    assert says in run.err
+    assert "NO CALIBRATION" not in run.err
+    assert not list(here.iterdir())
 
 
 def test_data_beside_the_model_is_taken_and_said(here: Path, onnxq: Callable[..., Run]) -> None:

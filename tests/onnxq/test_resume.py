@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,3 +193,31 @@ def test_shards_add_up_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_checkpoints_lie_beside_the_output() -> None:
     assert checkpoint_of(Path("a/model.int8.onnx")) == Path("a/model.int8.onnx.partial")
+
+
+def test_samples_that_cannot_be_run_are_skipped_by_every_step() -> None:
+    """An index beyond the table, which no check of shapes finds: by efforts, methods, budgets and comparisons."""
+    table, w = RNG.normal(size=(8, 32)).astype("f4"), RNG.normal(size=(32, 32)).astype("f4")
+    graph = graph_of(
+        "(int64[N,3] i) => (float[N,3,32] y) { e = Gather(t, i) r = Relu(e) y = MatMul(r, w) }", t=table, w=w
+    )
+    good = [{"i": RNG.integers(0, 8, (1, 3))} for _ in range(24)]
+    data = [*good[:3], {"i": np.full((1, 3), 99)}, *good[3:]]
+    for recipe in (
+        Recipe(target="ort-cpu", skip_bad=True),
+        Recipe(target="ort-cpu", skip_bad=True, outlier_threshold=50.0),
+        Recipe(target="ort-cpu", skip_bad=True, min_sqnr=5.0),
+        Recipe(mode="weight-only", weight_method="gptq", skip_bad=True),
+    ):
+        warned = list[str]()
+        found, _ = api.quantize(graph, data, recipe, Monitor(warn=warned.append))
+        assert found.digest() == api.quantize(graph, good, recipe, Monitor())[0].digest()
+        assert len([w for w in warned if "skipped" in w and "sample 3" in w]) == 1
+        with pytest.raises(DataError, match="idx=99"):
+            api.quantize(graph, data, replace(recipe, skip_bad=False))
+    assert api.compare(graph, found, data, recipe, monitor=Monitor(warn=warned.append)).samples == len(good)
+    with pytest.raises(DataError, match="no sample is left"):
+        api.compare(graph, found, data[3:4], recipe)
+    for attempt in (api.quantize, api.calibrate, lambda g, d, r: api.compare(g, found, d, r)):
+        with pytest.raises(DataError, match=r"sample 3: .*idx=99"):
+            attempt(graph, data, Recipe(target="ort-cpu"))

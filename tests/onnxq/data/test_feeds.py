@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from data_samples import F32, F64, FIXED, IDS, ROWS, X, fails
 
-from onnxq.data import InputSpec, check_feed, split_batch
+from onnxq.data import InputSpec, check_feed, label_specs, split_batch
 from onnxq.errors import DataError
 
 
@@ -15,6 +15,10 @@ def test_feeds_are_checked_for_names() -> None:
         check_feed({"image": [1.0]}, [spec], "here")
     with fails(DataError, "here: unknown input 'y'; the model's inputs are 'images', 'ids'"):
         check_feed({"images": [1.0], "ids": [1], "y": 1}, [spec, IDS], "here")
+    with fails(DataError, "if it is a label that a metric reads: --labels y"):
+        check_feed({"images": [1.0], "y": 1}, [spec], "here")
+    with fails(DataError, "here: no array for the label 'y'", "It holds 'images'."):
+        check_feed({"images": [1.0]}, [spec, *label_specs(["y"])], "here")
     with fails(DataError, "here: no array for input 'ids'", "'images', 'ids'"):
         check_feed({"images": [1.0]}, [spec, IDS], "here")
     with fails(DataError, "here: unknown input 3"):
