@@ -19,7 +19,11 @@ from onnxq.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import numpy.typing as npt
+
     from onnxq.graph import Graph, Value
+
+    Feed = Mapping[str, npt.NDArray[Any]]
 
 
 _CODES = ("int8", "uint8", "int16", "uint16")
@@ -106,6 +110,17 @@ def with_float_ends(graph: Graph) -> Graph:
             real = made.add("DequantizeLinear", [value, *_steps(made, port)], name=f"{port.name}_real", like=value)
             made.retype(real, port.float_type)
             made.replace_output(value, real)
+    return made
+
+
+def coded(feed: Feed, found: Iterable[Port]) -> Feed:
+    """A feed of the float model as the codes that the integer inputs take."""
+    made = dict(feed)
+    for port in found:
+        if port.kind == "input" and port.name in made:
+            info = np.iinfo(port.dtype)
+            q = np.rint(np.asarray(made[port.name], np.float32) / np.float32(port.scale)) + port.zero_point
+            made[port.name] = np.clip(q, info.min, info.max).astype(port.dtype)
     return made
 
 

@@ -101,7 +101,9 @@ class Proof:
         return {"summary": summary | {"latency": latency}, "nodes": nodes}
 
 
-def prove(model: Path, feed: Feed, *, provider: str = "cpu", reference: Path | None = None) -> Proof:
+def prove(
+    model: Path, feed: Feed, *, provider: str = "cpu", reference: Path | None = None, floats: Feed | None = None
+) -> Proof:
     """Optimize the model for a provider, run it, and report what runs.
 
     Args:
@@ -109,6 +111,7 @@ def prove(model: Path, feed: Feed, *, provider: str = "cpu", reference: Path | N
         feed: what it is run on.
         provider: "cpu" or "cuda".
         reference: the float model, for the latency ratio.
+        floats: what that is run on, where it is not the same feed.
 
     Raises:
         ModelError: ONNX Runtime cannot load a model.
@@ -132,14 +135,24 @@ def prove(model: Path, feed: Feed, *, provider: str = "cpu", reference: Path | N
         events = _profile(proto.SerializeToString(), provider, feed, Path(folder))
     nodes = executed(proto, _seen(proto, events, feed), inserted)
     holders = {node.name for node in every_node(proto.graph) if bodies(node)}  # their time is that of what they hold
-    latency = None if reference is None else measure(reference, model, feed, provider=provider)
+    latency = None if reference is None else measure(reference, model, feed, provider=provider, floats=floats)
     return Proof(
         provider, nodes, _shares([e for e in events if e["name"] not in holders]), latency, _elsewhere(events, provider)
     )
 
 
-def measure(reference: Path, model: Path, feed: Feed, *, provider: str = "cpu", runs: int = RUNS) -> Latency:
+def measure(
+    reference: Path,
+    model: Path,
+    feed: Feed,
+    *,
+    provider: str = "cpu",
+    runs: int = RUNS,
+    floats: Feed | None = None,
+) -> Latency:
     """Latency of the model over that of the reference; the two run in turns, so that both see the same machine.
+
+    `floats` is what the reference is run on, where that is not the same feed.
 
     Raises:
         ModelError: ONNX Runtime cannot load a model.
@@ -148,9 +161,9 @@ def measure(reference: Path, model: Path, feed: Feed, *, provider: str = "cpu", 
     sessions = tuple(Session(each, (provider,), as_deployed=True) for each in (reference, model))
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(WARM + runs):
-        for session, mine in zip(sessions, times, strict=True):
+        for session, own, mine in zip(sessions, (floats or feed, feed), times, strict=True):
             begun = time.perf_counter()
-            session.run(feed)
+            session.run(own)
             if index >= WARM:
                 mine.append(time.perf_counter() - begun)
     base = statistics.median(times[0])

@@ -11,6 +11,7 @@ from onnxq import proof
 from onnxq.data import input_specs, open_source, parse_shapes
 from onnxq.errors import RecipeError
 from onnxq.intake import load
+from onnxq.interface import coded, ports, with_float_ends
 from onnxq.runtime import try_provider
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def prove(
     Args:
         model: quantized, by whatever tool: a path, a Graph or a ModelProto.
         target: ort-cpu or ort-cuda.
-        data: the first sample is what it is run on; nothing is calibrated.
+        data: the first sample is what it is run on; nothing is calibrated. That of the float model, where inputs are
+            codes, which are made of it.
         shapes: sizes of dynamic inputs, as a recipe has them.
         reference: the float model, to measure latency against.
 
@@ -49,11 +51,13 @@ def prove(
         raise RecipeError(f"{target} cannot be proved", f"Targets of ONNX Runtime: {', '.join(PROVIDER_OF)}.")
     try_provider(PROVIDER_OF[target])
     sizes = parse_shapes(shapes) if shapes else None
-    feed = next(iter(open_source(data, input_specs(load(model)), shapes=sizes)))
+    graph = load(model)
+    feed = next(iter(open_source(data, input_specs(with_float_ends(graph)), shapes=sizes)))
+    own = coded(feed, ports(graph))
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         compared = None if reference is None else _on_disk(reference, Path(folder) / "float.onnx")
         quantized = _on_disk(model, Path(folder) / "quantized.onnx")
-        return proof.prove(quantized, feed, provider=PROVIDER_OF[target], reference=compared)
+        return proof.prove(quantized, own, provider=PROVIDER_OF[target], reference=compared, floats=feed)
 
 
 def _on_disk(model: Model, path: Path) -> Path:

@@ -68,7 +68,7 @@ def _why_float(graph: Graph, value: Value) -> str | None:
     parameter = next((u for u, i in users if i and u.op_type in _PARAMETERS), None)
     if parameter is not None:
         return f"{parameter.op_type} {parameter.name} computes with it exactly"
-    if users and not any(_reads(graph, u) or not graph.in_body(u) for u, _ in users):
+    if users and all(graph.in_body(u) for u, _ in users):
         return "it is read in bodies only"
     return None if any(_reads(graph, u) for u, _ in users) else "nothing reads its values"
 

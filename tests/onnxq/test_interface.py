@@ -14,7 +14,7 @@ from graphs import graph_of
 
 from onnxq import api, cli
 from onnxq.errors import RecipeError
-from onnxq.interface import ports, with_float_ends
+from onnxq.interface import coded, ports, with_float_ends
 from onnxq.numerics import sqnr_db
 from onnxq.placement.interface import with_interface
 from onnxq.plan import Plan
@@ -146,6 +146,7 @@ def test_digits(target: str, half: str | None, steps: int) -> None:
         image = held_back["image"][:64]
     (expected,) = run(same, {"image": image})
     (got,) = run(made, {"image": codes(image, entry)})
+    np.testing.assert_array_equal(coded({"image": image}, plan.interface)["image"], codes(image, entry))
     assert got.dtype == kind
     assert np.abs(values(got, leave) - expected).max() <= 1.001 * steps * leave.scale
     assert np.isclose(values(got, leave), expected).mean() > (0.99 if steps == 1 else 0.5)
@@ -227,5 +228,6 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert float(metadata["onnxq.input.image.scale"]) == entry["scale"]
     assert float(metadata["onnxq.output.logits.scale"]) == plan["interface"]["outputs"]["logits"]["scale"]
     assert "output logits: uint8, scale" in call("show", "digits.int8.onnx")
-    call("check", "digits.int8.onnx", "--target", "ort-cpu")
+    proved = call("check", "digits.int8.onnx", "--target", "ort-cpu", "--data", data, "--measure", "--float", model)
+    assert "0 nodes lost" in proved
     assert "logits" in call("compare", model, "digits.int8.onnx", "--data", data)
