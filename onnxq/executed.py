@@ -20,7 +20,8 @@ FLOATS = ("float", "float16", "bfloat16", "double")
 PRODUCTS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("Conv", "FusedConv", "ConvTranspose", "ConvInteger", "NhwcFusedConv"), (0, 1)),
     **dict.fromkeys(("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"), (0, 1)),
-    **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"), (0, 1)),
+    **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
+    **dict.fromkeys(("MatMulNBits", "MatMulBnb4"), (0, 1)),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (0, 3)),
 }
 """Operator -> indices of its two operands."""
@@ -45,7 +46,7 @@ _INTEGER = frozenset(
     {"QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
     | {"QAttention", "QEmbedLayerNormalization", "QMoE"}
 )
-_NARROW_WEIGHT = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+_NARROW_WEIGHT = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})
 _CONVERT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 

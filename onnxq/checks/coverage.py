@@ -93,6 +93,8 @@ def macs(model: Model, node: NodeProto) -> int:
     out = _sizes(model, node.input[0] if kind == "ConvTranspose" else node.output[0])
     if not weight or not out:
         return 0
+    if packed := integer(node, "K", 0):  # MatMulNBits and MatMulBnb4 say it; their weights are packed
+        return prod(out) * packed
     if kind in CONVS:
         return prod(weight) * prod((out[0], *out[2:]))
     contracted = weight[-1] if integer(node, "transB", 0) else weight[-2:][0]

@@ -27,7 +27,7 @@ ACTIVATIONS = frozenset({"BatchNormalization", "Relu", "Clip", "LeakyRelu", "Har
 GATES = frozenset({"Sigmoid", "HardSigmoid"})
 CONTRIB = "com.microsoft"
 _INTEGER = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-_INTEGER_CONTRIB = (*_INTEGER, Q, DQ, "QAttention", "QGemm", "QEmbed", "QOrdered", "QMoE", "MatMulNBits")
+_INTEGER_CONTRIB = (*_INTEGER, Q, DQ, "QAttention", "QGemm", "QEmbed", "QOrdered", "QMoE", "MatMulNBits", "MatMulBnb4")
 
 Shape = tuple["int | None", ...]
 """Dimensions; None for one that is not a number."""

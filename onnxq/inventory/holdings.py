@@ -13,7 +13,7 @@ from onnxq.checks.finding import label
 from onnxq.checks.index import DQ, INTEGER_COPIES, Q, integer, is_integer_operator, is_qdq
 from onnxq.checks.scales import qtype
 from onnxq.inventory.decoding import codes_of
-from onnxq.inventory.layers import NARROW
+from onnxq.inventory.layers import NARROW, packed_type
 from onnxq.inventory.types import NAMES, stored_bytes
 from onnxq.inventory.values import Holding
 
@@ -124,7 +124,7 @@ def _of_blocks(model: Model, node: NodeProto) -> Holding:
     """The weight of an operator of ONNX Runtime that reads it in blocks of few bits, packed into bytes."""
     first = node.op_type == "GatherBlockQuantized"
     weight, scale = node.input[0 if first else 1], node.input[2]
-    kind, block = f"int{integer(node, 'bits', 4)}", integer(node, "block_size", 0)
+    kind, block = packed_type(node), integer(node, "block_size", 0)
     size = stored_bytes("uint8", model.shapes.get(weight, ()))
     values = _values(model, scale)
     return Holding(weight, kind, True, f"blocks of {block}", *values, None, size, (label(node),))

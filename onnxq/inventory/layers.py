@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 
     from onnxq.checks.index import Model
 
-NARROW = ("MatMulNBits", "GatherBlockQuantized")
+NARROW = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized")
 """Operators of ONNX Runtime that read packed weights."""
+
+
+def packed_type(node: NodeProto) -> str:
+    """What the packed weight of such an operator is made of."""
+    if node.op_type == "MatMulBnb4":
+        return "nf4" if integer(node, "quant_type", 1) else "fp4"
+    return f"int{integer(node, 'bits', 4)}"
 
 
 def layers(model: Model, decoded: Mapping[str, str]) -> Iterator[Layer]:
@@ -49,7 +56,7 @@ def _is_conversion(model: Model, node: NodeProto) -> bool:
 def _precision(model: Model, node: NodeProto, decoded: Mapping[str, str]) -> str | None:
     """What a node computes in; None for one that computes shapes and indices."""
     if is_integer_operator(node):
-        return f"int{integer(node, 'bits', 4)} weight" if node.op_type in NARROW else "int8"
+        return f"{packed_type(node)} weight" if node.op_type in NARROW else "int8"
     kinds = [_arrives_as(model, name) for name in node.input if name and _is_number(model, name)]
     if node.op_type in WEIGHTED:
         return _of_product(model, node, kinds, codes_of(model, node, decoded))

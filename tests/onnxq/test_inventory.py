@@ -94,6 +94,16 @@ def test_blocks_of_four_bits() -> None:
     assert {kind: size for kind, _, size in found.sizes} == {"int4": 512, "float32": 256}
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_weights_packed_for_an_operator(kind: str) -> None:
+    recipe = Recipe(target="ort-cpu", weights=f"{kind}/block:16", format="qoperator")
+    graph, _ = api.quantize(graph_of(TEXT, w=W), None, recipe)
+    found = take_stock(graph.to_proto())
+    assert precisions(found) == {"a": f"{kind} weight", "b": "float32", "y": f"{kind} weight"}
+    assert found.macs()[f"{kind} weight"] == 2 * 4 * 32 * 32
+    assert {(t.kind, t.granularity, t.size) for t in found.tensors} == {(kind, "blocks of 16", 32 * 32 // 2)}
+
+
 def test_weights_that_other_operators_decode() -> None:
     text = """(float[4,32] x) => (float[4,32] y) {
         index = Cast<to=7>(codes)
