@@ -22,6 +22,9 @@ _PARAMETERS = frozenset({"Resize", "Clip", "Pad", "QuantizeLinear", "DequantizeL
 """Operators whose inputs behind the first are numbers to compute with exactly, not data."""
 
 
+_NO_STEP = "the scale that the model has for it is not one constant"
+
+
 def with_interface(graph: Graph, plan: Plan) -> Plan:
     """The plan with a pair at every float input and output of the main graph that can have one.
 
@@ -43,11 +46,14 @@ def with_interface(graph: Graph, plan: Plan) -> Plan:
             known = points.get(str(value.name)) or _point(graph, value, points)
             points[str(value.name)] = replace(known, uses=tuple(dict.fromkeys((*known.uses, *uses))))
     for value in graph.outputs:
-        own = graph.producer(value, "DequantizeLinear") is not None
-        if graph.dtype(value) not in FLOAT_TYPES or value.is_graph_input() or own:
+        own = graph.producer(value, "DequantizeLinear")
+        if graph.dtype(value) not in FLOAT_TYPES or value.is_graph_input():
             continue
-        if graph.is_const(value):
-            notes.append(f"output {value.name} stays {graph.dtype(value)}: it is a constant")
+        if graph.is_const(value) or (own is not None and graph.scalar(own.inputs[1]) is None):
+            why = "it is a constant" if own is None else _NO_STEP
+            notes.append(f"output {value.name} stays {graph.dtype(value)}: {why}")
+            continue
+        if own is not None:
             continue
         known = points.get(str(value.name)) or _point(graph, value, points)
         # What leaves the model is not to be clipped because its tails seemed rare.
@@ -70,6 +76,10 @@ def _why_float(graph: Graph, value: Value) -> str | None:
         return f"{parameter.op_type} {parameter.name} computes with it exactly"
     if users and all(graph.in_body(u) for u, _ in users):
         return "it is read in bodies only"
+    pair = existing_pair(graph, value)
+    own = None if pair is None else pair.producer()
+    if own is not None and graph.scalar(own.inputs[1]) is None:
+        return _NO_STEP
     return None if any(_reads(graph, u) for u, _ in users) else "nothing reads its values"
 
 

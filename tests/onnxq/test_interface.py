@@ -93,6 +93,11 @@ def test_without_data_there_is_no_scale() -> None:
         ),
         pytest.param("(float[4] x) => (float[4] y) { d = DequantizeLinear(w, s) y = Add(x, d) }", set(), id="codes"),
         pytest.param("(float[4] x) => (float[4] x) { }", {"x"}, id="an input that is an output"),
+        pytest.param(
+            "(float[4] x, float t) => (float[4] y) { q = QuantizeLinear(x, t) d = DequantizeLinear(q, t) y = Abs(d) }",
+            {"x", "t"},
+            id="a scale that is an input",
+        ),
     ],
 )
 def test_ends_that_stay(text: str, left: set[str]) -> None:
@@ -102,6 +107,15 @@ def test_ends_that_stay(text: str, left: set[str]) -> None:
     floats = {str(v.name) for v in graph.inputs if graph.dtype(v) == "float32"}
     assert floats - set(plan.points) == left
     assert {note.split()[1] for note in plan.notes} == left
+
+
+def test_outputs_that_stay() -> None:
+    nodes = "q = QuantizeLinear<axis=0>(x, v) y = DequantizeLinear<axis=0>(q, v)"
+    text = f"(float[4] x) => (float[4] y, float[4] w) {{ {nodes} }}"
+    graph = graph_of(text, v=np.full(4, 0.1, np.float32), w=W[0, :4])
+    plan = with_interface(graph, EMPTY)
+    assert set(plan.points) == {"x"}
+    assert {note.split()[1] for note in plan.notes} == {"y", "w"}
 
 
 def test_a_pair_that_the_model_has_is_joined() -> None:
