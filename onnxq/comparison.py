@@ -370,23 +370,18 @@ def _listed(graph: Graph) -> str:
     return ", ".join(repr(v.name) for v in graph.outputs)
 
 
-def _unsigned(graph: Graph) -> bool:
-    """Whether a tensor is quantized to uint8, as for ONNX Runtime's CPU provider."""
-    quantizers = [n for n in graph.nodes if n.op_type == "QuantizeLinear" and not n.domain]
-    return any(graph.dtype(n.outputs[0]) == "uint8" for n in quantizers)
-
-
-def _float8(graph: Graph) -> bool:
-    """Whether an activation is quantized to float8: ONNX Runtime 1.31's optimizer spoils such models."""
-    quantizers = [n for n in graph.nodes if n.op_type == "QuantizeLinear" and not n.domain]
-    return any(str(graph.dtype(n.outputs[0])).startswith("float8") for n in quantizers)
+def _quantized_to(graph: Graph) -> set[str]:
+    """What QuantizeLinear nodes make, those of bodies too; a file need not say the type of their outputs."""
+    nodes = [n for part in graph.parts() for n in part.nodes if n.op_type == "QuantizeLinear" and not n.domain]
+    return {str(graph.dtype(n.inputs[2] if len(n.inputs) > 2 else n.outputs[0])) for n in nodes}
 
 
 def _session(graph: Graph, names: Sequence[str], runtime: tuple[Sequence[str], Sequence[str]], folder: Path) -> Session:
     """`runtime`: the providers, and the custom-operator libraries."""
     providers, custom_ops = runtime
-    as_written = not _unsigned(graph)  # int8 pairs are for TensorRT: this CPU's kernels are not what it is asked about
-    optimize = not _float8(graph)
+    kinds = _quantized_to(graph)
+    as_written = "uint8" not in kinds  # int8 pairs are for TensorRT: this CPU's kernels are not what it is asked about
+    optimize = not any(kind.startswith("float8") for kind in kinds)  # ONNX Runtime 1.31's optimizer spoils such models
     copy = graph.copy()
     values = {str(v.name): v for v in copy.values()}
     copy.set_outputs([values[name] for name in names])

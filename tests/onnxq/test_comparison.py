@@ -10,13 +10,15 @@ import numpy as np
 import onnx
 import pytest
 from graphs import graph_of
+from real_models import DIGITS
 
-from onnxq.api import compare
+from onnxq.api import compare, export, quantize
 from onnxq.comparison import Comparison, TensorError, compare_graphs
 from onnxq.data import input_specs, open_source
 from onnxq.errors import DataError, ModelError
 from onnxq.histogram import Histogram
 from onnxq.monitor import Monitor
+from onnxq.recipe import Recipe
 from onnxq.report import comparison_json
 
 if TYPE_CHECKING:
@@ -217,6 +219,17 @@ def test_models_on_disk(tmp_path: Path) -> None:
     onnx.save(graph_of(TEXT, w=W).to_proto(), tmp_path / "a.onnx")
     found = compare(tmp_path / "a.onnx", graph_of(TEXT, w=W).to_proto(), FEEDS)
     assert {e.sqnr_db for e in found.errors} == {math.inf}
+
+
+@pytest.mark.parametrize("activations", ["fp8e4m3", "int8"])
+def test_a_file_need_not_say_what_its_pairs_make(activations: str, tmp_path: Path) -> None:
+    recipe = Recipe(target="tensorrt@11", activations=activations, effort="fast")
+    graph, _ = quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", recipe)
+    export(graph, tmp_path / "q.onnx")
+    stored = onnx.load(tmp_path / "q.onnx")
+    del stored.graph.value_info[:]
+    (error,) = compare(DIGITS / "digits.onnx", stored, DIGITS / "calib.npz").errors
+    assert error.sqnr_db > 30  # ONNX Runtime's optimizer makes 0 dB of float8
 
 
 def test_the_json_is_json() -> None:
