@@ -130,12 +130,16 @@ def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool, *
     the rules come first, and the run after them where ONNX Runtime starts on a GPU.
     """
     from onnxq import api
+    from onnxq.checks.versions import VERSIONS
+    from onnxq.errors import RecipeError, known_names
     from onnxq.proving import PROVIDER_OF
 
     if options["measure"] and target not in PROVIDER_OF:
         raise click.UsageError(f"--measure is for {' and '.join(PROVIDER_OF)}: scripts/build_engine.py times an engine")
     if options["measure"] and options["reference"] is None:
         raise click.UsageError("--measure wants the float model: --float FILE")
+    if target not in (*VERSIONS, *PROVIDER_OF):
+        raise RecipeError(f"cannot check for target {target!r}", known_names(target, (*VERSIONS, *PROVIDER_OF)))
     report = None if target == "ort-cpu" else api.check(model, target)
     found, why = (None, None) if target not in PROVIDER_OF else _proof(model, target, **options)
     if as_json:

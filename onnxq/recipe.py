@@ -258,7 +258,9 @@ class Recipe:
         """
         try:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except OSError as error:
+            raise RecipeError(f"the recipe {path} cannot be read: {error.strerror}", "Check the path.") from error
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError(f"the recipe {path} cannot be read: {error}", "Is it TOML, in UTF-8?") from error
         return recipe_from_table(table, str(path))
 

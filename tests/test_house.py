@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 # Imports go down, or stay on their floor. Imports under TYPE_CHECKING and inside functions count like any other:
 # to name a type of a floor above is to know that floor. A package is one entry, with all its files.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "numerics", "blocks", "histogram", "monitor"),
+    ("errors", "numerics", "blocks", "feedback", "histogram", "monitor"),
     ("graph", "files", "runtime", "calibrators", "customs", "formats"),
     (
         "targets",

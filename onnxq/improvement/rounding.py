@@ -1,14 +1,9 @@
 """Rounding of weights with regard to what they are multiplied with.
 
 Rounded one by one, weights err by half a step each, and so does the output. But an error in one weight can be made up
-for in those that are not yet rounded, as far as their inputs go together: with H = E[x x^T] of the layer's quantized
-inputs and H = U D U^T, U upper triangular with ones on its diagonal,
-
-    q_k = round(w_k + sum_{j<k} U_jk (w_j - q_j)).
-
-That is GPTQ (Frantar et al., 2023, arXiv 2210.17323) without its inverse (Chee et al., 2023, arXiv 2307.13304, theorem
-6), with H of inputs on the very grid that is emitted. The scales are those of plain rounding. H is summed over rows of
-samples that choose; whether the model's outputs come nearer to what they are in float, other samples tell.
+for in those that are not yet rounded, as far as their inputs go together. That is GPTQ, see `onnxq.feedback`, with
+H = E[x x^T] of inputs on the very grid that is emitted. The scales are those of plain rounding. H is summed over rows
+of samples that choose; whether the model's outputs come nearer to what they are in float, other samples tell.
 """
 
 from __future__ import annotations
@@ -18,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from onnxq.feedback import feedback
 from onnxq.improvement.judging import Judge, gains
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, positions, readable, rows_as_weight, weight_as_rows
@@ -40,9 +36,6 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Floats = npt.NDArray[np.float64]
 
-RIDGE = 0.01
-"""Added to the diagonal of H, as a share of its mean: what few rows say of rare directions is not trusted."""
-
 _ROWS_PER_INPUT = 3
 """Rows that H is summed over, per input of the layer, where the samples have so many."""
 
@@ -53,9 +46,6 @@ _SAMPLES = 12
 
 _BYTES = 2**29
 """Bytes of the matrices H that are summed in one run over the samples."""
-
-_BLOCK = 128
-"""Inputs after which errors are carried over to all that come behind, in one product."""
 
 
 def rounded_weights(
@@ -229,39 +219,7 @@ def _rounded(graph: Graph, layer: _Layer, hessian: Floats, grid: tuple[QType, st
     params = weight_params(weight, layer.point.axis, cast("Literal['absmax', 'mse']", method), qtype)
     groups, _, outputs = layer.sizes
     scale = np.broadcast_to(params.scale.reshape(-1), (layer.linear.channels,)).reshape(groups, 1, outputs)
-    codes = feedback(weight_as_rows(graph, [layer.linear]), hessian, scale, qtype.qmax)
+    steps = (weight_as_rows(graph, [layer.linear]) / scale).astype(np.float64)
+    codes = feedback(steps, hessian, np.ones((1, 1, 1)), qtype.qmax)
     stored = rows_as_weight(graph, layer.linear, codes).astype(np.int8)
     return Rounded(stored, params.scale, layer.params.scale, qtype.qmax)
-
-
-def feedback(weight: Array, hessian: Floats, scale: Array, limit: int) -> Floats:
-    """Codes of the weight, float64 (G, K, N): rounded input by input, each error fed to the inputs still to come.
-
-    Args:
-        weight: (G, K, N), K inputs and N outputs of G groups.
-        hessian: E[x x^T] of the inputs, (G, K, K).
-        scale: of the outputs, (G, 1, N).
-        limit: codes go from -limit to limit.
-    """
-    groups, size, _ = weight.shape
-    diagonal = np.diagonal(hessian, axis1=1, axis2=2)
-    ridge = np.maximum(RIDGE * diagonal.mean(axis=1), np.finfo(np.float32).tiny)
-    order = np.argsort(-diagonal, axis=1, kind="stable")  # what is large first, while all others can make up for it
-    which = np.arange(groups)[:, None]
-    ordered = hessian[which[:, :, None], order[:, :, None], order[:, None, :]]
-    ordered[:, np.arange(size), np.arange(size)] += ridge[:, None]
-    # H = U D U^T from the last row up: the Cholesky factor of H with its rows and columns turned round
-    upper = np.linalg.cholesky(ordered[:, ::-1, ::-1])[:, ::-1, ::-1]
-    upper = upper / np.diagonal(upper, axis1=1, axis2=2)[:, None, :]
-    wanted = (weight / scale).astype(np.float64)[which, order]
-    codes, errors = np.empty_like(wanted), np.empty_like(wanted)
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        moved = wanted[:, start:stop] + upper[:, :start, start:stop].transpose(0, 2, 1) @ errors[:, :start]
-        for k in range(start, stop):
-            codes[:, k] = np.clip(np.rint(moved[:, k - start]), -limit, limit)
-            errors[:, k] = wanted[:, k] - codes[:, k]
-            moved[:, k - start + 1 :] += upper[:, k, k + 1 : stop, None] * errors[:, None, k]
-    unordered = np.empty_like(codes)
-    unordered[which, order] = codes
-    return unordered

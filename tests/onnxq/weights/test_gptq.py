@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.blocks import LARGEST, Blocks, quantize_blocks, spread
+from onnxq.feedback import feedback
 from onnxq.weights.clip import clipped_blocks
-from onnxq.weights.gptq import column_errors, compensated, quantize_gptq
+from onnxq.weights.gptq import column_errors, quantize_gptq
 
 Floats = npt.NDArray[np.float64]
 
@@ -18,6 +19,13 @@ def layer(k: int, n: int, rows: int, seed: int = 0) -> tuple[npt.NDArray[np.floa
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, k)) @ rng.normal(size=(k, k)) * np.exp(rng.normal(size=k))
     return rng.normal(size=(k, n)).astype(np.float32), x.T @ x
+
+
+def compensated(w: Floats, gram: Floats, grid: Blocks) -> npt.NDArray[np.float64]:
+    """What is to be shown to be the same."""
+    scale = spread(grid.scale.astype(np.float64), 0, grid.size, len(w))
+    codes: npt.NDArray[np.float64] = feedback(w[None], gram[None], scale[None], LARGEST[grid.bits])[0]
+    return codes
 
 
 def eliminated(w: Floats, gram: Floats, grid: Blocks, damp: float) -> npt.NDArray[np.int8]:
