@@ -12,22 +12,22 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 
 from onnxq.checkpoint import Checkpoint, gone
 from onnxq.collect import collect, nothing_seen, sample_hash, samples, session_for
-from onnxq.data import input_specs, open_source
+from onnxq.data import InputSpec, Source, input_specs, label_specs, open_source
 from onnxq.errors import DataError, OnnxqError, RecipeError
 from onnxq.graph import Graph
-from onnxq.monitor import QUIET, Monitor
+from onnxq.monitor import QUIET, SILENT, Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from onnxq.checkpoint import Keeper
-    from onnxq.data import Feed, Source
+    from onnxq.data import Feed
     from onnxq.data.source import Sample
     from onnxq.runtime import Session
     from onnxq.statistics import Statistics
@@ -123,17 +123,27 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
     names = (*tensors, *(name for name in bounds if name not in tensors))
     session = session_for(graph, names, providers, custom_ops)  # tells whether batches can be split
     total = _Total(nothing_seen(graph, tensors, bounds), keeper)
-    waiting: deque[tuple[Future[Statistics], Counter[int]]] = deque()
+    waiting: deque[tuple[Future[Statistics], _Group]] = deque()
+
+    def take() -> None:
+        future, group = waiting.popleft()
+        try:
+            total.add(_result(future), Counter(s.key for s in group))
+        except DataError:
+            if source.bad is None:
+                raise
+            total.add(*_without_bad(graph, tensors, bounds, session, group, source.bad))
+
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         work = Work(graph.to_proto().SerializeToString(), *map(tuple, (tensors, bounds, providers, custom_ops)))
         submit, ahead = _submitter(executor, work, Path(folder))
         try:
             for group in _groups(samples(session, source, monitor), total.left):
-                waiting.append((submit([feed for _, feed in group]), Counter(key for key, _ in group)))
+                waiting.append((submit([s.feed for s in group]), group))
                 if len(waiting) > ahead:
-                    total.add(*waiting.popleft())
+                    take()
             while waiting:
-                total.add(*waiting.popleft())
+                take()
         except KeyboardInterrupt:
             total.stopped()
             raise
@@ -151,9 +161,9 @@ class _Total:
         self.left = Counter(start.counted)  # samples of the checkpoint that were not met yet
         self._keeper, self._statistics, self._counted = keeper, start.statistics, Counter(start.counted)
 
-    def add(self, future: Future[Statistics], hashes: Counter[int]) -> None:
-        """Wait for a group, and add it."""
-        self._statistics += _result(future)
+    def add(self, found: Statistics, hashes: Counter[int]) -> None:
+        """Add a group."""
+        self._statistics += found
         self._counted += hashes
         if self._keeper is not None:
             self._keeper.keep(self._checkpoint)
@@ -189,8 +199,14 @@ class Work:
 def observed(work: Work, feeds: Sequence[Feed]) -> Statistics:
     """The statistics of some samples, in a worker."""
     graph, session = _loaded(work)
-    source = open_source(list(feeds), input_specs(graph))
+    source = open_source(list(feeds), _specs(graph, feeds[0]))
     return collect(graph, work.tensors, source, bounds=work.bounds, custom_ops=work.custom_ops, session=session)
+
+
+def _specs(graph: Graph, feed: Feed) -> tuple[InputSpec, ...]:
+    """The model's inputs, and what else a feed holds: labels, which count in its hash."""
+    inputs = input_specs(graph)
+    return (*inputs, *label_specs(sorted(feed.keys() - {spec.name for spec in inputs})))
 
 
 @lru_cache(maxsize=1)
@@ -217,22 +233,54 @@ def _submitter(executor: Workers, work: Work, folder: Path) -> tuple[Callable[[l
     return lambda feeds: executor.submit(observed, sent, feeds, pure=False), max(_AHEAD, 3 * threads)
 
 
-def _groups(found: Iterator[tuple[str, Feed]], left: Counter[int]) -> Iterator[list[tuple[int, Feed]]]:
-    """(hash, feed) of the samples that are not among those left of a checkpoint, in small groups."""
-    group: list[tuple[int, Feed]] = []
+class _Sample(NamedTuple):
+    """A sample, its hash, and the words that say where it came from."""
+
+    key: int
+    feed: Feed
+    label: str
+
+
+_Group = list[_Sample]
+
+
+def _groups(found: Iterator[tuple[str, Feed]], left: Counter[int]) -> Iterator[_Group]:
+    """The samples that are not among those left of a checkpoint, in small groups."""
+    group: _Group = []
     size = 0
-    for _, feed in found:
+    for label, feed in found:
         key = sample_hash(feed)
         if left[key]:
             left[key] -= 1
             continue
-        group.append((key, {name: array.copy() for name, array in feed.items()}))
+        group.append(_Sample(key, {name: array.copy() for name, array in feed.items()}, label))
         size += sum(array.nbytes for array in feed.values())
         if size >= _TASK_BYTES or len(group) == _TASK_SAMPLES:
             yield group
             group, size = [], 0
     if group:
         yield group
+
+
+def _without_bad(
+    graph: Graph,
+    tensors: Sequence[str],
+    bounds: Sequence[str],
+    session: Session,
+    group: _Group,
+    bad: Callable[[DataError], None],
+) -> tuple[Statistics, Counter[int]]:
+    """A group that a worker failed on, run here sample by sample; `bad` is told of those that cannot be run."""
+    total, counted = nothing_seen(graph, tensors, bounds), Counter[int]()
+    for sample in group:
+        one = Source(sample.label, _specs(graph, sample.feed), partial(list, [(sample.label, sample.feed)]))
+        try:
+            total += collect(graph, tensors, one, bounds=bounds, monitor=SILENT, session=session)
+        except DataError as error:
+            bad(error)
+            continue
+        counted[sample.key] += 1
+    return total, counted
 
 
 def _result(future: Future[Statistics]) -> Statistics:

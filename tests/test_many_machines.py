@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from graphs import graph_of
 
 import onnxq
 from onnxq import Recipe, Running
+from onnxq.checkpoint import Checkpoint, Keeper
+from onnxq.monitor import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +48,26 @@ def test_executors(make: Callable[[int], Executor], alone: bytes, tmp_path: Path
     with make(2) as pool:
         found = onnxq.calibrate(MODEL, DATA, FAST, running=Running(pool))
     assert saved(found, tmp_path / "s") == alone
+
+
+def test_workers_skip_what_cannot_be_run_and_pass_labels_over(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = "(int64[N,3] i) => (float[N,3,32] y) { e = Gather(t, i) r = Relu(e) y = MatMul(r, w) }"
+    graph = graph_of(text, t=rng.normal(size=(8, 32)).astype("f4"), w=rng.normal(size=(32, 32)).astype("f4"))
+    feeds = [{"i": rng.integers(0, 8, (1, 3)), "k": np.ones(1)} for _ in range(40)]
+    feeds[5] = {"i": np.full((1, 3), 99), "k": np.ones(1)}
+    recipe, warned = Recipe(target="ort-cpu", effort="fast", labels="k", skip_bad=True), list[str]()
+    one = onnxq.calibrate(graph, feeds, recipe)
+    with ThreadPoolExecutor(2) as pool:
+        running = Running(pool, Keeper(tmp_path / "c", every=0.0))
+        found = onnxq.calibrate(graph, feeds, recipe, Monitor(warn=warned.append), running=running)
+        with pytest.raises(onnxq.DataError, match="idx=99"):
+            onnxq.calibrate(graph, feeds, replace(recipe, skip_bad=False), running=Running(pool))
+    assert found.samples == Checkpoint.load(tmp_path / "c").counted.total() == 39
+    assert saved(found, tmp_path / "a") == saved(one, tmp_path / "b")
+    [said] = warned
+    assert said.startswith("skipped: ")
+    assert "sample 5: " in said
 
 
 def die(_: object) -> None:
