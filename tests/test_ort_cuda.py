@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-CUDA = onnxq.Recipe(target="ort-cuda")
+CUDA = onnxq.Recipe(target="ort-cuda", effort="fast")
 BERT = "input_ids:1x16,attention_mask:1x16,token_type_ids:1x16"
 
 
@@ -55,7 +55,7 @@ def test_digits() -> None:
 
 def test_pointwise_convolutions_by_rule() -> None:
     rules = (onnxq.Rule(ops=("Conv",), quantize=True),)
-    recipe = onnxq.Recipe(target="ort-cuda", high_precision="fp32", rules=rules)
+    recipe = onnxq.Recipe(target="ort-cuda", high_precision="fp32", rules=rules, effort="fast")
     graph, _ = onnxq.quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", recipe)
     assert counts(graph)["MatMulInteger"] > 3
     (error,) = onnxq.compare(DIGITS / "digits.onnx", graph, DIGITS / "calib.npz").errors
@@ -68,12 +68,12 @@ def test_pointwise_convolutions_by_rule() -> None:
 )
 def test_small_transformers(name: str, shapes: str, share: float, products: int) -> None:
     model = cached(f"{name}.onnx")
-    recipe = onnxq.Recipe(target="ort-cuda", shapes=shapes)
+    recipe = onnxq.Recipe(target="ort-cuda", shapes=shapes, effort="fast")
     graph, _ = onnxq.quantize(model, "random:4", recipe)
     assert has_kernels(graph) >= share
     assert counts(graph)["MatMulInteger"] == products
     assert counts(graph)["DequantizeLinear"] == 0
-    again = onnxq.Recipe(target="tensorrt@11", shapes=shapes)
+    again = onnxq.Recipe(target="tensorrt@11", shapes=shapes, effort="fast")
     other, _ = onnxq.quantize(model, "random:4", again)
     ours, theirs = (onnxq.compare(model, g, "random:4", recipe).errors for g in (graph, other))
     for one, two in zip(ours, theirs, strict=True):

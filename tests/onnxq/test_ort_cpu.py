@@ -228,7 +228,7 @@ def test_convolutional_networks_run_in_integers_from_end_to_end(
 def test_minilm_runs_as_planned(form: str, tmp_path: Path) -> None:
     model = cached("minilm/minilm.onnx")
     feeds = [dict(np.load(path)) for path in sorted((model.parent / "calib").glob("*.npz"))[:8]]
-    graph, _ = onnxq.quantize(model, feeds, Recipe(target="ort-cpu", format=form))
+    graph, _ = onnxq.quantize(model, feeds, Recipe(target="ort-cpu", format=form, effort="fast"))
     graph.save(tmp_path / "out.onnx")
     assert {i.domain for i in onnx.load(tmp_path / "out.onnx").opset_import} >= {""}
     proof = prove(tmp_path / "out.onnx", data=feeds[:1])
