@@ -43,7 +43,10 @@ def scales(graph: Graph) -> dict[str, Any]:
         readers = [str(user.name) for user, _ in graph.users(node.outputs[0])]
         found.setdefault(name, said)["readers"] += readers
     if not found:
-        raise ModelError("the model holds no Q/DQ pairs with constant scales", "Give a quantized model.")
+        raise ModelError(
+            "the model holds no Q/DQ pairs of integers with constant scales",
+            "Give a model in int8, int16 or int4. Blocks, float8 and tables of levels have no parameters of this kind.",
+        )
     return {"format": FORMAT, "tensors": dict(sorted(found.items()))}
 
 
