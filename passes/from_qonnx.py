@@ -76,7 +76,13 @@ def _grid(graph: Graph, node: Node) -> _Grid:
         raise ModelError(f"Quant node {node.name!r} has scales along {len(axes)} axes", "One axis can be written.")
     rank = graph.rank(node.inputs[0])
     axis = axes[0] - scale.ndim + (rank or scale.ndim) if axes else None
-    return _Grid(scale, int(zero.reshape(-1)[0]), low, high, "int8" if signed else "uint8", axis)
+    kind, middle = "int8" if signed else "uint8", int(zero.reshape(-1)[0])
+    limits = np.iinfo(kind)
+    if not limits.min <= middle <= limits.max:
+        raise ModelError(
+            f"Quant node {node.name!r} has the zero point {middle}, which is no {kind}", "Export it with one inside."
+        )
+    return _Grid(scale, middle, low, high, kind, axis)
 
 
 def _parameters(graph: Graph, name: str, grid: _Grid) -> tuple[list[Value], dict[str, int]]:

@@ -202,3 +202,5 @@ def test_quant_nodes_that_cannot_be_written() -> None:
         from_qonnx(qonnx(16, 1))
     with pytest.raises(ModelError, match="rounds by FLOOR"):
         from_qonnx(qonnx(8, 1, rounding="FLOOR"))
+    with pytest.raises(ModelError, match="zero point 128, which is no int8"):
+        from_qonnx(qonnx(8, 1, zero=128.0))
