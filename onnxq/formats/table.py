@@ -94,6 +94,7 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", ("int8",), TENSORRT, "TensorRT takes blocks of 4-bit weights only, and scales that are constants"),
     ("", ("int4", "int3"), ("tensorrt@8",), "TensorRT has 4-bit weights from 10 on"),
     ("", ("int4", "int3"), NEW_TENSORRT, "TensorRT takes 4-bit weights in blocks only"),
+    ("", ("nvfp4",), NEW_TENSORRT, "the float4 form that TensorRT takes from 10.8 on is not written yet"),
     ("", (), TENSORRT, "TensorRT's parser has no such type, and would expand the tables that spell it to float"),
     ("activations", (), ("ort-cuda",), "on CUDA ONNX Runtime has integer products of int8 with one scale only"),
     ("weights", (), ("ort-cuda",), "on CUDA only MatMulNBits and MatMulBnb4 read narrow weights; this is neither"),
