@@ -44,16 +44,12 @@ def check_mode(recipe: Recipe, target: Target) -> None:
             f"weight_bits and block_size are choices of mode weight-only, not of {recipe.mode}",
             "Add mode = 'weight-only', or leave them out.",
         )
-    if bits not in (None, 3, 4, 8):
-        raise RecipeError(f"weight_bits is {bits}", "Give 8, 4, or 3.")
     if recipe.weight_method != "nearest" and recipe.mode not in ("weight-only", "auto"):
         raise RecipeError(
             f"weight_method {recipe.weight_method} is a choice of mode weight-only, not of {recipe.mode}",
             "Add mode = 'weight-only', or leave it out.",
         )
     _check_outliers(recipe)
-    if size is not None and (size < SMALLEST_BLOCK or size & (size - 1)):
-        raise RecipeError(f"block_size is {size}", f"Give a power of two, {SMALLEST_BLOCK} or more.")
     blocked = bits in (3, 4) or size is not None
     if blocked and (4 if bits == 3 else bits or 8) not in target.blocked_bits:
         known = " and ".join(map(str, sorted(target.blocked_bits))) or "no"
@@ -65,6 +61,19 @@ def check_mode(recipe: Recipe, target: Target) -> None:
         raise RecipeError(
             f"{target.name} cannot run with bf16: its QuantizeLinear takes float32 and float16", "Give fp16 or fp32."
         )
+
+
+def check_width(recipe: Recipe) -> None:
+    """Whether the numbers that stand for a weight format make one.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    bits, size = recipe.weight_bits, recipe.block_size
+    if bits not in (None, 3, 4, 8):
+        raise RecipeError(f"weight_bits is {bits}", "Give 8, 4 or 3; --weights has other formats.")
+    if size is not None and (size < SMALLEST_BLOCK or size & (size - 1)):
+        raise RecipeError(f"block_size is {size}", f"Give a power of two, {SMALLEST_BLOCK} or more.")
 
 
 def check_interface(recipe: Recipe, target: Target) -> None:

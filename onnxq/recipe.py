@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError, known_names
-from onnxq.modes import MODES, check_interface, check_mode
+from onnxq.modes import MODES, check_interface, check_mode, check_width
 from onnxq.runtime import provider_names
 from onnxq.schemes import check_formats, float_for, mode_for, parsed
 from onnxq.targets import get_target
@@ -169,6 +169,7 @@ class Recipe:
             "weight_method",
         ):
             _check_choice(name, getattr(self, name))
+        check_width(self)
         check_formats(self, get_target(self.target))
         check_mode(self, get_target(self.target))
         check_interface(self, get_target(self.target))
