@@ -14,7 +14,7 @@ from onnxq.collect import learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
 from onnxq.errors import ModelError, RecipeError
-from onnxq.intake import Model, load, open_data
+from onnxq.intake import Model, checked, load, open_data
 from onnxq.interface import ports
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
@@ -130,7 +130,8 @@ def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) 
     Raises:
         OnnxqError: the model cannot be read or prepared, or a rule matches nothing.
     """
-    return _drafted(model, recipe, monitor).plan
+    with checked(model):
+        return _drafted(model, recipe, monitor).plan
 
 
 def compare(
@@ -176,9 +177,10 @@ def check(model: Model, target: str = "tensorrt") -> checks.Report:
         ModelError: the model cannot be read.
         RecipeError: there are no checks for this target.
     """
-    if isinstance(model, str | os.PathLike) or hasattr(model, "SerializeToString"):
-        return checks.check(model, target)
-    return checks.check(load(model).to_proto(), target)
+    with checked(model):
+        if isinstance(model, str | os.PathLike) or hasattr(model, "SerializeToString"):
+            return checks.check(model, target)
+        return checks.check(load(model).to_proto(), target)
 
 
 # -- the steps -----------------------------------------------------------------------------------------------
@@ -191,7 +193,8 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
         ModelError: the model cannot be read, or nothing in it can be quantized.
         RecipeError: a rule matches nothing.
     """
-    made = _drafted(model, recipe, monitor)
+    with checked(model):
+        made = _drafted(model, recipe, monitor)
     if made.plan.mode != "float" and not (made.plan.weights or made.plan.points or made.plan.kept):
         where = str(model) if isinstance(model, str | os.PathLike) else "the model"
         raise ModelError(f"there is nothing to quantize in {where}", made.plan.why_empty())
@@ -365,14 +368,16 @@ def lowered(
     return graph, replace(plan, interface=ports(graph))
 
 
-def export(graph: Graph, path: str | os.PathLike[str]) -> list[Path]:
-    """Check the quantized model with onnx.checker and write it, whole or not at all; return the files written.
+def export(graph: Graph, path: str | os.PathLike[str], texts: Mapping[Path, str] | None = None) -> list[Path]:
+    """Check the quantized model with onnx.checker and write it, whole or not at all; return its files.
+
+    `texts`, as its plan, are written with it into the same folder.
 
     Raises:
         ModelError: the checker refuses it.
         OutputError: it cannot be written.
     """
-    return files.save(graph, path, check=True)
+    return files.save(graph, path, check=True, texts=texts)
 
 
 def default_output(model: Path) -> Path:

@@ -19,6 +19,7 @@ from onnxq.cli_options import recipe_options as _recipe_options
 from onnxq.cli_options import resumable
 from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
+from onnxq.cli_options import unjudged_options as _unjudged_options
 from onnxq.errors import OnnxqError, RecipeError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ for command in (
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", help="Calibration data: folder, .npz, .npy, .json, script.py[:function], random:N.")
+@click.option("--data", help="Calibration data: folder, .npz, .npy, .tar, .parquet, .json, script.py[:load], random:N.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: <name>.int8.onnx here].")
 @click.option("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
 @click.option("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
@@ -119,9 +120,8 @@ def quantize(
         running = Running(keeper=keeper)
         graph, plan, statistics = api.carried_out(ready, given, monitor, cache, search.Evaluation(eval_data), running)
         monitor.stage("Checking and writing", None)
-        written = api.export(graph, output)
         text = report.plan_json(plan, recipe, statistics)
-        files.write_text(plan_file, text)
+        written = api.export(graph, output, {plan_file: text})
         if page is not None:
             feeds = eval_data or (None if isinstance(given, Statistics) else given)
             measured = reporting.measured(model, graph, feeds, recipe, monitor) if feeds else None
@@ -147,7 +147,7 @@ def quantize(
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-@_recipe_options
+@_unjudged_options
 @_talk_options
 def plan(
     model: Path,

@@ -10,17 +10,26 @@ from typing import TYPE_CHECKING, Any
 import click  # noqa: TID251  this is the wall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from onnxq.checkpoint import Keeper
     from onnxq.recipe import Recipe
 
 
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+BUDGET = frozenset(("min_sqnr", "metric", "metric_direction", "max_drop", "max_drop_relative"))
+"""Fields of the recipe that say how near a quantized model must stay: of commands that judge one."""
+
+
+def unjudged_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The recipe's flags without those of a budget, for commands that judge nothing. A recipe file may hold one."""
+    return recipe_options(command, BUDGET)
+
+
+def recipe_options(command: Callable[..., None], without: Collection[str] = ()) -> Callable[..., None]:
     """The recipe's flags, one for each of its plain fields, over --recipe."""
     from onnxq.recipe import Recipe
 
-    for field in reversed([f for f in dataclasses.fields(Recipe) if "help" in f.metadata]):
+    for field in reversed([f for f in dataclasses.fields(Recipe) if "help" in f.metadata and f.name not in without]):
         text = field.metadata["help"]
         if field.metadata["choices"]:
             text += f" One of: {', '.join(field.metadata['choices'])}."

@@ -8,7 +8,7 @@ from typing import Any
 
 import click  # noqa: TID251  a part of the wall that `cli` is
 
-from onnxq.cli_options import paths, recipe, recipe_options, talk_options
+from onnxq.cli_options import paths, recipe, talk_options, unjudged_options
 
 
 @click.command()
@@ -18,7 +18,7 @@ from onnxq.cli_options import paths, recipe, recipe_options, talk_options
 )
 @click.option("--eval-data", help="Data to measure on instead; it does not calibrate.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON too.")
-@recipe_options
+@unjudged_options
 @talk_options
 def sensitivity(model: Path, data: str, eval_data: str | None, output: Path | None, **options: Any) -> None:
     """What each group of layers of MODEL costs in int8: by itself and at the outputs, worst first.

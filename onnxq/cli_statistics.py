@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.cli_options import paths, recipe_options, resumable, resume_option, talk_options
+from onnxq.cli_options import paths, resumable, resume_option, talk_options, unjudged_options
 from onnxq.cli_options import recipe as recipe_of
 
 
@@ -21,7 +21,7 @@ from onnxq.cli_options import recipe as recipe_of
 @click.option("--dask", metavar="SCHEDULER", help="Address of a Dask scheduler, whose workers run the samples.")
 @resume_option
 @click.option("--all-tensors", is_flag=True, help="Observe every float activation, as `export-cache` wants it.")
-@recipe_options
+@unjudged_options
 @talk_options
 def calibrate(
     model: Path,
@@ -71,7 +71,7 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
 @click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
 @click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")
 @click.option("--layout", type=click.Choice(["tensorrt", "ort"]), default="tensorrt", show_default=True)
-@recipe_options
+@unjudged_options
 @talk_options
 def export_cache(
     model: Path,

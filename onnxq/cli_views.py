@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.cli_options import paths, recipe_options, talk_options
+from onnxq.cli_options import paths, talk_options, unjudged_options
 from onnxq.cli_options import recipe as chosen
 from onnxq.errors import AccuracyError, DataError, ProviderError
 
@@ -33,7 +33,7 @@ EXIT_REFUSED = 3
 @click.option("--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) that shows all of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@recipe_options
+@unjudged_options
 @talk_options
 def compare(
     reference: Path,

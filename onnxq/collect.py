@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import tempfile
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from onnxq.files import SPILL_BYTES, spill_folder, weight_bytes, write_for_runti
 from onnxq.histogram import Extent, Tally
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
+from onnxq.scratch import Scratch
 from onnxq.statistics import Statistics, merge_shapes
 
 if TYPE_CHECKING:
@@ -279,8 +278,8 @@ def session_for(
         return Session(copy.to_proto().SerializeToString(), providers, as_written=True, custom_ops=custom_ops)
     if (folder := spill_folder(graph)) is not None:
         return Session(write_for_runtime(copy, folder), providers, as_written=True, custom_ops=custom_ops)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as own:
-        return Session(write_for_runtime(copy, Path(own)), providers, as_written=True, custom_ops=custom_ops)
+    with Scratch() as own:
+        return Session(write_for_runtime(copy, own), providers, as_written=True, custom_ops=custom_ops)
 
 
 def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:

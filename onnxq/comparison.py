@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +19,11 @@ from onnxq.histogram import Tally
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
+from onnxq.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -202,11 +202,11 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
     source, samples = rereadable(source) if layers else source, 0
     while names:
         group: list[str] = []
-        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        with Scratch() as folder:
             for where, feed in source.samples():
                 if not group:  # the first sample tells how many tensors fit
                     group = _fitting(reference, names, feed, _GROUP_BYTES) if layers else names
-                    pair = _pair((reference, quantized), group, (providers, custom_ops), Path(folder))
+                    pair = _pair((reference, quantized), group, (providers, custom_ops), folder)
                 found = _run(pair, feed, group, where, source)
                 if found is None:
                     continue

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +13,11 @@ from onnxq.customs import needs_stand_in, stand_in
 from onnxq.errors import ModelError, OutputError
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, write_joined
+from onnxq.scratch import Scratch, alone
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     import onnx
@@ -73,7 +71,7 @@ def spill(graph: Graph) -> Graph:
 
     The graph given gives up its own; copies of it keep theirs.
     """
-    folder = _Folder()
+    folder = Scratch()
     values = [v for part in graph.model.graphs() for v in part.initializers.values()]
     found = [(v, v.const_value) for v in values if v.const_value is not None and v.dtype != ir.DataType.STRING]
     large = [(v, tensor) for v, tensor in found if tensor.nbytes > SMALL_BYTES]
@@ -134,7 +132,7 @@ def write_for_runtime(graph: Graph, folder: Path) -> Path:
 def spill_folder(graph: Graph) -> Path | None:
     """Where `spill` put the weights, if it did."""
     resource = graph._resource  # noqa: SLF001  a Graph and its file are one thing
-    return resource.path if isinstance(resource, _Folder) else None
+    return resource.path if isinstance(resource, Scratch) else None
 
 
 def model_bytes(path: Path) -> int:
@@ -146,32 +144,38 @@ def model_bytes(path: Path) -> int:
 
 
 def save(
-    graph: Graph, path: str | os.PathLike[str], *, check: bool = False, external_bytes: int = EXTERNAL_DATA_BYTES
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    check: bool = False,
+    external_bytes: int = EXTERNAL_DATA_BYTES,
+    texts: Mapping[Path, str] | None = None,
 ) -> list[Path]:
-    """Write the model, whole or not at all; return the files written, the model first.
+    """Write the model, whole or not at all; return its files, the model first.
 
     With more than `external_bytes` of weights they go beside it into `<name>.<digest>.data`; the digest keeps an
-    older model of the same name readable until the new one takes its place.
+    older model of the same name readable until the new one takes its place. `texts` are files of the same folder that
+    go with the model. Of two runs that write one output at once, the later one's files take the place of all of the
+    earlier one's.
 
     Raises:
         ModelError: with `check`, onnx.checker refuses the model.
         OutputError: the folder or file cannot be written. An existing output is then as it was.
     """
     path = Path(path)
-    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
-        target = Path(aside) / path.name
+    with _output_errors(path), Scratch(path.parent) as aside:
+        target, written = aside / path.name, [path]
         if weight_bytes(graph) <= external_bytes:
             write_joined(graph.model, target)
-            _check(graph, target, check)
-            target.replace(path)
-            written = [path]
         else:
-            data = path.parent / f"{path.name}.{graph.digest()[:12]}.data"
-            _write(graph, target, data.name)
-            _check(graph, target, check)
-            _move_both(target, path, Path(aside) / data.name, data)
-            written = [path, data]
-        _drop_stale_data(path, keep={*written, *graph.data_files()})
+            written.append(path.parent / f"{path.name}.{graph.digest()[:12]}.data")
+            _write(graph, target, written[1].name)
+        _check(graph, target, check)
+        for text_file, text in (texts or {}).items():
+            (aside / text_file.name).write_text(text, encoding="utf-8")
+        with alone(path.parent):
+            _move(aside, [*reversed(written), *(texts or {})])
+            _drop_stale_data(path, keep={*written, *graph.data_files()})
     return written
 
 
@@ -181,8 +185,8 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent) as aside:
-        target = Path(aside) / path.name
+    with _output_errors(path), Scratch(path.parent) as aside:
+        target = aside / path.name
         write(target)
         target.replace(path)
 
@@ -202,7 +206,9 @@ def check_writable(path: Path, *sources: Path) -> None:
     Raises:
         OutputError: the output would replace one of the sources, or its folder is missing or not writable.
     """
-    if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
+    with _output_errors(path):
+        there = path.exists()
+    if there and any(_exists(source) and path.samefile(source) for source in sources):
         raise OutputError(f"the output {path} is itself an input", "Give another output with -o.")
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "Name a file with -o.")
@@ -212,22 +218,20 @@ def check_writable(path: Path, *sources: Path) -> None:
             f"{path} cannot be written: the folder {path.parent} {what}",
             "Make the folder first, or choose another output with -o.",
         )
-    with _output_errors(path), tempfile.TemporaryDirectory(prefix=".onnxq-", dir=path.parent):
+    with _output_errors(path), Scratch(path.parent):
         pass
+
+
+def _exists(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # of a name that is too long for one, as a text that names no file may be
+        return path.exists()
+    return False
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-class _Folder:
-    """A temporary folder that goes when nothing refers to it any more."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="onnxq-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 # -- reading ------------------------------------------------------------------------------------------------
@@ -238,9 +242,9 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Mapping[str, Bytes]]:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]  # has no types
 
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
     try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
         data, views = read_apart(path, SPILL_BYTES)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
@@ -348,16 +352,16 @@ def _check(graph: Graph, path: Path, check: bool) -> None:
         ) from error
 
 
-def _move_both(model: Path, model_to: Path, data: Path, data_to: Path) -> None:
-    """Data first: a reader of the old model finds its own, under another name, until the new model takes its place."""
-    known = data_to.exists()  # the digest in its name says that it holds the same
-    data.replace(data_to)
-    try:
-        model.replace(model_to)
-    except OSError:
-        if not known:
-            data_to.unlink()
-        raise
+def _move(aside: Path, files: Sequence[Path]) -> None:
+    """Into place, external data first, under a name of its own: a reader of the old model finds that of the old one."""
+    known = files[0].exists()  # if it is external data, the digest in its name says that it holds the same
+    for moved, file in enumerate(files):
+        try:
+            (aside / file.name).replace(file)
+        except OSError:
+            if moved == 1 and not known and files[0].suffix == ".data":
+                files[0].unlink()
+            raise
 
 
 def _large(graph: Graph) -> list[ir.TensorProtocol]:

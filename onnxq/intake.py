@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from onnxq import files
-from onnxq.data import Source, input_specs, label_specs, open_source, parse_shapes
-from onnxq.errors import DataError, ModelError
+from onnxq.data import InputSpec, Source, input_specs, label_specs, open_source, parse_shapes, with_preprocess
+from onnxq.errors import DataError, ModelError, OnnxqError, PassError
 from onnxq.graph import Graph
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import chosen
 from onnxq.statistics import is_statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from onnxq.recipe import Recipe
 
 Model = Any
@@ -37,6 +42,39 @@ def load(model: Model) -> Graph:
     raise ModelError(f"{type(model).__name__} is no model", "Give a path, an onnxq.Graph or an onnx.ModelProto.")
 
 
+@contextmanager
+def checked(model: Model) -> Iterator[None]:
+    """What fails within on a model that onnx.checker refuses is the model's fault, not ours.
+
+    Models are not shown to it before: it also refuses some that run everywhere.
+
+    Raises:
+        ModelError: something failed, and onnx.checker says why.
+    """
+    try:
+        yield
+    except OnnxqError as error:
+        if not isinstance(error, PassError):
+            raise
+        _blame(model, error)
+        raise
+    except Exception as error:
+        _blame(model, error)
+        raise
+
+
+def _blame(model: Model, error: Exception) -> None:
+    try:
+        onnx.checker.check_model(load(model).to_proto(), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as refusal:
+        name = str(model) if isinstance(model, str | os.PathLike) else "the model"
+        said = " ".join(str(refusal).split())[:300]
+        hint = "onnx.checker says so. Export it again, or mend it."
+        raise ModelError(f"{name} is not a valid ONNX model: {said}", hint) from error
+    except Exception:  # noqa: BLE001  a model that is too large for one message, say: then nothing is known
+        return
+
+
 def open_data(data: object, graph: Graph, recipe: Recipe, monitor: Monitor = QUIET) -> Source:
     """The data as feeds of the graph's inputs, with the recipe's labels; of its shard, and skipping as it says.
 
@@ -46,6 +84,8 @@ def open_data(data: object, graph: Graph, recipe: Recipe, monitor: Monitor = QUI
     if isinstance(data, str | os.PathLike) and is_statistics(data):
         raise DataError(f"{data} holds statistics, not calibration data", "It goes with `quantize --statistics`.")
     shapes = parse_shapes(recipe.shapes) if recipe.shapes else None
-    specs = (*input_specs(graph), *label_specs(recipe.label_list))
+    specs: tuple[InputSpec, ...] = (*input_specs(graph), *label_specs(recipe.label_list))
+    if recipe.preprocess:
+        specs = with_preprocess(specs, recipe.preprocess)
     source = open_source(data, specs, max_samples=recipe.max_samples, shapes=shapes)
     return chosen(source, recipe.part, monitor if recipe.skip_bad else None)

@@ -6,12 +6,10 @@ processors, or another ONNX Runtime, may round the last bits of a tensor differe
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter, deque
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
@@ -22,9 +20,11 @@ from onnxq.data import InputSpec, Source, input_specs, label_specs, open_source
 from onnxq.errors import DataError, OnnxqError, RecipeError
 from onnxq.graph import Graph
 from onnxq.monitor import QUIET, SILENT, Monitor
+from onnxq.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from onnxq.checkpoint import Keeper
     from onnxq.data import Feed
@@ -134,9 +134,9 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
                 raise
             total.add(*_without_bad(graph, tensors, bounds, session, group, source.bad))
 
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+    with Scratch() as folder:
         work = Work(graph.to_proto().SerializeToString(), *map(tuple, (tensors, bounds, providers, custom_ops)))
-        submit, ahead = _submitter(executor, work, Path(folder))
+        submit, ahead = _submitter(executor, work, folder)
         try:
             for group in _groups(samples(session, source, monitor), total.left):
                 waiting.append((submit([s.feed for s in group]), group))

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.errors import ModelError
 from onnxq.executed import Executed, bodies, every_node, executed
 from onnxq.runtime import PROVIDERS, Session
+from onnxq.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
     from onnx import ModelProto
@@ -119,8 +119,8 @@ def prove(
     """
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        written = Path(folder) / "optimized.onnx"
+    with Scratch() as folder:
+        written = folder / "optimized.onnx"
         Session(model, (provider,), as_deployed=True, write_to=written)
         try:
             proto = onnx.load(str(written))
@@ -132,7 +132,7 @@ def prove(
             own = node.name in known
             node.name = f"{index}:{node.name or node.op_type}"  # the profile knows nodes by name only
             inserted |= set() if own else {node.name}
-        events = _profile(proto.SerializeToString(), provider, feed, Path(folder))
+        events = _profile(proto.SerializeToString(), provider, feed, folder)
     nodes = executed(proto, _seen(proto, events, feed), inserted)
     holders = {node.name for node in every_node(proto.graph) if bodies(node)}  # their time is that of what they hold
     latency = None if reference is None else measure(reference, model, feed, provider=provider, floats=floats)

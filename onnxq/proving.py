@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from onnxq.errors import RecipeError
 from onnxq.intake import load
 from onnxq.interface import coded, ports, with_float_ends
 from onnxq.runtime import try_provider
+from onnxq.scratch import Scratch
 
 if TYPE_CHECKING:
     from onnxq.proof import Proof
@@ -54,9 +54,9 @@ def prove(
     graph = load(model)
     feed = next(iter(open_source(data, input_specs(with_float_ends(graph)), shapes=sizes)))
     own = coded(feed, ports(graph))
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        compared = None if reference is None else _on_disk(reference, Path(folder) / "float.onnx")
-        quantized = _on_disk(model, Path(folder) / "quantized.onnx")
+    with Scratch() as folder:
+        compared = None if reference is None else _on_disk(reference, folder / "float.onnx")
+        quantized = _on_disk(model, folder / "quantized.onnx")
         return proof.prove(quantized, own, provider=PROVIDER_OF[target], reference=compared, floats=feed)
 
 

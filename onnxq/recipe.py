@@ -124,7 +124,8 @@ class Recipe:
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
     skip_bad: bool = _option(False, "Leave out samples that are damaged, do not fit the model, or hold NaN.")
     shard: str = _option("", "Only one part of the samples, as 1/4 ... 4/4: each sample falls to one by its hash.")
-    shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
+    shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4]; a scalar's is s:[].")
+    preprocess: str = _option("", "How images become the input: resize=256,crop=224,scale=1/255,mean=[..],std=[..].")
     mode: str = _option(
         "static",
         "What is int8: activations and weights, with static or dynamic scales; weights; nothing (float).",
@@ -261,7 +262,7 @@ class Recipe:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise RecipeError(f"the recipe {path} cannot be read: {error.strerror}", "Check the path.") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise RecipeError(f"the recipe {path} cannot be read: {error}", "Is it TOML, in UTF-8?") from error
         return recipe_from_table(table, str(path))
 

@@ -63,8 +63,8 @@ class Printer:
 
     def line(self, width: int) -> tuple[str, Image]:
         """A few words and their picture in -1..1, float32 [3, HEIGHT, width]; 0 behind its end."""
-        from PIL import Image as Pictures
-        from PIL import ImageDraw, ImageFont
+        from PIL import Image as Pictures  # noqa: TID251  a script may draw
+        from PIL import ImageDraw, ImageFont  # noqa: TID251  a script may draw
 
         font = ImageFont.truetype(
             io.BytesIO(self.fonts[self.rng.integers(len(self.fonts))]), int(self.rng.integers(26, 36))
@@ -86,8 +86,8 @@ class Printer:
 
     def page(self) -> Image:
         """Lines on paper of one colour, float32 [3, PAGE, PAGE] in -1..1."""
-        from PIL import Image as Pictures
-        from PIL import ImageDraw, ImageFont
+        from PIL import Image as Pictures  # noqa: TID251  a script may draw
+        from PIL import ImageDraw, ImageFont  # noqa: TID251  a script may draw
 
         paper, ink = self._colours()
         sheet = Pictures.new("RGB", (PAGE, PAGE), paper)

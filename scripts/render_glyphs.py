@@ -86,7 +86,7 @@ def render(fonts: Sequence[Path], seed: int) -> tuple[Images, Labels]:
 
 def _is_latin(path: Path) -> bool:
     """Whether the font draws every character, and each as something of its own."""
-    from PIL import ImageFont
+    from PIL import ImageFont  # noqa: TID251  a script may draw
 
     font = ImageFont.truetype(path, 24)
     drawn = {bytes(font.getmask(c)) for c in CLASSES}
@@ -95,7 +95,7 @@ def _is_latin(path: Path) -> bool:
 
 def _drawn(path: Path, character: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """One character, turned, slanted, stretched and moved a little, dark on light or light on dark, with noise."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont  # noqa: TID251  a script may draw
 
     side = SIZE * FINE
     font = ImageFont.truetype(path, int(side * rng.uniform(0.62, 0.95)))

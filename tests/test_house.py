@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 # Imports go down, or stay on their floor. Imports under TYPE_CHECKING and inside functions count like any other:
 # to name a type of a floor above is to know that floor. A package is one entry, with all its files.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "numerics", "blocks", "feedback", "histogram", "monitor"),
+    ("errors", "numerics", "blocks", "feedback", "histogram", "monitor", "scratch"),
     ("graph", "files", "runtime", "calibrators", "customs", "formats"),
     (
         "targets",
@@ -76,6 +76,8 @@ WALLS: dict[str, set[str]] = {
     "jinja2": {"page"},
     "rich": {"tables", "progress"},
     "distributed": {"parts"},
+    "PIL": {"data"},
+    "pyarrow": {"data"},
     "pickle": set(),
 }
 

@@ -155,19 +155,3 @@ def test_a_stopped_command_goes_on(stop: signal.Signals, alone: bytes, tmp_path:
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == alone
     assert not part.exists()
-
-
-def test_killed_commands_leave_nothing_half_written(tmp_path: Path) -> None:
-    words = command(
-        "quantize", MODEL, "--data", DATA, "--max-samples", 32, "--effort", "fast", "-o", tmp_path / "m.onnx"
-    )
-    whole = subprocess.run(words, capture_output=True, check=True)
-    assert whole.returncode == 0
-    wanted = (tmp_path / "m.onnx").read_bytes()
-    for moment in np.linspace(0.5, 2.5, 4):
-        (tmp_path / "m.onnx").unlink(missing_ok=True)
-        running = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        time.sleep(moment)
-        running.kill()
-        running.wait()
-        assert not (tmp_path / "m.onnx").exists() or (tmp_path / "m.onnx").read_bytes() == wanted

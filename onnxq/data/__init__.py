@@ -11,16 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq.data.arrays import open_folder, open_stack
+from onnxq.data.arrays import is_arrays, open_folder, open_stack
+from onnxq.data.columns import is_columns, open_columns
 from onnxq.data.feeds import Feed, InputSpec, check_feed, input_specs, label_specs, split_batch
+from onnxq.data.images import is_images, open_images
 from onnxq.data.invented import open_random
 from onnxq.data.objects import open_object
 from onnxq.data.paths import existing
 from onnxq.data.polygraphy_json import open_json
+from onnxq.data.preprocess import with_preprocess
 from onnxq.data.scripts import is_script, open_script
 from onnxq.data.shapes import apply_shapes, parse_shapes
 from onnxq.data.source import Source
 from onnxq.data.spool import rereadable
+from onnxq.data.tars import is_tars, open_tars
 from onnxq.data.zoo import find_sets, open_zoo
 from onnxq.errors import DataError, RecipeError
 
@@ -43,22 +47,31 @@ __all__ = [
     "parse_shapes",
     "rereadable",
     "split_batch",
+    "with_preprocess",
 ]
 
 
 @dataclass(frozen=True)
 class Form:
-    """One text form of a source: what it is called, which texts it takes, and how it is opened."""
+    """One text form of a source: what it is called, which texts it takes, how it is opened; can images be in it."""
 
     name: str
     matches: Callable[[str], bool]
     open: Callable[[str, tuple[InputSpec, ...]], Source]
+    images: bool = False
 
 
-SOURCES: tuple[Form, ...] = (  # the first that matches; folders of test data before plain folders
+def _unless_arrays(matches: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda text: matches(text) and not is_arrays(text)
+
+
+SOURCES: tuple[Form, ...] = (  # the first that matches; a folder is of arrays if there are any directly in it
     Form("random:N", lambda text: text.startswith("random:"), open_random),
     Form("script.py[:load_data]", is_script, open_script),
     Form("folder of test_data_set_*", lambda text: bool(find_sets(text)), open_zoo),
+    Form("Parquet or Arrow, or a folder of them", _unless_arrays(is_columns), open_columns, images=True),
+    Form("WebDataset .tar, or a folder of them", _unless_arrays(is_tars), open_tars, images=True),
+    Form("folder of images, with --preprocess", _unless_arrays(is_images), open_images, images=True),
     Form("folder of .npz or .npy, one sample each", lambda text: Path(text).is_dir(), open_folder),
     Form(".npz with stacked samples", lambda text: text.lower().endswith(".npz"), open_stack),
     Form(".npy with stacked samples", lambda text: text.lower().endswith(".npy"), open_stack),
@@ -95,6 +108,7 @@ def open_source(
     elif isinstance(source, str | Path):
         opened = _open_text(str(source), specs)
     else:
+        _refuse_preprocess(specs, getattr(source, "__name__", type(source).__name__))
         opened = open_object(source, specs)
     if max_samples is None:
         return opened
@@ -119,6 +133,15 @@ def find_beside(model_path: Path) -> Path | None:
 def _open_text(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     for form in SOURCES:
         if form.matches(text):
+            if not form.images:
+                _refuse_preprocess(inputs, text)
             return form.open(text, inputs)
     known = "Known are: " + "; ".join(form.name for form in SOURCES) + "."
     raise DataError(f"{existing(text)}: is no known form of calibration data", known)
+
+
+def _refuse_preprocess(inputs: tuple[InputSpec, ...], name: str) -> None:
+    """Raise DataError where a preprocessing is stated for what holds arrays."""
+    if any(spec.preprocess for spec in inputs):
+        hint = "Leave it out: arrays are taken as they are. Or give the images themselves."
+        raise DataError(f"{name}: holds arrays, and --preprocess is for images", hint)

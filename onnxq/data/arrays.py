@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.data.feeds import show
 from onnxq.data.npy import only_input, open_arrays
-from onnxq.data.paths import existing, natural
+from onnxq.data.paths import existing, natural, with_suffix
 from onnxq.data.source import Sample, Source
 from onnxq.errors import DataError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnxq.data.feeds import Array, InputSpec, Shape
+
+_SUFFIXES = frozenset((".npz", ".npy"))
 
 
 def open_stack(text: str, inputs: tuple[InputSpec, ...]) -> Source:
@@ -45,6 +47,11 @@ def open_stack(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     return Source(text, inputs, read, count)
 
 
+def is_arrays(text: str) -> bool:
+    """Whether the text is a folder with .npz or .npy directly in it."""
+    return Path(text).is_dir() and bool(with_suffix(text, _SUFFIXES))
+
+
 def open_folder(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     """A folder of .npz or of .npy files, each one feed, in natural order of their names.
 
@@ -52,10 +59,10 @@ def open_folder(text: str, inputs: tuple[InputSpec, ...]) -> Source:
         DataError: the folder holds neither or both, or .npy files for a model of several inputs.
     """
     entries = sorted((path for path in Path(text).iterdir() if not path.name.startswith(".")), key=natural)
-    files = [path for path in entries if path.suffix.lower() in {".npz", ".npy"}]
+    files = [path for path in entries if path.suffix.lower() in _SUFFIXES]
     if not files:
         seen = f"only such as {entries[0].name!r}" if entries else "it is empty"
-        looked = "looked for *.npz, *.npy and test_data_set_*/input_*.pb directly inside"
+        looked = "looked for *.npz, *.npy, *.parquet, *.arrow, *.tar, test_data_set_*/input_*.pb and images"
         raise DataError(f"{text}: holds no calibration data: {looked}, {seen}", "Save one .npz for each sample.")
     if len({path.suffix.lower() for path in files}) > 1:
         raise DataError(f"{text}: holds both .npz and .npy files", "Keep one kind in the folder.")

@@ -16,6 +16,7 @@ from onnxq.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onnxq.data.preprocess import Preprocess
     from onnxq.graph import Graph
 
 Array = npt.NDArray[Any]
@@ -34,12 +35,14 @@ class InputSpec:
         dtype: its element type.
         shape: one entry per axis, None or a symbol for a dynamic one; None where even the rank is unknown.
         label: no input at all, but an array that goes with each sample for the user's metric, of any type.
+        preprocess: how images become this input; None where none was stated.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...] | None
     label: bool = False
+    preprocess: Preprocess | None = None
 
 
 def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> dict[str, Array]:
@@ -109,6 +112,12 @@ def check_shape(shape: Shape, spec: InputSpec, where: str) -> None:
         if isinstance(wanted, int) and length != wanted:
             hint = "Give data as the model was trained on, its axes in the model's order."
             raise DataError(f"{says} (axis {axis} is {length}, not {wanted})", hint)
+
+
+def with_batch(array: Array, spec: InputSpec) -> Array:
+    """The array of one sample with the batch axis that it lacks, where it lacks just that."""
+    lacks = spec.shape is not None and array.ndim == len(spec.shape) - 1
+    return array[np.newaxis] if lacks else array
 
 
 def show(shape: tuple[int | str | None, ...]) -> str:

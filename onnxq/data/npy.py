@@ -5,11 +5,14 @@ Nothing is unpickled: an array of Python objects is refused when its header is r
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 import zipfile
 import zlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,10 +59,19 @@ class Stored:
 
     def _take(self, shape: Shape, order: Any) -> Array:  # noqa: ANN401  numpy's own Literal is private
         size = math.prod(shape) * self.dtype.itemsize
-        data = self.stream.read(size)
+        if not 0 <= size <= sys.maxsize:
+            raise ValueError(f"its header gives the shape {shape}")
+        try:
+            data = self.stream.read(size)
+        except MemoryError as error:
+            raise ValueError(f"its header tells of {size:,} bytes, more than there is memory for") from error
         if len(data) < size:
             raise EOFError("the file ends before its data does")
         return np.ndarray(shape, self.dtype, buffer=data, order=order)
+
+
+FAULTS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+"""What reading raises. RuntimeError and NotImplementedError: zip members with a password or an unknown compression."""
 
 
 @contextmanager
@@ -70,8 +82,6 @@ def open_arrays(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, S
         DataError: the names are not the inputs', or the file is damaged, also where only the body of the `with`
             statement finds that.
     """
-    # RuntimeError and NotImplementedError: zip members with a password or an unknown compression.
-    faults = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
     try:
         with ExitStack() as stack:
             if path.suffix.lower() == ".npy":
@@ -82,9 +92,24 @@ def open_arrays(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, S
             streams = {name.removesuffix(".npy"): stack.enter_context(archive.open(name)) for name in names}
             check_names(list(streams), inputs, str(path))
             yield {name: _read_header(stream) for name, stream in streams.items()}
-    except faults as err:
+    except FAULTS as err:
         hint = "Write it anew with np.save or np.savez, from arrays of numbers."
         raise DataError(f"{path}: cannot be read: {err}", hint) from err
+
+
+def array_of(data: bytes) -> Array:
+    """The array in the bytes of a .npy.
+
+    Raises:
+        OSError, ValueError, EOFError, RuntimeError: it is none, or damaged; see `FAULTS`.
+    """
+    return _read_header(io.BytesIO(data)).all()
+
+
+def arrays_of(data: bytes) -> dict[str, Array]:
+    """The arrays in the bytes of a .npz; raises as `array_of`."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name.removesuffix(".npy"): array_of(archive.read(name)) for name in archive.namelist()}
 
 
 def only_input(inputs: Sequence[InputSpec], path: Path) -> InputSpec:
@@ -103,12 +128,13 @@ def only_input(inputs: Sequence[InputSpec], path: Path) -> InputSpec:
 def _read_header(stream: IO[bytes]) -> Stored:
     """Read a .npy header, versions 1 and 2 of numpy.lib.format; ValueError if it is of no plain array."""
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
         raise ValueError(f".npy format version {version} is for structured arrays")
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except (TokenError, SyntaxError, TypeError, MemoryError) as error:  # of Python's parser, which reads old headers
+        raise ValueError(f"its header is damaged: {error}") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects (pickle), which are never loaded")
     return Stored(stream, shape, dtype, fortran)

@@ -35,7 +35,7 @@ def open_json(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     def read() -> Iterator[Sample]:
         try:
             feeds = json.loads(path.read_bytes())
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, RecursionError) as err:
             hint = "Write it with polygraphy.json.save_json(list_of_feeds, path)."
             raise DataError(f"{path}: cannot be read as JSON: {err}", hint) from err
         if not isinstance(feeds, list):

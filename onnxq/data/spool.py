@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.scratch import Scratch
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -26,21 +25,20 @@ def rereadable(source: Source) -> Source:
     """The source itself where it can be read again; else one whose first whole pass feeds the later ones."""
     if not source.once:
         return source
-    folder = Path(tempfile.mkdtemp(prefix="onnxq-"))
+    scratch = Scratch()  # goes when nothing can read it any more
     layouts: list[Layout] = []
 
     def read() -> Iterator[Sample]:
         if layouts:
-            yield from (_load(folder / str(i), layout) for i, layout in enumerate(layouts))
+            yield from (_load(scratch.path / str(i), layout) for i, layout in enumerate(layouts))
             return
         for where, feed in source.samples():
-            with (folder / str(len(layouts))).open("wb") as file:
+            with (scratch.path / str(len(layouts))).open("wb") as file:
                 for array in feed.values():
                     file.write(np.ascontiguousarray(array).tobytes())
             layouts.append((where, [(name, a.dtype, a.shape) for name, a in feed.items()]))
             yield where, feed
 
-    weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)  # the folder goes when nothing can read it
     return replace(source, read=read, once=False)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from onnxq.errors import RecipeError, known_names
 from onnxq.formats.families import FAMILIES, encode
 from onnxq.formats.grammar import KINDS, Format
-from onnxq.formats.table import TARGETS, Cell, cells
+from onnxq.formats.table import TARGETS, TENSORRT, Cell, cells
 
 SAMPLE = (1024, 1024)
 """Rows and columns of the matrix whose bits are counted."""
@@ -29,9 +29,11 @@ def chosen(target: str | None) -> tuple[str, ...]:
     """
     if target is None:
         return TARGETS
-    if target not in TARGETS:
-        raise RecipeError(f"unknown target {target!r}", known_names(target, TARGETS))
-    return (target,)
+    name = TENSORRT[-1] if target == "tensorrt" else target
+    known = (*TARGETS, *(f"{t}+dla" for t in TENSORRT))
+    if name not in known:
+        raise RecipeError(f"unknown target {target!r}", known_names(target, ("tensorrt", *known)))
+    return (name,)
 
 
 def header(targets: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,8 +55,8 @@ def rows(targets: tuple[str, ...]) -> list[tuple[str, ...]]:
 def refusals(targets: tuple[str, ...]) -> list[tuple[str, ...]]:
     """(formats, target, why) of what is refused."""
     told: dict[tuple[str, str], list[str]] = {}
-    for cell in cells():
-        if cell.reason and cell.target in targets:
+    for cell in cells(targets):
+        if cell.reason:
             told.setdefault((cell.reason, cell.target), []).append(f"{cell.role} {_plain(cell.format)}")
     alike: dict[tuple[str, str], list[str]] = {}
     for (reason, target), formats in told.items():
@@ -78,9 +80,8 @@ def markdown(targets: tuple[str, ...] = TARGETS) -> str:
 
 def _grouped(targets: tuple[str, ...]) -> dict[tuple[str, Format], dict[str, Cell]]:
     grouped: dict[tuple[str, Format], dict[str, Cell]] = {}
-    for cell in cells():
-        if cell.target in targets:
-            grouped.setdefault((cell.role, cell.format), {})[cell.target] = cell
+    for cell in cells(targets):
+        grouped.setdefault((cell.role, cell.format), {})[cell.target] = cell
     return grouped
 
 

@@ -158,8 +158,8 @@ def _misplaced(format_: Format, role: str) -> str:
     return ""
 
 
-def cells() -> Iterator[Cell]:
-    """Every cell of the table, by role, type, granularity and target, but what no target could have."""
+def cells(targets: tuple[str, ...] = TARGETS) -> Iterator[Cell]:
+    """Every cell of these targets, by role, type, granularity and target, but what no target could have."""
     for role in ("weights", "activations"):
         for kind in KINDS.values():
             choices = [Format(kind.name, granularity) for granularity in kind.granularities or ("",)]
@@ -167,4 +167,4 @@ def cells() -> Iterator[Cell]:
             listed = any(kind.name in {t.split("+")[0] for t in row.types} for row in ROWS if row.role == role)
             for choice in choices if listed else ():
                 if not _misplaced(choice, role):
-                    yield from (cell(choice, role, target) for target in TARGETS)
+                    yield from (cell(choice, role, target) for target in targets)

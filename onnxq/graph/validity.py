@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     import onnx
 
 _STRING = 8
-_NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+_FIELDS = {
+    **dict.fromkeys((ir.DataType.FLOAT, ir.DataType.COMPLEX64), "float_data"),
+    **dict.fromkeys((ir.DataType.DOUBLE, ir.DataType.COMPLEX128), "double_data"),
+    **dict.fromkeys((ir.DataType.UINT32, ir.DataType.UINT64), "uint64_data"),
+    ir.DataType.INT64: "int64_data",
+}
+"""Element type -> the field that holds numbers of it; int32_data for all others (onnx.proto)."""
 
 
 def check_proto(proto: onnx.ModelProto, where: str = "the model") -> None:
@@ -47,7 +53,9 @@ def _problems(proto: onnx.ModelProto) -> Iterator[str]:
 
 
 def _graph_problems(graph: onnx.GraphProto, outer: frozenset[str]) -> Iterator[str]:
-    yield from _not_text(v.name for v in (*graph.input, *graph.output, *graph.initializer))
+    values = (*graph.input, *graph.output, *graph.value_info)
+    yield from _not_text([graph.name, *(v.name for v in (*values, *graph.initializer))])
+    yield from _not_text(d.dim_param for v in values for d in v.type.tensor_type.shape.dim)
     for tensor in graph.initializer:
         yield from _tensor_problems(tensor)
     known = outer | {v.name for v in (*graph.input, *graph.initializer)}
@@ -99,7 +107,8 @@ def _tensor_problems(tensor: onnx.TensorProto) -> Iterator[str]:
     elif tensor.HasField("raw_data"):
         held, wanted, unit = len(tensor.raw_data), tensor_bytes(tensor), "bytes"
     else:
-        held, wanted, unit = sum(len(getattr(tensor, f)) for f in _NUMBERS), _typed_count(tensor, count), "numbers"
+        field = _FIELDS.get(ir.DataType(tensor.data_type), "int32_data")
+        held, wanted, unit = len(getattr(tensor, field)), _typed_count(tensor, count), "numbers"
     if held != wanted:
         yield f"{name} holds {held:,} {unit}, its shape {list(tensor.dims)} needs {wanted:,}"
 

@@ -38,7 +38,7 @@ class Aside:
         if path is None:
             return cls(None, key)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
             known = _parsed(lines, key)
             if known is None and lines:
                 monitor.warn(f"{path} is of another model, recipe or data: beginning anew")
@@ -69,10 +69,13 @@ def _parsed(lines: list[str], key: str) -> dict[str, Any] | None:
     for index, line in enumerate(lines):
         try:
             item = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
         if index == 0 and item != key:
             return None
-        if index:
-            found[str(item[0])] = item[1]
+        if index == 0:
+            continue
+        if not (isinstance(item, list) and len(item) == 2):
+            break
+        found[str(item[0])] = item[1]
     return found if lines else None

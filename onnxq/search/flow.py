@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from onnxq import api, intake
 from onnxq.collect import session_for
 from onnxq.data import Source, rereadable
-from onnxq.errors import DataError, RecipeError
+from onnxq.errors import DataError, ModelError, RecipeError
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
 from onnxq.search.aside import Aside
@@ -78,7 +78,13 @@ def sensitivity(
     Raises:
         OnnxqError: see its children.
     """
-    trials, parts = _trials(api.prepared(model, recipe, monitor), data, eval_data, monitor)
+    ready = api.prepared(model, recipe, monitor)
+    if not groups(ready.plan):
+        raise ModelError(
+            "there is no layer to measure: " + _why_none(ready.plan),
+            "Give the float model, and the target and mode that it is to be quantized for.",
+        )
+    trials, parts = _trials(ready, data, eval_data, monitor)
     every = groups(trials.ready.plan)
     store = Aside.open(aside, key_of(trials, parts.key), monitor)
     found = measure(trials, every, parts.judging[:SEARCHED], store, monitor)
@@ -129,6 +135,12 @@ def within_budget(
     costs = measure(trials, search.groups, exact[0].feeds, Aside(None, ""), monitor)
     graph, plan = within(search, costs, floor)
     return _told(graph, plan, monitor), plan, trials.statistics
+
+
+def _why_none(plan: Plan) -> str:
+    if plan.kept:
+        return f"{len(plan.kept)} tensors are quantized already, and nothing else would be"
+    return plan.why_empty()
 
 
 def _told(graph: Graph, plan: Plan, monitor: Monitor) -> Graph:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnxq.collect import sample_hash, samples
+from onnxq.collect import named, sample_hash, samples
 from onnxq.errors import DataError
 from onnxq.monitor import QUIET, SILENT, Monitor
+from onnxq.search.noise import run
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -101,9 +102,11 @@ def _hashes(session: Session, source: Source, monitor: Monitor) -> list[int]:
 def _taken(session: Session, source: Source, keys: Collection[int]) -> tuple[Feed, ...]:
     """The samples of these hashes, each once, in the order of the hash."""
     kept: dict[int, Feed] = {}
-    for _, feed in samples(session, source, SILENT):
+    for where, feed in samples(session, source, SILENT):
         key = sample_hash(feed)
         if key in keys and key not in kept:
+            with named(where):  # later runs on it know no more where it came from
+                run(session, feed)
             kept[key] = {name: array.copy() for name, array in feed.items()}
     return tuple(kept[key] for key in sorted(kept))
 

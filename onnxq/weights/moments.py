@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.collect import sample_hash, samples, session_for
+from onnxq.collect import named, sample_hash, samples, session_for
 from onnxq.errors import DataError
 from onnxq.monitor import QUIET, Monitor
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
 
     Floats = npt.NDArray[np.float64]
+    Named = tuple[str, Feed]
+    """A sample behind the words that say where it came from."""
 
 SAMPLES = 128
 """Samples that are looked at; as many as in the GPTQ paper, whose samples are of 2048 tokens."""
@@ -50,20 +52,20 @@ class Moments:
     rows: int
 
 
-def picked(graph: Graph, source: Source, providers: Sequence[str], custom_ops: Sequence[str] = ()) -> list[Feed]:
-    """The samples of the smallest hashes, in their order, equal ones once.
+def picked(graph: Graph, source: Source, providers: Sequence[str], custom_ops: Sequence[str] = ()) -> list[Named]:
+    """The samples of the smallest hashes, in their order, equal ones once, each behind where it came from.
 
     Raises:
         DataError: there is no sample, or it does not fit the model.
     """
     session = session_for(graph, (), providers, custom_ops)
-    kept: dict[int, Feed] = {}
+    kept: dict[int, Named] = {}
     heap: list[int] = []
-    for _, feed in samples(session, source, QUIET, tried=True):
+    for where, feed in samples(session, source, QUIET, tried=True):
         key = sample_hash(feed)
         if key in kept or (len(heap) == SAMPLES and key > -heap[0]):
             continue
-        kept[key] = {name: array.copy() for name, array in feed.items()}
+        kept[key] = where, {name: array.copy() for name, array in feed.items()}
         heapq.heappush(heap, -key)
         if len(heap) > SAMPLES:
             del kept[-heapq.heappop(heap)]
@@ -75,7 +77,7 @@ def picked(graph: Graph, source: Source, providers: Sequence[str], custom_ops: S
 def moments(
     graph: Graph,
     channels: Mapping[str, int],
-    feeds: Sequence[Feed],
+    feeds: Sequence[Named],
     providers: Sequence[str] = ("cpu",),
     custom_ops: Sequence[str] = (),
     monitor: Monitor = QUIET,
@@ -85,7 +87,7 @@ def moments(
     Args:
         graph: the float model.
         channels: tensor -> length of its last axis.
-        feeds: the samples.
+        feeds: the samples, each behind the words that say where it came from.
         providers: where ONNX Runtime runs it.
         custom_ops: libraries of custom operators.
         monitor: advances once a tensor.
@@ -96,11 +98,12 @@ def moments(
     for group in _groups(channels):
         session = session_for(graph, group, providers, custom_ops)
         totals = {name: _Total(channels[name]) for name in group}
-        for feed in feeds:
-            given = {name: feed[name] for name in session.inputs}
-            arrays = {**feed, **dict(zip(session.outputs, session.run(given, session.outputs), strict=True))}
-            for name, total in totals.items():
-                total.add(name, arrays[name])
+        for where, feed in feeds:
+            with named(where):
+                given = {name: feed[name] for name in session.inputs}
+                arrays = {**feed, **dict(zip(session.outputs, session.run(given, session.outputs), strict=True))}
+                for name, total in totals.items():
+                    total.add(name, arrays[name])
         for name in group:
             yield name, totals.pop(name).moments()
             monitor.advance()

@@ -48,14 +48,14 @@ class Seen:
     Attributes:
         graph: the prepared graph.
         plan: its plan.
-        feeds: the samples.
+        feeds: the samples, each behind the words that say where it came from.
         providers: where ONNX Runtime runs it.
         custom_ops: libraries with its custom operators.
     """
 
     graph: Graph
     plan: Plan
-    feeds: Sequence[Feed]
+    feeds: Sequence[tuple[str, Feed]]
     providers: tuple[str, ...] = ("cpu",)
     custom_ops: tuple[str, ...] = ()
 

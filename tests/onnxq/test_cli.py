@@ -19,6 +19,7 @@ import pytest
 from graphs import graph_of
 
 from onnxq import cli, files
+from onnxq.cli_options import BUDGET
 from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -441,12 +442,14 @@ def test_external_data_of_a_large_output(
 # --- help, and a real process --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["quantize", "calibrate", "plan", "compare"])
+@pytest.mark.parametrize("command", ["quantize", "calibrate", "plan", "compare", "sensitivity"])
 def test_help_names_every_option(onnxq: Callable[..., Run], command: str) -> None:
     run = onnxq(command, "--help")
     assert run.status == 0
     for field in fields(Recipe):
-        if field.name != "rules":
+        if field.name in BUDGET and command != "quantize":  # what it would not heed it does not take
+            assert onnxq(command, "m.onnx", f"--{field.name.replace('_', '-')}", "1").status == 2
+        elif field.name != "rules":
             assert f"--{field.name.replace('_', '-')}" in run.out
     for flag in ("--recipe", "--exclude", "--exclude-op", "--quiet", "--verbose"):
         assert flag in run.out

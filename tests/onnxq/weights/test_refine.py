@@ -71,7 +71,7 @@ def test_the_same_bytes_in_any_order_and_batching(recipe: Recipe) -> None:
 
 def test_gram_matrices_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ready = api.prepared(net(), GPTQ)
-    seen = Seen(ready.graph, ready.plan, feeds(8))
+    seen = Seen(ready.graph, ready.plan, [("a sample", feed) for feed in feeds(8)])
     whole = refined(seen, "gptq")
     assert sorted(whole) == ["a", "b", "c", "d"]
     monkeypatch.setattr(moments, "BYTES", 1)  # one tensor a run

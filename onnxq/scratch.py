@@ -1,0 +1,109 @@
+"""Temporary folders that the next run clears away, where the one that made them was killed before it could.
+
+Each is locked (flock) as long as its maker lives: the system lets go of a lock when a process dies, however it dies.
+Where locks do not work, on Windows and some network file systems, nothing is cleared away and nobody is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PREFIX = "onnxq-"
+"""Of folders in the system's folder for such; those beside an output begin with a dot."""
+
+WAIT = 10.0
+"""Seconds that another run's moving of its outputs into place is waited for."""
+
+
+class Scratch:
+    """A temporary folder that goes with `close`, or when nothing refers to it any more.
+
+    Args:
+        parent: where it lies, hidden; None for the system's folder for such.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        above, prefix = (Path(tempfile.gettempdir()), PREFIX) if parent is None else (parent, f".{PREFIX}")
+        with alone(above):
+            _sweep(above, prefix)
+            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=above))
+            lock = _locked(self.path)
+        self.close = weakref.finalize(self, _remove, self.path, lock)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else who asks for the same runs meanwhile, in this process or another; waited for some seconds at most."""
+    end = time.monotonic() + WAIT
+    while (lock := _locked(folder)) is _TAKEN and time.monotonic() < end:
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        _let_go(lock)
+
+
+_TAKEN = -1
+_NONE = -2
+
+
+def _locked(folder: Path) -> int:
+    """What holds the lock of a folder: a file descriptor; or that it is taken, or that there are no locks here."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return _NONE
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return _NONE
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return _TAKEN
+    except OSError:  # a file system without
+        os.close(handle)
+        return _NONE
+    return handle
+
+
+def _let_go(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
+
+
+def _sweep(above: Path, prefix: str) -> None:
+    """Remove the folders of runs that are no more."""
+    try:
+        with os.scandir(above) as entries:
+            found = [Path(e) for e in entries if e.name.startswith(prefix) and e.is_dir(follow_symlinks=False)]
+    except OSError:
+        return  # making the folder will say what is wrong
+    for path in found:
+        if (lock := _locked(path)) >= 0:
+            _remove(path, lock)
+
+
+def _remove(path: Path, lock: int) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    _let_go(lock)
