@@ -6,6 +6,9 @@ can make up for that in their constants:
     made:  y = W z + b    ->  y' = (W / s) z + (b - c) / s         (rows of W; normalizations alike)
     read:  y = W x + b    ->  y  = (W s) x' + (b + W c)            (columns of W)
 
+The output of an attention is made by the node that makes V: a scale goes through P V as through any product, and a
+shift too, since the rows of a softmax P sum to 1.
+
 A scale alone also passes through what is positively homogeneous: max(0, x / s) = max(0, x) / s, pools, and a sum of
 two tensors with the same s. All tensors that are tied together so form one `Site`. Where a tensor has other readers
 or another maker, the site is explicit: x' is computed for the linear readers alone.
@@ -107,6 +110,9 @@ def maker_of(graph: Graph, value: Value) -> Node | Linear | None:
         return None
     if (linear := _linear_making(graph, node)) is not None:
         return linear
+    mixed = mixed_from(graph, value)
+    if mixed and (source := graph.producer(mixed[0])) is not None:
+        return _linear_making(graph, source)
     if node.op_type == "LayerNormalization":
         rank = graph.rank(value)
         last = graph.attribute(node, "axis", -1) in (-1, None if rank is None else rank - 1)
@@ -115,6 +121,37 @@ def maker_of(graph: Graph, value: Value) -> Node | Linear | None:
     if node.op_type == "BatchNormalization":
         return node if len(node.outputs) == 1 and _constants(graph, node.inputs[1:]) else None
     return None
+
+
+def mixed_from(graph: Graph, value: Value) -> tuple[Value, ...]:
+    """V, what it is turned into and its mixtures, in this order, when value (..., heads * size) is softmax(...) V.
+
+    That is Reshape(Transpose(Softmax MatMul Transpose(Reshape(V)))), where nobody else reads what lies between.
+    """
+    found: list[Value] = []
+    made: Value | None = value
+    for op in ("Reshape", "Transpose", "MatMul", "Transpose", "Reshape"):
+        node = graph.producer(made, op)
+        if node is None or graph.in_body(node) or not _mixes(graph, node):
+            return ()
+        made = node.inputs[1 if op == "MatMul" else 0]
+        if made is None or made.is_graph_output() or len(graph.users(made)) != 1:
+            return ()
+        found.insert(0, made)
+    whole, cut, heads = (graph.shape(v) or () for v in (found[0], found[1], found[4]))
+    # (N, L, C) in pieces of known size: how many there are need not be known, when N and L stay what they are.
+    pieces = len(whole) == 3 and len(cut) == len(heads) == 4 and cut[:2] == whole[:2] and None not in whole
+    return tuple(found) if pieces and isinstance(cut[3], int) and heads[3] == cut[3] else ()
+
+
+def _mixes(graph: Graph, node: Node) -> bool:
+    if node.op_type == "Transpose":
+        return tuple(graph.attribute(node, "perm", ())) == (0, 2, 1, 3)
+    if node.op_type == "MatMul":
+        softmax = graph.producer(node.inputs[0], "Softmax")
+        default = -1 if graph.opset >= 13 else 1  # https://onnx.ai/onnx/operators/onnx__Softmax.html
+        return softmax is not None and graph.attribute(softmax, "axis", default) in (-1, 3)
+    return True
 
 
 def constant_operand(graph: Graph, node: Node) -> int | None:
@@ -192,7 +229,8 @@ def _folded(graph: Graph, members: list[Value]) -> Site | None:
     if clips and any(node.op_type == "Add" for node in tied.values()):
         return None  # a sum passes the limit of the Clip beside it
     site = _site(graph, members, readers, axes)
-    if site is None:
+    made = {maker.channels for _, maker in makers if isinstance(maker, Linear)}
+    if site is None or made - {site.channels}:  # of another length where what it made was reshaped
         return None
     maker = makers[0][1]
     alone = len(members) == 1 and not (isinstance(maker, Linear) and _no_bias(maker))

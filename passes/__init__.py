@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
+from onnxq.passes.cpu_norms import smooth_in_norms
 from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
@@ -163,12 +164,12 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         InsertQDQ(plan),
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(plan, weight_grid(target, recipe), recipe.weight_range, "dq"),
-        # an image has three channels, and the fast kernels want four; the Pad would stand before the input's codes
-        *((pad_channels,) if recipe.io_types != "int8" else ()),
+        pad_channels,  # an image has three channels, and the fast kernels want four
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,  # a Gemm that writes float is replaced only with an int32 bias
         keep_biases_apart,  # or the provider makes a float Gemm of product and bias
         sum_before_norm,  # after it: takes the bias along, and keeps the slow SkipLayerNormalization away
+        smooth_in_norms,  # after it: the residual is a term of such a sum
         *((ToOperators(target.movers),) if recipe.format == "qoperator" else ()),
         remove_unused,  # float weights that nothing reads any more
     )

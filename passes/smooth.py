@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxq.errors import PassError, StatisticsError
 from onnxq.linear import Linear, per_output_channel, renewed, scale_outputs
-from onnxq.rescaling import clip_limit, constant_operand, find_sites, maker_of, reader_at, tie_making
+from onnxq.rescaling import clip_limit, constant_operand, find_sites, maker_of, mixed_from, reader_at, tie_making
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +88,8 @@ def _make(graph: Graph, value: Value, factor: Array, shift: Array) -> None:
     maker = maker_of(graph, value)
     if isinstance(maker, Linear):
         inner = maker.node.outputs[0]
+        for between in mixed_from(graph, value):
+            graph.rename(between, f"{between.name}/smoothed")
         if not scale_outputs(graph, maker, factor, shift):
             raise PassError(f"node {maker.node.name!r} cannot take a factor", "This is a fault in onnxq.")
         if maker.bias_add is not None:

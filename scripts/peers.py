@@ -156,6 +156,7 @@ VARIANTS: dict[str, Variant] = {
     "ort_symmetric_percentile": ("onnxruntime", ort_static, {**SYMMETRIC, "calibrate_method": "Percentile"}),
     "ort_uint8": ("onnxruntime", ort_static, {**PER_CHANNEL, "activation_type": "QUInt8"}),
     "ort_uint8_per_tensor": ("onnxruntime", ort_static, {"activation_type": "QUInt8"}),
+    "ort_uint8_7bit": ("onnxruntime", ort_static, {**PER_CHANNEL, "activation_type": "QUInt8", "reduce_range": True}),
     "ort_uint8_entropy": (
         "onnxruntime",
         ort_static,

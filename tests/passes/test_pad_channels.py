@@ -19,14 +19,20 @@ F32 = np.float32
 
 
 def conv(
-    channels: int = 3, out: int = 16, group: int = 1, tail: str = "y = Relu(c)", *, per_channel: bool = True
+    channels: int = 3,
+    out: int = 16,
+    group: int = 1,
+    tail: str = "y = Relu(c)",
+    *,
+    per_channel: bool = True,
+    zero: int = 128,
 ) -> Graph:
     rng = np.random.default_rng(0)
     axis = "<axis=0>" if per_channel else ""
     text = f"""(float[N,{channels},6,6] x) => (float[Q] y) {{
                q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z) wd = DequantizeLinear{axis}(w, ws, wz)
                c = Conv<group={group}>(xd, wd) {tail} }}"""
-    weights: dict[str, npt.ArrayLike] = {"s": F32(0.03), "z": np.uint8(128)}
+    weights: dict[str, npt.ArrayLike] = {"s": F32(0.03), "z": np.uint8(zero)}
     weights["w"] = rng.integers(-127, 128, (out, channels // group, 3, 3)).astype(np.int8)
     weights["ws"] = rng.uniform(0.01, 0.02, out).astype(F32) if per_channel else F32(0.01)
     weights["wz"] = np.zeros(out, np.int8) if per_channel else np.int8(0)
@@ -49,13 +55,13 @@ def test_others_are_left_alone(graph: Graph) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_zeros_are_added_to_image_and_weight(channels: int, per_channel: bool) -> None:
-    graph = conv(channels, per_channel=per_channel)
+def test_zeros_are_added_to_codes_and_weight(channels: int, per_channel: bool) -> None:
+    graph = conv(channels, per_channel=per_channel, zero=93)
     before = graph.copy()
     assert pad_channels(graph) == 1
     graph.remove_unused()
     graph.infer_shapes()
-    assert lines(graph)[0] == "x_padded = Pad(x, x_pads)"
+    assert lines(graph)[1] == "q_padded = Pad(q, q_pads, z)"
     padded = graph.const(graph.weights["w_padded"])
     assert padded is not None
     assert padded.shape == (16, -(-channels // 4) * 4, 3, 3)

@@ -41,6 +41,13 @@ def factors_of(sites: tuple[Site, ...], seed: int = 1, low: float = 0.1, high: f
 
 
 LN = "n = LayerNormalization(x, g, h) "
+ATTENTION = (
+    "(float[2,5,8] x, float[2,2,5,5] s) => (float[2,5,6] y) {{"
+    "v0 = MatMul(x, w) v = Add(b, v0) c = Reshape(v, cut) t = Transpose<perm = [{perm}]>(c) p = {mixing} {more} "
+    "m = MatMul(p, t) u = Transpose<perm = [0,2,1,3]>(m) r = Reshape(u, whole) y = MatMul(r, o) }}"
+)
+ATTENTION_SHAPES = {"cut": np.array([2, 5, 2, 4]), "whole": np.array([2, 5, 8])}
+FREE_SHAPES = {"cut": np.array([0, 0, -1, 4]), "whole": np.array([0, 0, -1])}
 CASES = {
     "norm, three products": (
         "(float[2,5,8] x) => (float[2,5,4] q, float[2,5,4] k, float[2,5,4] v) {"
@@ -108,6 +115,33 @@ CASES = {
         {"a": floats(8, 4)},
         {"explicit": True, "shifts": True},
     ),
+    "attention": (
+        ATTENTION.format(perm="0,2,1,3", mixing="Softmax(s)", more=""),
+        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {"explicit": False, "shifts": True},
+    ),
+    "attention of free sizes": (
+        ATTENTION.replace("[2,5,", "[N,L,").replace("[2,2,5,5]", "[N,2,L,L]").format(
+            perm="0,2,1,3", mixing="Softmax(s)", more=""
+        ),
+        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **FREE_SHAPES},
+        {"explicit": False, "shifts": True},
+    ),
+    "rows that do not sum to 1": (
+        ATTENTION.format(perm="0,2,1,3", mixing="Sigmoid(s)", more=""),
+        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {"explicit": True, "shifts": True},
+    ),
+    "softmax over another axis": (
+        ATTENTION.format(perm="0,2,1,3", mixing="Softmax<axis = 2>(s)", more=""),
+        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {"explicit": True, "shifts": True},
+    ),
+    "values read by others": (
+        ATTENTION.format(perm="0,2,1,3", mixing="Softmax(s)", more="k = Sigmoid(c)").replace("y)", "y, float k)", 1),
+        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {"explicit": True, "shifts": True},
+    ),
     "batch norm": (
         "(float[2,6,9,9] x) => (float[2,4,7,7] y) { t = Tanh(x) n = BatchNormalization(t, g, h, m, v) y = Conv(n, w) }",
         {"g": floats(6), "h": floats(6), "m": floats(6), "v": np.abs(floats(6)) + 0.1, "w": floats(4, 6, 3, 3)},
@@ -152,7 +186,7 @@ def test_keeps_the_function(name: str, seed: int) -> None:
     after = before.copy()
     assert Smooth(factors_of(sites, seed))(after) == len(sites)
     assert after.problem() is None
-    same_function(before, after, random_feeds(before, seed), rtol=3e-4)
+    same_function(before, after, random_feeds(before, seed, N=2, L=5), rtol=3e-4)
 
 
 def test_each_tensor_is_what_the_formula_says() -> None:
