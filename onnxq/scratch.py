@@ -7,6 +7,7 @@ Where locks do not work, on Windows and some network file systems, nothing is cl
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -18,8 +19,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PREFIX = "onnxq-"
+PREFIX = "onnxq-scratch-"
 """Of folders in the system's folder for such; those beside an output begin with a dot."""
+
+_NAME = re.compile(rf"\.?{PREFIX}[a-z0-9_]{{8}}")
+"""What `mkdtemp` makes of it: a user's own folder of a similar name is never cleared away."""
 
 WAIT = 10.0
 """Seconds that another run's moving of its outputs into place is waited for."""
@@ -38,7 +42,7 @@ class Scratch:
     def __init__(self, parent: Path | None = None) -> None:
         above, prefix = (Path(tempfile.gettempdir()), PREFIX) if parent is None else (parent, f".{PREFIX}")
         with alone(above):
-            _sweep(above, prefix)
+            _sweep(above)
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=above))
             lock = _locked(self.path)
         self.close = weakref.finalize(self, _remove, self.path, lock)
@@ -92,11 +96,11 @@ def _let_go(lock: int) -> None:
         os.close(lock)
 
 
-def _sweep(above: Path, prefix: str) -> None:
+def _sweep(above: Path) -> None:
     """Remove the folders of runs that are no more."""
     try:
         with os.scandir(above) as entries:
-            found = [Path(e) for e in entries if e.name.startswith(prefix) and e.is_dir(follow_symlinks=False)]
+            found = [Path(e) for e in entries if _NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     except OSError:
         return  # making the folder will say what is wrong
     for path in found:

@@ -33,7 +33,7 @@ def test_a_folder_goes_with_what_it_was_made_for(tmp_path: Path) -> None:
     with Scratch(tmp_path) as folder:
         (folder / "x").write_text("x")
         assert folder.parent == tmp_path
-        assert folder.name.startswith(".onnxq-")
+        assert folder.name.startswith(".onnxq-scratch-")
     assert not list(tmp_path.iterdir())
     held = Scratch(tmp_path)
     assert list(tmp_path.iterdir()) == [held.path]
@@ -48,16 +48,20 @@ def test_folders_of_killed_runs_go_and_those_of_living_ones_stay(
     temporary, output = tmp_path / "tmp", tmp_path / "out"
     temporary.mkdir()
     output.mkdir()
-    (output / ".onnxq-mine.txt").write_text("a file of the user's")
+    mine = [
+        output / name for name in (".onnxq-mine.txt", "onnxq-results", "onnxq-scratch-mine", ".onnxq-scratch-4.1.1")
+    ]
+    for path in mine:
+        path.mkdir()
     env = os.environ | {"TMPDIR": str(temporary)}
     done = subprocess.run([sys.executable, "-c", KILLED, str(output)], env=env, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(temporary.iterdir())) == 1
-    assert len(list(output.iterdir())) == 2
+    assert len(list(output.iterdir())) == 1 + len(mine)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with Scratch() as one, Scratch(output) as other, Scratch(output) as third:
         assert list(temporary.iterdir()) == [one]
-        assert sorted(output.iterdir()) == sorted([other, third, output / ".onnxq-mine.txt"])
+        assert sorted(output.iterdir()) == sorted([other, third, *mine])
 
 
 def test_only_one_at_a_time_is_alone(tmp_path: Path) -> None:
@@ -78,7 +82,7 @@ def test_only_one_at_a_time_is_alone(tmp_path: Path) -> None:
 
 def test_where_there_are_no_locks_nothing_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "_locked", lambda _: -2)
-    stale = tmp_path / ".onnxq-stale"
+    stale = tmp_path / ".onnxq-scratch-abcdefgh"
     stale.mkdir()
     with alone(tmp_path), Scratch(tmp_path) as folder:
         assert sorted(tmp_path.iterdir()) == sorted([stale, folder])
