@@ -20,7 +20,7 @@ from onnxq.cli_options import resumable
 from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
 from onnxq.cli_options import unjudged_options as _unjudged_options
-from onnxq.errors import OnnxqError, RecipeError
+from onnxq.errors import OnnxqError, OutputError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ def quantize(
 
     recipe = _recipe(options)
     output = output or api.default_output(model)
-    plan_file = output.with_suffix(".plan.json")
+    plan_file = _plan_of(output)
     _refuse(
         {
             "give --data or --statistics, not both": data and statistics_file,
@@ -138,7 +138,8 @@ def quantize(
         for line in tables.budget(plan.budget) if plan.budget else ():
             click.echo(line)
         result = tables.result(report.summarize(plan, before, after), [*written, plan_file, *_paths(page)])
-        for line in (*result, *tables.interface(plan.interface)):
+        kept = [f"{len(plan.kept)} tensors were quantized already, and stay as they were"] if plan.kept else []
+        for line in (*kept, *result, *tables.interface(plan.interface)):
             click.echo(line)
         for what, line in report.next_steps(plan, graph, output, statistics):
             click.echo(f"next, {what}:\n  {line}")
@@ -167,6 +168,12 @@ def plan(
     click.echo(tables.decisions(made, every=options["verbose"]))
     for line in (*tables.summary_lines(report.summarize(made)), *(f"note: {note}" for note in made.notes)):
         click.echo(line)
+
+
+def _plan_of(output: Path) -> Path:
+    if not output.name or output.is_dir():
+        raise OutputError(f"{output} is a folder", "Name a file with -o.")
+    return output.with_suffix(".plan.json")
 
 
 def _refuse(wrong: dict[str, object]) -> None:

@@ -303,8 +303,11 @@ def _fitting(model: Graph, names: Sequence[str], feed: Feed, most: int) -> list[
 
 
 def _run(pair: Sequence[Session], feed: Feed, names: Sequence[str], where: str, source: Source) -> list[Any] | None:
-    """The tensors of one sample in both models; None where it is bad and such samples are skipped."""
-    if source.bad is not None and not holds_numbers(feed, where, source):
+    """The tensors of one sample in both models; None where it is bad and such samples are skipped.
+
+    A sample that holds NaN is bad: whatever the models make of it, it says nothing of how near they are.
+    """
+    if not holds_numbers(feed, where, source):
         return None
     try:
         with named(where):

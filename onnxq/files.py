@@ -296,7 +296,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path, folder: Path) -> None:
     if not target.is_file():
         raise ModelError(
             f"{path}: the external data file {location!r} of weight {tensor.name!r} is missing",
-            f"Put it beside the model, into {folder}.",
+            f"Put it beside the model, into {folder.absolute()}",
         )
     size, needed = target.stat().st_size, tensor_bytes(tensor)
     try:

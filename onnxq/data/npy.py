@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.data.feeds import check_names
+from onnxq.data.paths import refuse_pointer
 from onnxq.errors import DataError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def open_arrays(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, S
             check_names(list(streams), inputs, str(path))
             yield {name: _read_header(stream) for name, stream in streams.items()}
     except FAULTS as err:
+        refuse_pointer(path)
         hint = "Write it anew with np.save or np.savez, from arrays of numbers."
         raise DataError(f"{path}: cannot be read: {err}", hint) from err
 

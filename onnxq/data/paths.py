@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 
+_POINTER = b"version https://git-lfs"
+
+
 def existing(text: str) -> Path:
     """The path of a file or folder.
 
@@ -20,9 +23,26 @@ def existing(text: str) -> Path:
         DataError: there is none.
     """
     path = Path(text)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long for one
+        raise DataError(f"{text}: {error.strerror}", "Check the path.") from error
+    if not there:
         raise DataError(f"{text}: no such file or folder", "Check the path.")
+    if path.is_file():
+        refuse_pointer(path)
     return path
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise DataError where a file that can be read is only Git LFS's pointer to one."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_POINTER))
+    except OSError:
+        return  # who reads it will tell
+    if begin == _POINTER:
+        raise DataError(f"{path}: is a Git LFS pointer, not the data", "Fetch the file itself with `git lfs pull`.")
 
 
 def natural(path: Path) -> tuple[list[str | int], str]:

@@ -506,3 +506,43 @@ def test_stopping_leaves_a_checkpoint_alone(here: Path) -> None:
     assert "Traceback" not in err
     left = {p.name for p in here.iterdir() if p.name != "__pycache__"} - {"begun", "feeds.py"}
     assert left <= {f"{MODEL.stem}.int8.onnx.partial"}  # none, when no sample was counted yet
+
+
+# --- what a user may get wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", [".", "..", "folder"])
+def test_an_output_that_is_a_folder(onnxq: Callable[..., Run], here: Path, output: str) -> None:
+    (here / "folder").mkdir()
+    run = onnxq("quantize", DIGITS / "digits.onnx", "--data", "random:1", "-o", output)
+    assert (run.status, f"{output} is a folder" in run.err) == (1, True)
+
+
+def test_pointers_of_git_lfs_are_named_for_data_too(onnxq: Callable[..., Run], here: Path) -> None:
+    (here / "folder").mkdir()
+    for name in ("a.npz", "a.tar", "a.parquet", "a.json", "folder/a.npz"):
+        (here / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+        run = onnxq("quantize", DIGITS / "digits.onnx", "--data", name.split("/")[0], "--effort", "fast")
+        assert run.status == 1
+        assert f"{name}: is a Git LFS pointer" in run.err
+
+
+def test_comparing_on_nan_names_the_sample(onnxq: Callable[..., Run], here: Path) -> None:
+    images = np.zeros((3, 1, 8, 8), np.float32)
+    images[1, 0, 2, 3] = np.nan
+    np.savez(here / "nan.npz", image=images)
+    run = onnxq("compare", *[DIGITS / "digits.onnx"] * 2, "--data", "nan.npz")
+    assert (run.status, "nan.npz, sample 1: input 'image' holds NaN" in run.err) == (1, True)
+
+
+def test_a_model_that_is_quantized_already(onnxq: Callable[..., Run], here: Path) -> None:
+    assert (
+        onnxq("quantize", DIGITS / "digits.onnx", "--data", "random:9", "--effort", "fast", "-o", "q.onnx").status == 0
+    )
+    run = onnxq("quantize", "q.onnx", "--data", "random:9", "--effort", "fast", "-o", "qq.onnx")
+    assert "tensors were quantized already, and stay as they were" in run.out
+    run = onnxq("sensitivity", "q.onnx", "--data", "random:20")
+    assert run.status == 1
+    assert "there is no layer to measure: " in run.err
+    assert "tensors are quantized already" in run.err
+    assert not list(here.glob("*.partial"))
