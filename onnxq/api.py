@@ -34,6 +34,7 @@ from onnxq.placement.bodies import within
 from onnxq.placement.dla import cover
 from onnxq.placement.interface import with_interface
 from onnxq.placement.weighted import FLOAT_TYPES
+from onnxq.placement.zero_points import with_zero_points
 from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
 from onnxq.schemes import backend
@@ -347,7 +348,8 @@ def lowered(
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing, statistics.outliers)
         statistics.check_model(ready.graph.digest())
-        ready = replace(ready, plan=settled(ready.graph, ready.plan, statistics.met, target, ready.recipe))
+        plan = settled(ready.graph, ready.plan, statistics.met, target, ready.recipe)
+        ready = replace(ready, plan=with_zero_points(ready.graph, plan, statistics.zero_points))
     if statistics is None and cache is None and ready.plan.mode == "static":
         plan = weights_only(ready.plan)
     else:

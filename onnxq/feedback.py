@@ -25,7 +25,7 @@ DAMP = 0.01
 """Share of H's mean diagonal that is added to the diagonal, as in the paper: what few rows say of rare directions is
 not trusted."""
 
-_BLOCK = 128
+_BLOCK = 32
 """Inputs after which errors are carried over to all that come behind, in one product."""
 
 

@@ -10,12 +10,21 @@ from onnxq.choose import resolve
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.errors import ModelError
-from onnxq.improvement import LEVELS, Inspected, pick, rounded_weights, smoothing_axes, smoothing_factors
+from onnxq.improvement import (
+    LEVELS,
+    Inspected,
+    pick,
+    rounded_weights,
+    smoothing_axes,
+    smoothing_factors,
+    zero_points,
+)
 from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
 from onnxq.placement import settled
+from onnxq.placement.zero_points import candidates, with_zero_points
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
@@ -59,7 +68,10 @@ def improved(
     others = [name for name in api.activations(better.graph) if name not in unseen] if all_tensors else []
     names = tuple(dict.fromkeys([*better.plan.observe, *others]))
     found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
-    return found if picked is None else replace(found, rounding=_rounding(better, found, picked, monitor))
+    if picked is None:
+        return found
+    found = replace(found, zero_points=_zero_points(better, found, picked, monitor))
+    return replace(found, rounding=_rounding(better, found, picked, monitor))
 
 
 def _factors(ready: api.Prepared, source: Source, monitor: Monitor) -> tuple[Picked | None, dict[str, Factor]]:
@@ -91,11 +103,29 @@ def _inspected(ready: api.Prepared) -> Inspected:
     return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list, grid, level)
 
 
+def _zero_points(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> tuple[str, ...]:
+    """Tensors that get a zero point where the target's grid has none."""
+    plain = _in_float32(better)
+    recipe, target = better.recipe, get_target(better.recipe.target)
+    if not target.activation.symmetric or target.placement != "tensorrt" or recipe.io_types == "int8":
+        return ()
+    plan = settled(plain.graph, plain.plan, statistics.met, target, plain.recipe)
+    possible = candidates(plain.graph, plan)
+    plans = (plan, with_zero_points(plain.graph, plan, tuple(plan.points)))
+    before, after = (resolve(p, statistics, plain.recipe, target) for p in plans)
+
+    def trial(tensors: Sequence[str]) -> Graph:
+        return api.lowered(plain, replace(statistics, smoothing={}, zero_points=tuple(tensors)), SILENT)[0]
+
+    return zero_points(_inspected(better), possible, (before, after), statistics.tensors, picked, trial, monitor)
+
+
 def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> dict[str, Rounded]:
     """Codes for the weights of the smoothed model."""
     plain = _in_float32(better)
     recipe, target = plain.recipe, get_target(plain.recipe.target)
     plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
+    plan = with_zero_points(plain.graph, plan, statistics.zero_points)
     plan = resolve(plan, statistics, recipe, target)
 
     def trial(codes: Mapping[str, Rounded]) -> Graph:

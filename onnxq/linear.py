@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.numerics import INT8, QuantParams, quantize
+from onnxq.numerics import dequantize as dequantize_codes
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -54,11 +57,60 @@ class Linear:
 
 def linear_at(graph: Graph, node: Node | None) -> Linear | None:
     """The node as a `Linear`, or None when it is no such node, lies in a body, or its weight is computed."""
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in LINEAR or graph.in_body(node):
+    return _described(graph, node) if node is not None and graph.is_const(_weight(node)) else None
+
+
+def quantized_linear_at(graph: Graph, node: Node | None) -> Linear | None:
+    """Likewise where the weight may be stored quantized, behind a DequantizeLinear; see `weight_array`."""
+    stored = node is not None and _stored(graph, _weight(node))
+    return _described(graph, node) if node is not None and stored else None
+
+
+def weight_array(graph: Graph, value: Value | None) -> Array | None:
+    """A constant weight in float64, in the shape of its tensor, as its codes have it where it is stored quantized."""
+    if graph.is_const(value):
+        return np.asarray(graph.const(value), np.float64)
+    dequantize = graph.producer(value, "DequantizeLinear")
+    if dequantize is None or not _stored(graph, value):
+        return None
+    scale = np.asarray(graph.const(dequantize.inputs[1]), np.float32)
+    axis = int(graph.attribute(dequantize, "axis", 1)) if scale.ndim else None
+    zeros = np.zeros(scale.shape, np.int8)
+    made = graph.producer(dequantize.inputs[0], "QuantizeLinear")
+    params = QuantParams(scale, zeros, INT8, axis)
+    codes = graph.const(dequantize.inputs[0]) if made is None else quantize(_array(graph, made.inputs[0]), params)
+    return None if codes is None else dequantize_codes(codes, params).astype(np.float64)
+
+
+def _array(graph: Graph, value: Value | None) -> Array:
+    return np.asarray(graph.const(value))
+
+
+def _weight(node: Node) -> Value | None:
+    return node.inputs[1] if node.op_type in LINEAR and len(node.inputs) > 1 else None
+
+
+def _stored(graph: Graph, value: Value | None) -> bool:
+    """Whether it is a constant, or one in symmetric int8 without blocks behind DequantizeLinear, or Q and DQ."""
+    if graph.is_const(value):
+        return True
+    node = graph.producer(value, "DequantizeLinear")
+    if node is None or graph.attribute(node, "block_size", 0) or not graph.is_const(node.inputs[1]):
+        return False
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is not None and (graph.const(zero) is None or np.any(graph.const(zero))):
+        return False
+    made = graph.producer(node.inputs[0], "QuantizeLinear")
+    source = node.inputs[0] if made is None else made.inputs[0]
+    return graph.is_const(source) and (made is not None or graph.dtype(source) == "int8")
+
+
+def _described(graph: Graph, node: Node) -> Linear | None:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in LINEAR or graph.in_body(node):
         return None
     weight = node.inputs[1]
     shape = graph.shape(weight)
-    if weight is None or not graph.is_const(weight) or shape is None or graph.dtype(weight) not in FLOATS or 0 in shape:
+    if weight is None or shape is None or graph.dtype(weight) not in FLOATS or 0 in shape:
         return None
     dims = [d for d in shape if isinstance(d, int)]
     if node.op_type in CONVS:
@@ -147,6 +199,54 @@ def scale_inputs(graph: Graph, linear: Linear, factor: Array, shift: Array) -> b
         added = (weight * columns).reshape(linear.channels, -1).sum(axis=1)
     scaled = weight * _on_columns(graph, linear, factor) if np.any(factor != 1) else None
     return _store(graph, linear, scaled, np.ones(linear.channels), added)
+
+
+def add_bias(graph: Graph, linear: Linear, added: Array, mark: str) -> None:
+    """Add to the output of a linear node, float64 of shape (channels,), in its constant bias or a new one.
+
+    A MatMul takes it in the constant Add that follows, or a new one. `mark` ends the new names of tensors that stand
+    for other values then.
+    """
+    node, dtype = linear.node, str(graph.dtype(linear.weight))
+    if node.op_type == "MatMul":
+        _add_behind(graph, linear, added.astype(dtype), mark)
+        return
+    beta = graph.attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = 0.0 if old is None else beta * np.asarray(graph.const(old), np.float64)
+    name = f"{node.name}/bias" if old is None else renewed(old)
+    graph.set_input(node, 2, graph.constant(name, (bias + added).astype(dtype)))
+    if node.op_type == "Gemm":
+        graph.set_attribute(node, "beta", None)  # it is in the bias now; the default is 1
+
+
+def constant_operand(graph: Graph, node: Node) -> int | None:
+    """Index of the one constant operand of an Add or Mul."""
+    constant = [graph.is_const(v) for v in node.inputs[:2]]
+    return constant.index(True) if constant.count(True) == 1 else None
+
+
+def _add_behind(graph: Graph, linear: Linear, added: Array, mark: str) -> None:
+    """Into the Add that follows the product, or a new one."""
+    output = linear.node.outputs[0]
+    user = graph.only_user(output)
+    index = constant_operand(graph, user) if user is not None and user.op_type == "Add" else None
+    bias = None if user is None or index is None else user.inputs[index]
+    old = per_output_channel(graph, linear, bias)
+    if user is not None and index is not None and bias is not None and old is not None:
+        graph.set_input(user, index, graph.constant(renewed(bias), (old + added).astype(added.dtype)))
+        graph.rename(output, f"{output.name}/{mark}")
+        return
+    users = graph.users(output)
+    constant = graph.constant(f"{linear.node.name}/bias", added)
+    whole = graph.add("Add", [output, constant], name=f"{output.name}/shifted", like=output)
+    if output.is_graph_output():
+        graph.replace_output(output, whole)
+    else:
+        name = str(output.name)
+        graph.rename(output, f"{name}/{mark}")
+        graph.rename(whole, name)
+    graph.replace_uses(output, whole, users)
 
 
 def exactly(array: Array, dtype: str) -> Array | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.formats import Format
+from onnxq.numerics import INT8_ASYMMETRIC
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -231,4 +232,6 @@ def _tensor_dict(point: Point) -> dict[str, Any]:
             "dtype": point.params.qtype.dtype,
             "calibrator": point.chosen,
         }
+        if point.params.qtype == INT8_ASYMMETRIC:  # written as x - shift, see passes/centre_codes.py
+            said |= {"zero_point": 0, "shift": -said["zero_point"] * said["scale"]}
     return said

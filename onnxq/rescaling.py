@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnxq.linear import CONVS, Linear, linear_at, per_output_channel
+from onnxq.linear import CONVS, Linear, constant_operand, linear_at, per_output_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -152,12 +152,6 @@ def _mixes(graph: Graph, node: Node) -> bool:
         default = -1 if graph.opset >= 13 else 1  # https://onnx.ai/onnx/operators/onnx__Softmax.html
         return softmax is not None and graph.attribute(softmax, "axis", default) in (-1, 3)
     return True
-
-
-def constant_operand(graph: Graph, node: Node) -> int | None:
-    """Index of the one constant operand of an Add or Mul."""
-    constant = [graph.is_const(v) for v in node.inputs[:2]]
-    return constant.index(True) if constant.count(True) == 1 else None
 
 
 # -- classes of tied tensors ---------------------------------------------------------------------------------

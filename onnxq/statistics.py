@@ -111,6 +111,7 @@ class Statistics:
         outliers: tensor -> the columns that were taken apart before the model was observed; see `onnxq.weights`.
         bounds: tensor name -> (smallest, largest) finite value, of tensors of which nothing else is asked.
         rounding: weight name -> the codes chosen for it.
+        zero_points: names of the tensors that a symmetric target gives a zero point by a shift.
     """
 
     model: str
@@ -124,6 +125,12 @@ class Statistics:
     weights: Mapping[str, Blocks] = field(default_factory=dict)
     rounding: Mapping[str, Rounded] = field(default_factory=dict)
     outliers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    zero_points: tuple[str, ...] = ()
+
+    @property
+    def improved(self) -> tuple[dict[str, Factor], dict[str, Rounded], tuple[str, ...]]:
+        """What an effort chose from the data."""
+        return dict(self.smoothing), dict(self.rounding), self.zero_points
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -138,7 +145,7 @@ class Statistics:
 
     def __add__(self, other: Statistics) -> Statistics:
         """Raises StatisticsError when they are of different models or tensors."""
-        if dict(self.smoothing) != dict(other.smoothing) or dict(self.rounding) != dict(other.rounding):
+        if self.improved != other.improved:
             raise StatisticsError(
                 "these statistics are of one model improved in different ways",
                 "What improves it is chosen from the data, so parts differ. Collect the parts with --effort fast.",
@@ -174,6 +181,7 @@ class Statistics:
             self.weights,
             self.rounding,
             self.outliers,
+            self.zero_points,
         )
 
     def check_model(self, digest: str) -> None:
@@ -212,6 +220,8 @@ class Statistics:
             for index, name in enumerate(sorted(self.weights)):
                 found = self.weights[name]
                 arrays |= {f"w{index}.codes": found.codes, f"w{index}.scale": found.scale}
+        if self.zero_points:
+            meta["zero_points"] = list(self.zero_points)
         if self.rounding:
             meta["rounding"] = [[name, self.rounding[name].limit] for name in sorted(self.rounding)]
             for index, name in enumerate(sorted(self.rounding)):
@@ -309,6 +319,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         {n: Blocks(*grouped[f"w{i}"].values(), *form) for i, (n, *form) in enumerate(meta.get("weights", ()))},
         {str(n): _rounded(grouped[f"r{i}"], int(limit)) for i, (n, limit) in enumerate(meta.get("rounding", ()))},
         {str(n): tuple(map(int, columns)) for n, columns in meta.get("outliers", {}).items()},
+        tuple(map(str, meta.get("zero_points", ()))),
     )
 
 

@@ -12,6 +12,7 @@ if __name__ == "passes":
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxq.passes.centre_codes import centre_codes
 from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
 from onnxq.passes.cpu_norms import smooth_in_norms
 from onnxq.passes.cpu_sums import sum_before_norm
@@ -46,6 +47,7 @@ from onnxq.passes.smooth import Smooth
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
+from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.pipeline import Everywhere
 from onnxq.plan import INT8
 
@@ -148,6 +150,8 @@ def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         *(() if target.every_tensor else (fold_scales,)),
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(plan, target.weight, recipe.weight_range, form),
+        # zero points that effort chose: behind the weights, since biases make up for them with the codes of those
+        *((centre_codes,) if any(p.qtype == INT8_ASYMMETRIC for p in plan.points.values()) else ()),
         *((half,) if plan.float_type != "float32" else ()),  # behind the pairs, whose scales take its type
         imply_zero_points,  # last of the pairs' changes: the others read them
         remove_unused,  # float weights that nothing reads any more

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.errors import PassError, StatisticsError
-from onnxq.linear import Linear, per_output_channel, renewed, scale_outputs
-from onnxq.rescaling import clip_limit, constant_operand, find_sites, maker_of, mixed_from, reader_at, tie_making
+from onnxq.linear import Linear, add_bias, renewed, scale_outputs
+from onnxq.rescaling import clip_limit, find_sites, maker_of, mixed_from, reader_at, tie_making
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,7 +127,8 @@ def _read(graph: Graph, node: Node, scale: Array, shift: Array) -> None:
     stored = (weight * _columns(graph, linear, weight, scale)).astype(np.float32)
     graph.set_input(node, 1, graph.constant(renewed(linear.weight), stored))
     if np.any(shift):
-        _add_bias(graph, linear, added)
+        gain = graph.attribute(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
+        add_bias(graph, linear, gain * added, "smoothed")
 
 
 def _columns(graph: Graph, linear: Linear, weight: Array, scale: Array) -> Array:
@@ -146,41 +147,3 @@ def _product(graph: Graph, linear: Linear, weight: Array, shift: Array) -> Array
     )
     product: Array = (spread.T if rows_last else spread).reshape(linear.channels, -1).sum(axis=1)
     return product
-
-
-def _add_bias(graph: Graph, linear: Linear, added: Array) -> None:
-    node = linear.node
-    if node.op_type == "MatMul":
-        _add_behind(graph, linear, added)
-        return
-    gain = graph.attribute(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
-    beta = graph.attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
-    old = node.inputs[2] if len(node.inputs) > 2 else None
-    bias = 0.0 if old is None else beta * np.asarray(graph.const(old), np.float64)
-    name = f"{node.name}/bias" if old is None else renewed(old)
-    graph.set_input(node, 2, graph.constant(name, (bias + gain * added).astype(np.float32)))
-    if node.op_type == "Gemm":
-        graph.set_attribute(node, "beta", None)  # it is in the bias now; the default is 1
-
-
-def _add_behind(graph: Graph, linear: Linear, added: Array) -> None:
-    """Into the Add that follows the product, or a new one."""
-    output = linear.node.outputs[0]
-    user = graph.only_user(output)
-    index = constant_operand(graph, user) if user is not None and user.op_type == "Add" else None
-    bias = None if user is None or index is None else user.inputs[index]
-    old = per_output_channel(graph, linear, bias)
-    if user is not None and index is not None and bias is not None and old is not None:
-        graph.set_input(user, index, graph.constant(renewed(bias), (old + added).astype(np.float32)))
-        graph.rename(output, f"{output.name}/smoothed")
-        return
-    users = graph.users(output)
-    constant = graph.constant(f"{linear.node.name}/bias", added.astype(np.float32))
-    whole = graph.add("Add", [output, constant], name=f"{output.name}/shifted", like=output)
-    if output.is_graph_output():
-        graph.replace_output(output, whole)
-    else:
-        name = str(output.name)
-        graph.rename(output, f"{name}/smoothed")
-        graph.rename(whole, name)
-    graph.replace_uses(output, whole, users)

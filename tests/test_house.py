@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "statistics",
         "patterns",
         "linear",
+        "centring",
         "caches",
         "checks",
         "schemas",

@@ -111,8 +111,14 @@ def one_pair_per_tensor(model: Model) -> Iterator[Breach]:
             yield warning(node, f"Q straight after DQ {label(before)}: {kind}")
 
 
+def _folds(model: Model, pad: NodeProto) -> bool:
+    """Whether the Pad can become a convolution's own padding: that is of zeros."""
+    fill = model.array(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
+    return fill is None or not fill.any()
+
+
 def needless_pairs(model: Model) -> Iterator[Breach]:
-    """No pair around a copy op, inside GELU, on an attention mask, or between Pad and convolution."""
+    """No pair around a copy op, inside GELU, on an attention mask, or between a Pad of zeros and convolution."""
     for node in model.op(Q):
         maker = model.producers.get(node.input[0])
         users = [user for dq in model.users.get(node.output[0], ()) for user in _users_of_output(model, dq)]
@@ -122,7 +128,7 @@ def needless_pairs(model: Model) -> Iterator[Breach]:
             kind = "redundant" if same_scale(model, before, node) else "requantizes"
             if kind == "requantizes" or source != "MaxPool":  # a maximum, and between equal pairs an int8 one
                 yield warning(node, f"{source} is a copy between two pairs: {kind}")
-        if source == "Pad" and ops & CONVS:
+        if maker is not None and source == "Pad" and ops & CONVS and _folds(model, maker):
             yield warning(node, "stands between Pad and convolution: Pad no longer folds into it")
         if source == "Erf" or "Erf" in ops:
             yield warning(node, "stands inside GELU")

@@ -1,11 +1,22 @@
 """What makes a model better in int8 at the price of some computing: chosen on some samples, judged on others.
 
-`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `rounding` rounds weights
-with regard to what they are multiplied with, and `judging` says what of all that is kept.
+`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `shifting` gives zero points to
+one-sided tensors, `rounding` rounds weights with regard to what they are multiplied with, and `judging` says what of all
+that is kept.
 """
 
 from onnxq.improvement.factors import smoothing_axes, smoothing_factors
 from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_weights
+from onnxq.improvement.shifting import zero_points
 
-__all__ = ["LEVELS", "Inspected", "Picked", "pick", "rounded_weights", "smoothing_axes", "smoothing_factors"]
+__all__ = [
+    "LEVELS",
+    "Inspected",
+    "Picked",
+    "pick",
+    "rounded_weights",
+    "smoothing_axes",
+    "smoothing_factors",
+    "zero_points",
+]

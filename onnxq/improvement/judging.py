@@ -39,11 +39,12 @@ class Judge:
         return output_noise(session, self._feeds, self._names, self._exact)
 
 
-def gains(before: Floats, after: Floats) -> bool:
-    """Whether noise over signal, one number a sample, fell by GAIN_DB on average, and by more than by chance.
+def gains(before: Floats, after: Floats, least: float = GAIN_DB, *, expected: bool = False) -> bool:
+    """Whether noise over signal, one number a sample, fell by `least` dB on average, and by more than by chance.
 
     By chance: the standard error of the mean of the samples' gains in dB. Their sum must fall too: a few samples that
-    get much worse weigh little in decibels.
+    get much worse weigh little in decibels. With `expected`, where theory says that the change is one for the better,
+    `least` alone is asked for.
     """
     if not (np.isfinite(before) & np.isfinite(after)).all():
         return False
@@ -52,7 +53,7 @@ def gains(before: Floats, after: Floats) -> bool:
     floor = np.finfo(np.float64).tiny
     gained = 10 * (np.log10(np.maximum(before, floor)) - np.log10(np.maximum(after, floor)))
     error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
-    return float(gained.mean()) > max(GAIN_DB, error)
+    return float(gained.mean()) > (least if expected else max(least, error))
 
 
 def output_noise(session: Session, feeds: Sequence[Feed], names: Sequence[str], exact: Sequence[list[Any]]) -> Floats:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _BYTES = 2**28
 """Bytes of samples that are kept, where they are large."""
 
+_SMALL = 50_000_000
+"""Multiply-accumulates of a run that costs next to nothing."""
+
 LEAST = 16
 """With fewer samples nothing is chosen: what few samples gain by is as often chance."""
 
@@ -88,6 +91,14 @@ class Inspected:
     custom_ops: tuple[str, ...] = ()
     grid: QType = INT8
     effort: Effort = LEVELS["balanced"]
+
+    @property
+    def judges(self) -> int:
+        """How many samples judge at most: thrice as many where a run costs next to nothing."""
+        sizes = [d for value in self.graph.inputs for d in (self.graph.shape(value) or (None,))[1:]]
+        known = all(isinstance(d, int) for d in sizes)
+        small = known and sum(d.macs for d in self.plan.decisions) <= _SMALL
+        return 3 * self.effort.judges if small else self.effort.judges
 
     def session(self, tensors: Sequence[str]) -> Session:
         """The float model with these tensors as outputs, its own where none is named."""
@@ -153,7 +164,7 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
             count = before[2] + arrays[name].size // max(low.size, 1)
             reach[name] = np.minimum(before[0], low), np.maximum(before[1], high), count
         key, largest = sample_hash(feed), max(largest, sum(array.nbytes for array in feed.values()))
-        most = max(2 * model.effort.judges, min(model.effort.picked, _BYTES // largest))  # it only falls
+        most = max(2 * model.judges, min(model.effort.picked, _BYTES // largest))  # it only falls
         if key not in kept and (len(heap) < most or key < -heap[0]):
             kept[key] = {name: array.copy() for name, array in feed.items()}
             heapq.heappush(heap, -key)
@@ -162,7 +173,7 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
     if len(kept) < LEAST:
         monitor.warn(f"{len(kept)} different samples are too few to improve the model on: effort is fast")
         return None
-    return Picked([kept[key] for key in sorted(kept)], reach, model.effort.judges)
+    return Picked([kept[key] for key in sorted(kept)], reach, model.judges)
 
 
 def run(session: Session, feed: Feed) -> dict[str, Array]:

@@ -1,0 +1,94 @@
+"""Which tensors get a zero point, which symmetric targets write as a shift: those that lose much without one.
+
+A one-sided tensor uses half the codes of a symmetric grid. What a zero point would gain is expected from the tensor's
+histogram; whether the model's outputs come nearer to what they are in float, the judging samples tell. What costs
+nothing is tried first, what adds a node after that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.calibrators._error import expected_error
+from onnxq.histogram import Histogram
+from onnxq.improvement.judging import GAIN_DB, Judge, gains
+from onnxq.monitor import QUIET, Monitor
+from onnxq.placement.zero_points import COSTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from onnxq.graph import Graph
+    from onnxq.improvement.picking import Inspected, Picked
+    from onnxq.placement.zero_points import Candidate
+    from onnxq.plan import Plan, Point
+
+LEAST_DB = {"free": 1.0, "pointwise": 1.5, "pad": 2.0}
+"""What a zero point must gain at its tensor, by cost. A ReLU's tensor can gain 6 dB, one that is centred nothing."""
+
+PAYS_DB = {"free": GAIN_DB, "pointwise": GAIN_DB, "pad": 0.5}
+"""What all of one cost must gain together at the model's outputs."""
+
+
+def zero_points(
+    model: Inspected,
+    possible: Sequence[Candidate],
+    plans: tuple[Plan, Plan],
+    tensors: Mapping[str, Histogram],
+    picked: Picked,
+    trial: Callable[[Sequence[str]], Graph],
+    monitor: Monitor = QUIET,
+) -> tuple[str, ...]:
+    """Names of the tensors, in the plan's order; often none.
+
+    Args:
+        model: the graph that is lowered, with the factors of smoothing in it.
+        possible: the groups that can have one.
+        plans: resolved without any zero point, and with one wherever there can be one.
+        tensors: what was observed.
+        picked: the samples.
+        trial: tensors with a zero point -> the quantized model.
+        monitor: progress.
+    """
+    promising = [c for c in possible if _gain(c, plans, tensors) > LEAST_DB[c.cost]]
+    if not promising:
+        return ()
+    monitor.stage("Judging zero points", None)
+    judge = Judge(model, picked.judging)
+    kept: list[Candidate] = []
+    least = judge.noise(trial(()))
+    tried = 0
+    queue = [[c for c in promising if c.cost == cost] for cost in COSTS]
+    while queue and tried < model.effort.trials:
+        group = queue.pop(0)
+        if not group:
+            continue
+        tried += 1
+        error = judge.noise(trial(_names([*kept, *group])))
+        if gains(least, error, PAYS_DB[group[0].cost], expected=True):
+            kept, least = [*kept, *group], error
+        elif len(group) > 1:
+            queue += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return tuple(name for c in promising if c in kept for name in c.tensors)
+
+
+def _names(chosen: Sequence[Candidate]) -> tuple[str, ...]:
+    return tuple(name for c in chosen for name in c.tensors)
+
+
+def _gain(candidate: Candidate, plans: tuple[Plan, Plan], tensors: Mapping[str, Histogram]) -> float:
+    """How much less the group's tensors err, all their values together, in dB."""
+    before, after = ([plan.points[name] for name in candidate.tensors] for plan in plans)
+    seen = sorted({point.observe for point in before})
+    histogram = sum((tensors[name] for name in seen), Histogram.empty())
+    errors = [_error(points[0], histogram) for points in (before, after)]
+    floor = float(np.finfo(np.float64).tiny)
+    return float(10 * np.log10(max(errors[0], floor) / max(errors[1], floor)))
+
+
+def _error(point: Point, histogram: Histogram) -> float:
+    if point.params is None or point.range is None:
+        return 0.0
+    return expected_error(histogram, *point.range, point.params.qtype)
