@@ -119,7 +119,16 @@ def absorbs(graph: Graph, node: Node) -> bool:
 
 
 def borders(graph: Graph, node: Node) -> tuple[int, ...]:
-    """The padding of a convolution, as its attribute has it; empty without any."""
-    explicit = node.op_type == "Conv" and graph.attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+    """The zeros that a convolution or an average takes in around its input, as `pads` has them; empty without any."""
+    counts = node.op_type == "AveragePool" and averages_zeros(graph, node)
+    explicit = graph.attribute(node, "auto_pad", "NOTSET") == "NOTSET"
     pads = tuple(int(p) for p in graph.attribute(node, "pads", ())) if explicit else ()
-    return pads if any(pads) else ()
+    return pads if any(pads) and (counts or node.op_type == "Conv") else ()
+
+
+def averages_zeros(graph: Graph, node: Node) -> bool:
+    """Whether the node is an average over windows that reach into zeros, all of one size."""
+    plain = node.op_type == "AveragePool" and not node.domain and not graph.in_body(node)
+    plain = plain and not graph.attribute(node, "ceil_mode", 0)
+    explicit = any(graph.attribute(node, "pads", ())) and graph.attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+    return plain and explicit and bool(graph.attribute(node, "count_include_pad", 0))

@@ -204,6 +204,7 @@ class Statistics:
             "shapes": {k: [list(a), list(b)] for k, (a, b) in sorted(self.shapes.items())},
             "nonfinite": dict(sorted(self.nonfinite.items())),
             "outliers": {name: list(columns) for name, columns in sorted(self.outliers.items())},
+            "zero_points": list(self.zero_points),
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
         for index, name in enumerate(names):
@@ -220,8 +221,6 @@ class Statistics:
             for index, name in enumerate(sorted(self.weights)):
                 found = self.weights[name]
                 arrays |= {f"w{index}.codes": found.codes, f"w{index}.scale": found.scale}
-        if self.zero_points:
-            meta["zero_points"] = list(self.zero_points)
         if self.rounding:
             meta["rounding"] = [[name, self.rounding[name].limit] for name in sorted(self.rounding)]
             for index, name in enumerate(sorted(self.rounding)):

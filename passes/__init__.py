@@ -12,6 +12,7 @@ if __name__ == "passes":
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.passes.centre_codes import centre_codes
 from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
 from onnxq.passes.cpu_norms import smooth_in_norms
@@ -47,7 +48,6 @@ from onnxq.passes.smooth import Smooth
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
-from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.pipeline import Everywhere
 from onnxq.plan import INT8
 

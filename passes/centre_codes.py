@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.centring import addend, borders, commutes, saturates, takes_bias, way_back
+from onnxq.centring import addend, averages_zeros, borders, commutes, saturates, takes_bias, way_back
 from onnxq.linear import Linear, add_bias, quantized_linear_at, weight_array
 
 if TYPE_CHECKING:
@@ -59,18 +59,18 @@ def _is_plain(graph: Graph, node: Node) -> bool:
 
 
 def _zero(graph: Graph, node: Node) -> int:
-    return int(graph.scalar(node.inputs[2]) or 0)
+    return round(graph.scalar(node.inputs[2]) or 0)
 
 
 def _numbers(graph: Graph, node: Node) -> tuple[int, float]:
-    """(zero point, scale)"""
+    """Zero point and scale."""
     return _zero(graph, node), float(graph.scalar(node.inputs[1]) or 0.0)
 
 
 def _centred(graph: Graph, node: Node) -> None:
     shape = graph.shape(node.inputs[2]) or ()
     name = f"{node.outputs[0].name}/zero_point"
-    graph.set_input(node, 2, graph.constant(name, np.zeros([int(d) for d in shape], np.int8)))
+    graph.set_input(node, 2, graph.constant(name, np.zeros([d for d in shape if isinstance(d, int)], np.int8)))
 
 
 def _add(graph: Graph, value: Value, amount: float, name: str) -> Value:
@@ -127,11 +127,12 @@ def _behind(graph: Graph, dequantize: Node, zero: int) -> list[Node]:
     rest: list[tuple[Node, int]] = []
     made: list[Node] = []
     for user, index in graph.users(value):
-        if index == 0 and commutes(graph, user):
+        if index == 0 and (commutes(graph, user) or averages_zeros(graph, user)):
             made += _put_behind(graph, user, amount)
         elif index != 0 or not _absorbed(graph, user, amount):
             rest.append((user, index))
-        elif pads := borders(graph, user):
+            continue
+        if pads := borders(graph, user):
             if pads not in padded:
                 padded[pads] = _padded(graph, dequantize, pads, -amount)
             graph.set_input(user, 0, padded[pads])

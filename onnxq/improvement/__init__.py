@@ -1,8 +1,8 @@
 """What makes a model better in int8 at the price of some computing: chosen on some samples, judged on others.
 
-`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `shifting` gives zero points to
-one-sided tensors, `rounding` rounds weights with regard to what they are multiplied with, and `judging` says what of all
-that is kept.
+`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `shifting` gives
+one-sided tensors a zero point, `rounding` rounds weights with regard to what they are multiplied with, and `judging`
+says what of all that is kept.
 """
 
 from onnxq.improvement.factors import smoothing_axes, smoothing_factors

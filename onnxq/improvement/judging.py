@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.collect import session_for
+from onnxq.patterns.pairs import origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,47 +27,68 @@ GAIN_DB = 0.1
 
 
 class Judge:
-    """The float model's outputs on the judging samples, and how far a quantized model is from them."""
+    """The float model's outputs on the judging samples, and how far a quantized model is from them.
+
+    In place of probabilities what they are made of is looked at: where they are near 0 or 1 nothing shows, and the few
+    that are not would decide alone.
+    """
 
     def __init__(self, model: Inspected, feeds: Sequence[Feed]) -> None:
-        session = model.session(())
-        self._model, self._feeds, self._names = model, feeds, tuple(session.outputs)
-        self._exact = [session.run({n: f[n] for n in session.inputs}, self._names) for f in feeds]
+        self._scores = scores(model.graph)
+        session = model.session(tuple(dict.fromkeys(self._scores.values())))
+        self._model, self._feeds = model, feeds
+        runs = [session.run({n: f[n] for n in session.inputs}, session.outputs) for f in feeds]
+        self._exact = [dict(zip(session.outputs, found, strict=True)) for found in runs]
 
     def noise(self, quantized: Graph) -> Floats:
         """Noise over signal of the outputs, of each sample."""
-        session = session_for(quantized, (), self._model.providers, self._model.custom_ops)
-        return output_noise(session, self._feeds, self._names, self._exact)
+        there = {str(v.name) for v in quantized.values()}
+        names = [inner if inner in there else name for name, inner in self._scores.items()]
+        session = session_for(quantized, tuple(names), self._model.providers, self._model.custom_ops)
+        exact = [[found[name] for name in names] for found in self._exact]
+        return output_noise(session, self._feeds, names, exact)
+
+
+def scores(graph: Graph) -> dict[str, str]:
+    """Output -> what the Softmax or Sigmoid that makes it reads; itself where nothing such makes it."""
+    found = {}
+    for value in graph.outputs:
+        node = graph.producer(origin(graph, value), "Softmax", "Sigmoid", "LogSoftmax")
+        inner = None if node is None or graph.is_const(node.inputs[0]) else node.inputs[0]
+        found[str(value.name)] = str((value if inner is None else origin(graph, inner)).name)
+    return found
 
 
 def gains(before: Floats, after: Floats, least: float = GAIN_DB, *, expected: bool = False) -> bool:
     """Whether noise over signal, one number a sample, fell by `least` dB on average, and by more than by chance.
 
     By chance: the standard error of the mean of the samples' gains in dB. Their sum must fall too: a few samples that
-    get much worse weigh little in decibels. With `expected`, where theory says that the change is one for the better,
-    `least` alone is asked for.
+    get much worse weigh little in decibels.
+
+    With `expected` the change is one for the better by what was measured of its tensors, and it is enough that the
+    outputs do not contradict: that `least` lies within the standard error. A few numbers an output say little.
     """
     if not (np.isfinite(before) & np.isfinite(after)).all():
         return False
-    if after.sum() >= before.sum():
+    if after.sum() >= before.sum() and not expected:
         return False
     floor = np.finfo(np.float64).tiny
     gained = 10 * (np.log10(np.maximum(before, floor)) - np.log10(np.maximum(after, floor)))
     error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
-    return float(gained.mean()) > (least if expected else max(least, error))
+    return float(gained.mean()) > (least - error if expected else max(least, error))
 
 
 def output_noise(session: Session, feeds: Sequence[Feed], names: Sequence[str], exact: Sequence[list[Any]]) -> Floats:
-    """Noise over signal of the model's float outputs, summed over the outputs, of each feed."""
-    total = np.zeros(len(feeds))
+    """Noise of the model's float outputs over their mean power in the feeds, summed over the outputs, of each feed."""
+    noise, power = np.zeros((len(feeds), len(names))), np.zeros(len(names))
     for i, (feed, wanted) in enumerate(zip(feeds, exact, strict=True)):
         found = session.run({n: feed[n] for n in session.inputs}, names)
-        for a, b in zip(wanted, found, strict=True):
+        for k, (a, b) in enumerate(zip(wanted, found, strict=True)):
             if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
                 continue
             signal = a.astype(np.float64)
             finite = np.isfinite(signal)
-            power = float(np.square(signal[finite]).sum())
-            if power > 0:
-                total[i] += float(np.square(signal[finite] - b[finite]).sum()) / power
+            power[k] += float(np.square(signal[finite]).sum()) / len(feeds)
+            noise[i, k] = float(np.square(signal[finite] - b[finite]).sum())
+    total: Floats = np.divide(noise, power, out=np.zeros_like(noise), where=power > 0).sum(axis=1)
     return total

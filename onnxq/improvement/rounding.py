@@ -80,7 +80,7 @@ def rounded_weights(
         return {}
     monitor.stage("Judging", None)
     judge = Judge(model, picked.judging)
-    return found if gains(judge.noise(trial({})), judge.noise(trial(found))) else {}
+    return found if gains(judge.noise(trial({})), judge.noise(trial(found)), expected=True) else {}
 
 
 # -- which -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnxq.centring import absorbs, addend, borders, commutes, way_back
+from onnxq.centring import absorbs, addend, averages_zeros, borders, commutes, way_back
 from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.plan import INT8
 
@@ -82,7 +82,7 @@ def with_zero_points(graph: Graph, plan: Plan, tensors: Collection[str]) -> Plan
 _EXTRA = {
     "free": "at no cost, all in biases",
     "pointwise": "with an addition of a constant",
-    "pad": "with an int8 Pad in front of convolutions whose border is no longer 0",
+    "pad": "with an int8 Pad in front of what pads with zeros",
 }
 
 
@@ -127,4 +127,6 @@ class _Around:
             return "free" if addend(self.graph, node, besides=node.inputs[index]) is not None else "pointwise"
         if node.op_type == "Concat":
             return "free"
+        if averages_zeros(self.graph, node):
+            return "pad"
         return "pointwise" if commutes(self.graph, node) or node.op_type == "Mul" else None

@@ -125,7 +125,7 @@ def test_too_few_samples(count: int) -> None:
 
 def test_what_does_not_help_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (factors, rounding):
-        monkeypatch.setattr(module, "gains", lambda *_: False)
+        monkeypatch.setattr(module, "gains", lambda *_, **__: False)
     found = api.calibrate(block(), samples(24), BALANCED)
     assert not found.smoothing
     assert not found.rounding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ from legality import assert_legal
 
 from onnxq import Recipe, Rule, api
 from onnxq.errors import StatisticsError
-from onnxq.graph import Graph
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics, merge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxq.graph import Graph
 
 BALANCED = Recipe(effort="balanced", high_precision="fp32")
 FAST = replace(BALANCED, effort="fast")
@@ -22,12 +27,17 @@ RNG = np.random.default_rng(3)
 
 def floats(*shape: int) -> Array:
     fan = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-    return (RNG.normal(size=shape) * np.sqrt(2 / fan)).astype(np.float32)
+    return np.asarray(RNG.normal(size=shape) * np.sqrt(2 / fan), np.float32)
 
 
 WEIGHTS = {
-    **{"a": floats(32, 3, 3, 3), "ab": 0.1 * floats(32), "b": floats(32, 32, 3, 3), "bb": 0.1 * floats(32)},
-    **{"c": floats(32, 32, 1, 1), "cb": 0.1 * floats(32), "d": floats(16, 32, 1, 1)},
+    "a": floats(32, 3, 3, 3),
+    "ab": 0.1 * floats(32),
+    "b": floats(32, 32, 3, 3),
+    "bb": 0.1 * floats(32),
+    "c": floats(32, 32, 1, 1),
+    "cb": 0.1 * floats(32),
+    "d": floats(16, 32, 1, 1),
 }
 
 
@@ -88,13 +98,13 @@ def test_in_float16() -> None:
     assert_legal(better.to_proto(), target="tensorrt@11")
 
 
-def test_the_choice_does_not_depend_on_the_order_and_is_kept_in_the_file(tmp_path: object) -> None:
+def test_the_choice_does_not_depend_on_the_order_and_is_kept_in_the_file(tmp_path: Path) -> None:
     graph, data = network(), samples(24)
     one = api.calibrate(graph, data, BALANCED)
     other = api.calibrate(graph, data[::-1], BALANCED)
     assert one.zero_points
     assert one == other
-    path = f"{tmp_path}/s.npz"
+    path = tmp_path / "s.npz"
     one.save(path)
     assert Statistics.load(path) == one
     with pytest.raises(StatisticsError, match="improved in different ways"):

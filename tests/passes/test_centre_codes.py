@@ -24,6 +24,7 @@ def floats(*shape: int) -> Array:
 
 
 def codes(*shape: int, axis: int = 0) -> dict[str, Array]:
+    """A weight in int8 with a scale per channel."""
     return {
         "wq": RNG.integers(-127, 128, shape).astype(np.int8),
         "ws": RNG.uniform(0.001, 0.01, shape[axis]).astype(np.float32),
@@ -36,7 +37,8 @@ def pair(source: str, name: str, zero: str = "z") -> str:
 
 
 def built(text: str, zero: int = -128, step: float = STEP, /, **weights: Array) -> Graph:
-    graph = graph_of(text, **{"s": np.float32(step), "z": np.int8(zero), **weights})
+    numbers: dict[str, Array] = {"s": np.array(step, np.float32), "z": np.array(zero, np.int8)}
+    graph = graph_of(text, **{**numbers, **weights})
     infer_shapes(graph)
     return graph
 
@@ -47,7 +49,7 @@ def ops(graph: Graph) -> list[str]:
 
 def zero_points(graph: Graph) -> set[int]:
     pairs = [n for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    return {int(z) for n in pairs for z in np.unique(graph.const(n.inputs[2]))}
+    return {int(z) for n in pairs for z in np.unique(np.asarray(graph.const(n.inputs[2])))}
 
 
 # -- what it leaves alone ------------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ CASES: dict[str, tuple[str, dict[str, Array], list[str]]] = {
         ("(float[2,3,9,9] x) => (float[2,6,4,4] y) { c = Conv(x, a, b) r = Clip(c, low, high)" + pair("r", "d"))
         + WEIGHT
         + "y = Conv<group = 6, strides = [2,2], pads = [1,1,1,1]>(d, w, v) }",
-        {**IMAGE, **codes(6, 1, 3, 3), "v": floats(6), "low": np.float32(0), "high": np.float32(8)},
+        {**IMAGE, **codes(6, 1, 3, 3), "v": floats(6), "low": np.array(0, np.float32), "high": np.array(8, np.float32)},
         ["Conv", "Pad", "Conv"],
     ),
     "clip inside the grid": (
@@ -121,7 +123,7 @@ CASES: dict[str, tuple[str, dict[str, Array], list[str]]] = {
         + pair("r", "d")
         + WEIGHT
         + "y = Conv(d, w, v) }",
-        {**IMAGE, **codes(5, 6, 1, 1), "v": floats(5), "low": np.float32(0), "high": np.float32(3)},
+        {**IMAGE, **codes(5, 6, 1, 1), "v": floats(5), "low": np.array(0, np.float32), "high": np.array(3, np.float32)},
         ["Conv", "Clip", "Add", "Conv"],
     ),
     "relu, maximum": (
@@ -177,6 +179,15 @@ CASES: dict[str, tuple[str, dict[str, Array], list[str]]] = {
         + "y = Gemm<alpha = 0.5, transB = 1>(e, w, v) }",
         {**IMAGE, **codes(5, 6), "v": floats(5)},
         ["Conv", "GlobalAveragePool", "Flatten", "Gemm"],
+    ),
+    "average over zeros": (
+        "(float[2,3,9,9] x) => (float[2,6,7,7] y, float[2,6,7,7] u) {"
+        + HEAD
+        + pair("r", "d")
+        + "y = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1], count_include_pad = 1>(d) "
+        + "u = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(d) }",
+        IMAGE,
+        ["Conv", "Pad", "AveragePool", "Add", "AveragePool", "Add"],
     ),
     "gate": (
         "(float[2,3,9,9] x) => (float[2,6,7,7] y) {"

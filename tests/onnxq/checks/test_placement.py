@@ -183,3 +183,9 @@ def allowed() -> Iterator[onnx.ModelProto]:
 def test_look_alikes_pass(graph: onnx.ModelProto) -> None:
     speed = {"P27", "P28", "P30"}  # the graphs are too small to be worth int8, and some end in float
     assert [f for f in findings(graph) if f.severity != "I" and f.id not in speed] == []
+
+
+def test_a_pad_of_other_values_never_folds_into_a_convolution() -> None:
+    extra = ("int64[8] pads = {0,0,0,0,0,0,0,0}", "float fill = {-1}")
+    body = f"p = Pad(x, pads, fill) {pair('d', 'p')} {pair('wd', 'w', 0)} y = Conv(d, wd)"
+    assert "P26" not in {f.id for f in findings(model(body, extra=extra))}

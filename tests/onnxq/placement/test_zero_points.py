@@ -11,12 +11,12 @@ from onnxq.placement.zero_points import candidates, with_zero_points
 from onnxq.recipe import Recipe
 
 X = "float[1,16,8,8] x"
-W = {"a": (32, 16, 3, 3), "b": (32,), "w": (32, 32, 3, 3), "u": (32, 32, 1, 1)}
+W: dict[str, Given] = {"a": (32, 16, 3, 3), "b": (32,), "w": (32, 32, 3, 3), "u": (32, 32, 1, 1)}
 HEAD = "c = Conv<pads = [1,1,1,1]>(x, a, b) r = Relu(c) "
 
 
-def costs(body: str, outputs: str = "y", **weights: Given) -> dict[str, str]:
-    graph = net(X, body, outputs, **{**W, **weights})
+def costs(body: str, **weights: Given) -> dict[str, str]:
+    graph = net(X, body, **{**W, **weights})
     found = candidates(graph, placed(graph, TENSORRT, Recipe()))
     return {name: c.cost for c in found for name in c.tensors}
 
@@ -33,7 +33,7 @@ def costs(body: str, outputs: str = "y", **weights: Given) -> dict[str, str]:
     ],
 )
 def test_what_has_no_zero_point(body: str, why: str) -> None:
-    given = {"t": (32, 32, 3, 3), "v": (32,)} if "ConvTranspose" in body else {}
+    given: dict[str, Given] = {"t": (32, 32, 3, 3), "v": (32,)} if "ConvTranspose" in body else {}
     assert "r" not in costs(HEAD + body, **given), why
 
 
