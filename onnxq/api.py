@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.placement.zero_points import with_zero_points
 from onnxq.precision import probes, with_float_types
 from onnxq.recipe import Recipe
+from onnxq.relay import collect_within
 from onnxq.schemes import backend
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.weights import chosen_weights, needs_data
@@ -261,11 +263,15 @@ def observe(
 
     Raises:
         DataError: the data cannot be read or does not fit.
+        RecipeError: memory is limited, and an executor is there.
     """
     names = ready.plan.observe if tensors is None else tensors
     source = open_data(data, ready.graph, ready.recipe, monitor)
     monitor.stage(f"Observing {len(names)} tensors on {source.name}", source.length)
-    return running.collect(
+    memory = ready.recipe.memory_bytes
+    if memory is not None and running.executor is not None:
+        raise RecipeError("memory is limited for one process, and workers load whole models", "Leave out --memory.")
+    return (running.collect if memory is None else partial(collect_within, memory, keeper=running.keeper))(
         ready.graph,
         names,
         source,

@@ -7,9 +7,9 @@ import hashlib
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,28 +18,34 @@ from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
 from onnxq.exposing import expose
-from onnxq.files import SPILL_BYTES, spill_folder, weight_bytes, write_for_runtime
-from onnxq.histogram import Extent, Tally
+from onnxq.files import SPILL_BYTES, for_runtime, weight_bytes
+from onnxq.graph import begin_at, remove_unread_inputs
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
-from onnxq.scratch import Scratch
-from onnxq.statistics import Statistics, merge_shapes
+from onnxq.seen import Sample, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
     from onnxq.checkpoint import Keeper
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph, Value
-    from onnxq.statistics import Bounds
+    from onnxq.statistics import Statistics
 
 _ROWS_TRIED = 8
 
+_T = TypeVar("_T")
 
-_AHEAD_BYTES = 48_000_000
-"""Bytes of one sample's tensors that may wait to be counted while the next sample runs."""
+
+class Runner(Protocol):
+    """What runs a model: a Session, or what runs it in parts."""
+
+    inputs: tuple[str, ...]
+
+    def each(self, feeds: Sequence[Feed]) -> Iterator[list[list[Any]]]:
+        """The outputs for each feed; of a model that is run in parts, those of one part after the other."""
 
 
 def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
@@ -73,14 +79,14 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     session = session or session_for(graph, names, providers, custom_ops)
     if not custom_ops and custom_nodes(graph):
         monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
-    seen = _seen(graph, tensors, bounds)
+    seen = Seen.of(graph.digest(), tensors, bounds)
     start = Checkpoint(seen.statistics()) if keeper is None else keeper.begin(seen.statistics())
     left = Counter(start.counted)
 
     def current() -> Checkpoint:
         return Checkpoint(start.statistics + seen.statistics(), start.counted + seen.counted)
 
-    def count(arrays: dict[str, npt.NDArray[Any]], sample: _Sample, room: Event) -> None:
+    def count(arrays: dict[str, npt.NDArray[Any]], sample: Sample, room: Event) -> None:
         try:
             seen.count(arrays, sample.label, monitor, room)
             seen.note(sample)
@@ -90,7 +96,7 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
             room.set()  # a failure is told by the future
 
     try:
-        _count_all(session, names, source, left, count, monitor)
+        count_all(partial(observed, session, names), fresh(samples(session, source, monitor), left), count, source.bad)
     except KeyboardInterrupt:
         if keeper is not None and seen.samples:  # the counting thread has ended: no sample is half counted
             keeper.keep(current, now=True)
@@ -105,43 +111,34 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
 
 def nothing_seen(graph: Graph, tensors: Sequence[str], bounds: Sequence[str] = ()) -> Statistics:
     """The statistics of these tensors over no sample."""
-    return _seen(graph, tensors, bounds).statistics()
+    return Seen.of(graph.digest(), tensors, bounds).statistics()
 
 
-def _seen(graph: Graph, tensors: Sequence[str], bounds: Sequence[str]) -> _Seen:
-    return _Seen(graph.digest(), {name: Extent() for name in bounds} | {name: Tally() for name in tensors})
+def fresh(found: Iterable[tuple[str, Feed]], left: Counter[int]) -> Iterator[tuple[Sample, Feed]]:
+    """The samples that are not among those `left` of a checkpoint, of which they are taken off."""
+    for label, feed in found:
+        sample = Sample(label, sample_hash(feed), {k: (v.shape, v.shape) for k, v in feed.items()})
+        if left[sample.hash]:
+            left[sample.hash] -= 1
+        else:
+            yield sample, feed
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """What is remembered of a sample: the words that say where it came from, its hash and the shapes of its inputs."""
-
-    label: str
-    hash: int
-    shapes: dict[str, Bounds]
-
-
-def _count_all(
-    session: Session,
-    names: Sequence[str],
-    source: Source,
-    left: Counter[int],
-    count: Callable[[dict[str, npt.NDArray[Any]], _Sample, Event], None],
-    monitor: Monitor,
+def count_all(
+    run: Callable[[Feed], dict[str, npt.NDArray[Any]]],
+    found: Iterable[tuple[Sample, Feed]],
+    count: Callable[[dict[str, npt.NDArray[Any]], Sample, Event], None],
+    bad: Callable[[DataError], None] | None,
 ) -> None:
-    """Run every sample that is not among those `left` of a checkpoint, and count it while the next one runs.
+    """Run every sample, and count its tensors while the next one runs; `bad` is told of those that cannot be run.
 
     One thread counts, in order: the result is as without it, and an interrupt, which only the main thread sees,
     leaves no sample half counted.
     """
     counted: Future[None] | None = None
     with ThreadPoolExecutor(1) as counter:
-        for label, feed in samples(session, source, monitor):
-            sample = _Sample(label, sample_hash(feed), {k: (v.shape, v.shape) for k, v in feed.items()})
-            if left[sample.hash]:
-                left[sample.hash] -= 1
-                continue
-            arrays = _tried(session, feed, names, label, source)
+        for sample, feed in found:
+            arrays = _tried(run, feed, sample.label, bad)
             if counted is not None:
                 counted.result()
             if arrays is None:
@@ -153,17 +150,15 @@ def _count_all(
             counted.result()
 
 
-def _tried(
-    session: Session, feed: Feed, names: Sequence[str], label: str, source: Source
-) -> dict[str, npt.NDArray[Any]] | None:
-    """The tensors of one sample; None where it cannot be run and such samples are skipped."""
+def _tried(run: Callable[[Feed], _T], feed: Feed, label: str, bad: Callable[[DataError], None] | None) -> _T | None:
+    """What a sample gives; None where it cannot be run and such samples are skipped."""
     try:
         with named(label):
-            return _observed(session, feed, names)
+            return run(feed)
     except DataError as error:
-        if source.bad is None:
+        if bad is None:
             raise
-        source.bad(error)
+        bad(error)
         return None
 
 
@@ -174,63 +169,6 @@ def named(label: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{label}: {error.message}", error.hint) from error
-
-
-@dataclass
-class _Seen:
-    """Running totals of one collection."""
-
-    model: str
-    tensors: dict[str, Tally | Extent]
-    samples: int = 0
-    hash: int = 0
-
-    def __post_init__(self) -> None:
-        self.shapes: dict[str, Bounds] = {}
-        self.nonfinite: dict[str, str] = {}
-        self.counted: Counter[int] = Counter()
-
-    def count(self, arrays: dict[str, npt.NDArray[Any]], label: str, monitor: Monitor, room: Event) -> None:
-        """Add a sample's tensors, which are used up; say once per tensor that it held NaN or infinity.
-
-        `room` is set when so few of them are left that the next sample may run.
-        """
-        left = sum(array.nbytes for array in arrays.values())
-        for name in tuple(arrays):
-            if left <= _AHEAD_BYTES:
-                room.set()
-            left -= arrays[name].nbytes
-            tally = self.tensors[name]
-            before = tally.nonfinite
-            tally.add(arrays.pop(name))
-            odd = tuple(after - earlier for after, earlier in zip(tally.nonfinite, before, strict=True))
-            if not any(odd):
-                continue
-            if name not in self.nonfinite:
-                monitor.warn(
-                    f"tensor {name!r} holds {odd[0]} NaN, {odd[1]} +inf and {odd[2]} -inf in {label}: "
-                    "they are left out of its range" + (" and saturate when quantized" if not odd[0] else "")
-                )
-            self.nonfinite[name] = min(label, self.nonfinite.get(name, label))
-
-    def note(self, sample: _Sample) -> None:
-        """Remember that a sample was counted, and its shapes, whatever the order."""
-        self.samples += 1
-        self.hash = (self.hash + sample.hash) % 2**64
-        self.counted[sample.hash] += 1
-        self.shapes = merge_shapes(self.shapes, sample.shapes)
-
-    def statistics(self) -> Statistics:
-        """What was seen so far."""
-        return Statistics(
-            self.model,
-            {name: tally.histogram() for name, tally in self.tensors.items() if isinstance(tally, Tally)},
-            self.samples,
-            self.hash,
-            self.shapes,
-            dict(self.nonfinite),
-            bounds={name: extent.bounds for name, extent in self.tensors.items() if isinstance(extent, Extent)},
-        )
 
 
 def learn_types(graph: Graph, custom_ops: Sequence[str], providers: Sequence[str] = ("cpu",)) -> int:
@@ -254,13 +192,19 @@ def learn_types(graph: Graph, custom_ops: Sequence[str], providers: Sequence[str
 
 
 def session_for(
-    graph: Graph, tensors: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str] = ()
+    graph: Graph,
+    tensors: Sequence[str],
+    providers: Sequence[str],
+    custom_ops: Sequence[str] = (),
+    reads: Sequence[str] = (),
 ) -> Session:
     """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed).
 
-    Those of bodies come flat, and empty where the body did not run.
+    Those of bodies come flat, and empty where the body did not run. `reads` names activations that are given like
+    inputs; then nothing of what makes them is left.
     """
     copy = graph.copy()
+    begin_at(copy, reads)
     wanted = set(tensors) - {str(v.name) for v in copy.inputs}
     exposed = expose(copy, wanted - {str(v.name) for v in copy.values()})
     values = {str(v.name): v for v in copy.values()} | exposed
@@ -272,14 +216,13 @@ def session_for(
         outputs = [v for name, v in values.items() if name not in behind and v.producer() is not None][-1:] or outputs
     copy.set_outputs(outputs)
     copy.remove_unused()
+    if reads:
+        remove_unread_inputs(copy)
     if not custom_ops:
         _refuse_customs(copy, outputs)
-    if weight_bytes(copy) <= SPILL_BYTES:
-        return Session(copy.to_proto().SerializeToString(), providers, as_written=True, custom_ops=custom_ops)
-    if (folder := spill_folder(graph)) is not None:
-        return Session(write_for_runtime(copy, folder), providers, as_written=True, custom_ops=custom_ops)
-    with Scratch() as own:
-        return Session(write_for_runtime(copy, own), providers, as_written=True, custom_ops=custom_ops)
+    large = weight_bytes(copy) > SPILL_BYTES
+    model = for_runtime(copy) if large else copy.to_proto().SerializeToString()
+    return Session(model, providers, as_written=True, custom_ops=custom_ops)
 
 
 def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:
@@ -296,7 +239,7 @@ def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:
     )
 
 
-def samples(session: Session, source: Source, monitor: Monitor, *, tried: bool = False) -> Iterator[tuple[str, Feed]]:
+def samples(session: Runner, source: Source, monitor: Monitor, *, tried: bool = False) -> Iterator[tuple[str, Feed]]:
     """(label, feed) of every sample. Batches are split when the first one shows that this changes nothing.
 
     Where bad ones are skipped, those are left out that hold NaN, and if `tried` those that the session cannot run.
@@ -310,12 +253,12 @@ def samples(session: Session, source: Source, monitor: Monitor, *, tried: bool =
         for where, part in rows if len(parts) > 1 and splits else [(label, feed)]:
             if not holds_numbers(part, where, source):
                 continue
-            if not tried or source.bad is None or _tried(session, part, (), where, source) is not None:
+            if not tried or source.bad is None or _tried(partial(_once, session), part, where, source.bad) is not None:
                 yield where, part
         monitor.advance()
 
 
-def _independent(session: Session, parts: Sequence[Feed]) -> bool | None:
+def _independent(session: Runner, parts: Sequence[Feed]) -> bool | None:
     """Whether rows do not influence one another, so that axis 0 is a batch axis; None where they cannot show it.
 
     Tried on some rows of a batch, together and alone: a running sum or a state along axis 0 shows in the later ones.
@@ -326,10 +269,13 @@ def _independent(session: Session, parts: Sequence[Feed]) -> bool | None:
         return None
     joined = {name: np.concatenate([part[name] for part in tried]) for name in tried[0]}
     try:
-        whole, *alone = (session.run(feed, session.outputs) for feed in (joined, *tried))
+        return all(
+            _joins(together, found)
+            for whole, *alone in session.each([joined, *tried])
+            for together, *found in zip(whole, *alone, strict=True)
+        )
     except DataError:  # a model with its batch size built in; what else is wrong the run of the batch will tell
         return False
-    return all(_joins(together, found) for together, *found in zip(whole, *alone, strict=True))
 
 
 def _joins(whole: object, parts: Sequence[npt.NDArray[Any]]) -> bool:
@@ -352,13 +298,17 @@ def _close(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
     return np.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
 
 
-def _observed(session: Session, feed: Feed, tensors: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+def observed(session: Session, tensors: Sequence[str], feed: Feed) -> dict[str, npt.NDArray[Any]]:
     """The tensors of one sample. Inputs are copied: whoever made the feed may use its arrays again."""
     computed = dict(zip(session.outputs, session.run(_only(session, feed), session.outputs), strict=True))
     return {name: computed[name] if name in computed else feed[name].copy() for name in tensors}
 
 
-def _only(session: Session, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+def _once(session: Runner, feed: Feed) -> list[list[list[Any]]]:
+    return list(session.each([_only(session, feed)]))
+
+
+def _only(session: Runner, feed: Feed) -> dict[str, npt.NDArray[Any]]:
     return {name: feed[name] for name in session.inputs}
 
 

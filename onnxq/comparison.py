@@ -14,16 +14,14 @@ from onnxq.collect import holds_numbers, named
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import rereadable
 from onnxq.errors import DataError, ModelError
-from onnxq.files import SPILL_BYTES, weight_bytes, write_for_runtime
+from onnxq.files import SPILL_BYTES, for_runtime, weight_bytes
 from onnxq.histogram import Tally
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
-from onnxq.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -202,20 +200,19 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
     source, samples = rereadable(source) if layers else source, 0
     while names:
         group: list[str] = []
-        with Scratch() as folder:
-            for where, feed in source.samples():
-                if not group:  # the first sample tells how many tensors fit
-                    group = _fitting(reference, names, feed, _GROUP_BYTES) if layers else names
-                    pair = _pair((reference, quantized), group, (providers, custom_ops), folder)
-                found = _run(pair, feed, group, where, source)
-                if found is None:
-                    continue
-                for name, a, b in zip(group, *found, strict=True):
-                    seen.add(name, a, b)
-                if len(group) == len(names):  # the last pass
-                    samples += 1
-                    seen.add_inputs(feed)
-                monitor.advance()
+        for where, feed in source.samples():
+            if not group:  # the first sample tells how many tensors fit
+                group = _fitting(reference, names, feed, _GROUP_BYTES) if layers else names
+                pair = _pair((reference, quantized), group, providers, custom_ops)
+            found = _run(pair, feed, group, where, source)
+            if found is None:
+                continue
+            for name, a, b in zip(group, *found, strict=True):
+                seen.add(name, a, b)
+            if len(group) == len(names):  # the last pass
+                samples += 1
+                seen.add_inputs(feed)
+            monitor.advance()
         names = names[len(group) :]
         if names:
             monitor.stage(f"Comparing {len(names)} tensors more", source.length)
@@ -320,10 +317,10 @@ def _run(pair: Sequence[Session], feed: Feed, names: Sequence[str], where: str, 
 
 
 def _pair(
-    graphs: tuple[Graph, Graph], names: Sequence[str], runtime: tuple[Sequence[str], Sequence[str]], folder: Path
+    graphs: tuple[Graph, Graph], names: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str]
 ) -> list[Session]:
     """Both models with these tensors as outputs."""
-    sessions = [_session(g, names, runtime, folder / str(i)) for i, g in enumerate(graphs)]
+    sessions = [_session(graph, names, providers, custom_ops) for graph in graphs]
     if extra := {*sessions[1].inputs} - {*sessions[0].inputs}:
         raise ModelError(f"the quantized model has an input of its own, {min(extra)!r}", "Is it the same model?")
     return sessions
@@ -379,9 +376,7 @@ def _quantized_to(graph: Graph) -> set[str]:
     return {str(graph.dtype(n.inputs[2] if len(n.inputs) > 2 else n.outputs[0])) for n in nodes}
 
 
-def _session(graph: Graph, names: Sequence[str], runtime: tuple[Sequence[str], Sequence[str]], folder: Path) -> Session:
-    """`runtime`: the providers, and the custom-operator libraries."""
-    providers, custom_ops = runtime
+def _session(graph: Graph, names: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str]) -> Session:
     kinds = _quantized_to(graph)
     as_written = "uint8" not in kinds  # int8 pairs are for TensorRT: this CPU's kernels are not what it is asked about
     optimize = not any(kind.startswith("float8") for kind in kinds)  # ONNX Runtime 1.31's optimizer spoils such models
@@ -390,9 +385,6 @@ def _session(graph: Graph, names: Sequence[str], runtime: tuple[Sequence[str], S
     copy.set_outputs([values[name] for name in names])
     if not custom_ops:
         copy.remove_unused()  # custom nodes among them
-    if weight_bytes(copy) <= SPILL_BYTES:
-        proto = copy.to_proto().SerializeToString()
-        return Session(proto, providers, optimize=optimize, as_written=as_written, custom_ops=custom_ops)
-    folder.mkdir()
-    written = write_for_runtime(copy, folder)
-    return Session(written, providers, optimize=optimize, as_written=as_written, custom_ops=custom_ops)
+    large = weight_bytes(copy) > SPILL_BYTES
+    model = for_runtime(copy) if large else copy.to_proto().SerializeToString()
+    return Session(model, providers, optimize=optimize, as_written=as_written, custom_ops=custom_ops)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
 
 from onnxq.customs import needs_stand_in, stand_in
 from onnxq.errors import ModelError, OutputError
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
-from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, write_joined
+from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
+from onnxq.graph.shelf import FileTensor, Shelf, from_file
+from onnxq.runtime import Loadable
 from onnxq.scratch import Scratch, alone
 
 if TYPE_CHECKING:
@@ -29,11 +33,6 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 
 SPILL_BYTES = 32_000_000
 """A model with more weight bytes than this is worked on from a temporary file instead of from memory."""
-
-
-INLINE_BYTES = 4 * SPILL_BYTES
-"""Weights of so many bytes at most are written into the model that ONNX Runtime reads, beside those in files: those of
-one that was just quantized, for example."""
 
 
 def load(path: str | os.PathLike[str]) -> Graph:
@@ -56,6 +55,9 @@ def load(path: str | os.PathLike[str]) -> Graph:
         del proto
         put_back(model, views)
         normalize(model, str(folder))
+        for value in (v for part in model.graphs() for v in part.initializers.values()):
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = from_file(value.const_value)
         return Graph(model)
     except ModelError:
         raise
@@ -67,49 +69,20 @@ def load(path: str | os.PathLike[str]) -> Graph:
 
 
 def spill(graph: Graph) -> Graph:
-    """Move the weights to a temporary file that lives as long as the graph, so that memory holds none of them.
+    """Move the weights that lie in no file to a temporary one, which lives as long as the graph: memory holds none.
 
-    The graph given gives up its own; copies of it keep theirs.
+    What passes make later, in the graph or a copy of it, goes to such a file too. The graph given gives up its weights;
+    copies of it keep theirs.
     """
-    folder = Scratch()
-    values = [v for part in graph.model.graphs() for v in part.initializers.values()]
-    found = [(v, v.const_value) for v in values if v.const_value is not None and v.dtype != ir.DataType.STRING]
-    large = [(v, tensor) for v, tensor in found if tensor.nbytes > SMALL_BYTES]
-    tensors = [tensor for _, tensor in large]
-    written = ir.external_data.convert_tensors_to_external(tensors, folder.path, "weights")
-    for (value, old), new in zip(large, written, strict=True):
-        value.const_value = _FileTensor(
-            new.location,
-            new.offset,
-            new.length,
-            new.dtype,
-            shape=ir.Shape(new.shape),
-            name=str(value.name),
-            doc_string=old.doc_string,
-            base_dir=folder.path,
-        )
+    shelf = Shelf()
+    for value in (v for part in graph.model.graphs() for v in part.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or isinstance(tensor, FileTensor):
+            continue
+        if tensor.nbytes > SMALL_BYTES:
+            value.const_value = shelf.put(tensor, str(value.name))
     # A copy: onnx_ir's lists of inputs never forget a value that was in them, nor does the value its weight.
-    return Graph(graph.model.clone(), folder)
-
-
-class _FileTensor(ir.ExternalTensor):
-    """An external tensor that forgets what it read, which then lives as long as the reader holds it.
-
-    onnx_ir's own keeps each mapping that was ever read, and mapped pages count as the process's memory.
-    """
-
-    __slots__ = ()
-
-    def numpy(self) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = super().numpy()
-        self._array = self.raw = None
-        return array
-
-    def __array__(self, dtype: Any = None) -> npt.NDArray[Any]:  # noqa: ANN401  as onnx_ir's own
-        return self.numpy().__array__(dtype)
-
-    def tobytes(self) -> bytes:
-        return self.numpy().tobytes()
+    return Graph(graph.model.clone(), shelf)
 
 
 def weight_bytes(graph: Graph) -> int:
@@ -117,22 +90,45 @@ def weight_bytes(graph: Graph) -> int:
     return sum(v.const_value.nbytes for v in graph.weights.values() if v.const_value is not None)
 
 
-def write_for_runtime(graph: Graph, folder: Path) -> Path:
-    """Write a model for ONNX Runtime to load; weights that already lie in a file of `folder` stay there."""
-    path = folder / "run.onnx"
-    outside = [t for t in _large(graph) if not _lies_in(t, folder)]
-    # What lies in files elsewhere cannot be named from here, and is copied.
-    if any(isinstance(t, ir.ExternalTensor) for t in outside) or sum(t.nbytes for t in outside) > INLINE_BYTES:
-        _write(graph, path, "run.weights")
-    else:
-        ir.save(graph.model, path, format="protobuf")
-    return path
+def for_runtime(graph: Graph) -> Loadable:
+    """The model as ONNX Runtime loads it without a copy of its larger weights.
+
+    Those in files of one folder, where most lie, it maps itself, one at a time; the others are given as arrays.
+    """
+    model = graph.model.clone()
+    folder = _fullest_folder(model)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for part in model.graphs():
+        for name, value in part.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING or (folder and _folder_of(tensor) == folder):
+                continue
+            if part is model.graph and tensor.nbytes > SMALL_BYTES and np.dtype(tensor.dtype.numpy()).isbuiltin == 1:
+                arrays[name] = np.ascontiguousarray(tensor.numpy())
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor("given", None, None, tensor.dtype, shape=shape, name=name)
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]
+    return Loadable(ir.to_proto(model).SerializeToString(), folder, arrays)
 
 
-def spill_folder(graph: Graph) -> Path | None:
-    """Where `spill` put the weights, if it did."""
-    resource = graph._resource  # noqa: SLF001  a Graph and its file are one thing
-    return resource.path if isinstance(resource, Scratch) else None
+def _fullest_folder(model: ir.Model) -> Path | None:
+    """The folder in whose files most bytes of the weights lie; None when all are in memory."""
+    found: Counter[Path] = Counter()
+    for tensor in (v.const_value for part in model.graphs() for v in part.initializers.values()):
+        if tensor is not None and (folder := _folder_of(tensor)) is not None:
+            found[folder] += tensor.nbytes
+    return found.most_common(1)[0][0] if found else None
+
+
+def _folder_of(tensor: ir.TensorProtocol) -> Path | None:
+    return Path(tensor.base_dir) if isinstance(tensor, ir.ExternalTensor) else None
+
+
+def data_files(graph: Graph) -> set[Path]:
+    """Files outside the model that its weights are still to be read from."""
+    tensors = (v.const_value for part in graph.model.graphs() for v in part.initializers.values())
+    return {Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}
 
 
 def model_bytes(path: Path) -> int:
@@ -175,7 +171,7 @@ def save(
             (aside / text_file.name).write_text(text, encoding="utf-8")
         with alone(path.parent):
             _move(aside, [*reversed(written), *(texts or {})])
-            _drop_stale_data(path, keep={*written, *graph.data_files()})
+            _drop_stale_data(path, keep={*written, *data_files(graph)})
     return written
 
 
@@ -333,14 +329,21 @@ def _write(graph: Graph, target: Path, data_name: str) -> None:
 
 
 def _check(graph: Graph, path: Path, check: bool) -> None:
-    """Show the file written to onnx.checker; where it has plugins that onnx cannot know, a stand-in beside it."""
+    """Show the file written to onnx.checker, or a stand-in beside it.
+
+    That of a large model has its weights in the file itself, of which the checker would make copies in memory; that of
+    one with plugins, which onnx cannot know, has none of those.
+    """
     import onnx
 
     if not check:
         return
-    if needs_stand_in(graph):
-        proto = onnx.load(path, load_external_data=False)
-        stand_in(proto)
+    large, unknown = weight_bytes(graph) > SPILL_BYTES, needs_stand_in(graph)
+    if large or unknown:
+        found = with_stubs(graph.model, path.name)[0] if large else None
+        proto = onnx.load(path, load_external_data=False) if found is None else ir.to_proto(found)
+        if unknown:
+            stand_in(proto)
         path = path.with_name(f"check-{path.name}")
         onnx.save(proto, path)
     try:
@@ -362,16 +365,6 @@ def _move(aside: Path, files: Sequence[Path]) -> None:
             if moved == 1 and not known and files[0].suffix == ".data":
                 files[0].unlink()
             raise
-
-
-def _large(graph: Graph) -> list[ir.TensorProtocol]:
-    """The weights that are worth a place in a file."""
-    tensors = (v.const_value for v in graph.weights.values())
-    return [t for t in tensors if t is not None and t.nbytes > SMALL_BYTES]
-
-
-def _lies_in(tensor: ir.TensorProtocol, folder: Path) -> bool:
-    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).parent == folder
 
 
 def _drop_stale_data(path: Path, keep: set[Path]) -> None:

@@ -122,7 +122,7 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
     """
     names = (*tensors, *(name for name in bounds if name not in tensors))
     session = session_for(graph, names, providers, custom_ops)  # tells whether batches can be split
-    total = _Total(nothing_seen(graph, tensors, bounds), keeper)
+    total = Total(nothing_seen(graph, tensors, bounds), keeper)
     waiting: deque[tuple[Future[Statistics], _Group]] = deque()
 
     def take() -> None:
@@ -153,7 +153,7 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
     return total.whole()
 
 
-class _Total:
+class Total:
     """What all workers saw so far, and a checkpoint of it."""
 
     def __init__(self, empty: Statistics, keeper: Keeper | None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError, known_names
+from onnxq.memory import parse_bytes
 from onnxq.modes import MODES, check_interface, check_mode, check_width
 from onnxq.runtime import provider_names
 from onnxq.schemes import check_formats, float_for, mode_for, parsed
@@ -122,6 +123,7 @@ class Recipe:
     max_drop_relative: bool = _option(False, "Take max-drop as a share of the float model's metric: 0.01 is 1 %.")
     labels: str = _option("", "Arrays in the data that are no inputs but for the metric; comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
+    memory: str = _option("", "What calibration may take, as 4GB: the model is run in parts (with effort fast).")
     skip_bad: bool = _option(False, "Leave out samples that are damaged, do not fit the model, or hold NaN.")
     shard: str = _option("", "Only one part of the samples, as 1/4 ... 4/4: each sample falls to one by its hash.")
     shapes: str = _option("", "Sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4]; a scalar's is s:[].")
@@ -182,6 +184,8 @@ class Recipe:
                 "Add --effort fast; or give all data to one run, with --dask or an executor where that takes long.",
             )
 
+        check_memory(self)
+
     @property
     def float_type(self) -> str:
         """Numpy's name of the type for what is not quantized: the recipe's, else the target's."""
@@ -206,6 +210,11 @@ class Recipe:
     def custom_op_list(self) -> tuple[str, ...]:
         """The custom-operator libraries, in order."""
         return tuple(p.strip() for p in self.custom_ops.split(",") if p.strip())
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What calibration may take; None where nothing is said."""
+        return parse_bytes(self.memory) if self.memory else None
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -329,6 +338,23 @@ def check_budget(recipe: Recipe) -> None:
     if recipe.max_drop is None and (recipe.metric or recipe.max_drop_relative or recipe.metric_direction):
         said = "metric" if recipe.metric else "max_drop_relative" if recipe.max_drop_relative else "metric_direction"
         raise RecipeError(f"{said} needs max_drop", "Say by how much the metric may get worse.")
+
+
+def check_memory(recipe: Recipe) -> None:
+    """Raise RecipeError where the amount of memory cannot be read, or something is asked for that runs whole models."""
+    if recipe.memory_bytes is None:
+        return
+    asked = {
+        f"effort {recipe.effort}": recipe.mode == "static" and recipe.effort != "fast",
+        f"weight_method {recipe.weight_method}": recipe.weight_method != "nearest",
+        "outlier_threshold": recipe.outlier_threshold is not None,
+        "a budget": recipe.budgeted,
+    }
+    for said in (name for name, true in asked.items() if true):
+        raise RecipeError(
+            f"memory cannot be limited with {said}, which runs the whole model again and again",
+            "Add --effort fast, or leave out --memory." if said.startswith("effort") else "Leave one of them out.",
+        )
 
 
 def _check_cpu(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from onnxq.errors import DataError, ModelError, ProviderError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -31,6 +32,21 @@ ELEMENTS: dict[str, str] = {
 """ONNX Runtime's name of a type -> numpy's name of the elements'."""
 
 
+@dataclass(frozen=True)
+class Loadable:
+    """A model that is loaded without a copy of its larger weights.
+
+    Attributes:
+        model: serialized.
+        folder: where the files of its external data lie; None where there are none.
+        arrays: weight -> its values, of those that are given in place of the files the model names for them.
+    """
+
+    model: bytes
+    folder: Path | None = None
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
 class Session:
     """A loaded model. Outputs come as a tuple in the order they were asked for.
 
@@ -45,7 +61,7 @@ class Session:
 
     def __init__(  # noqa: PLR0913  each is a choice of its own
         self,
-        model: Path | bytes,
+        model: Path | bytes | Loadable,
         providers: Sequence[str] = ("cpu",),
         *,
         optimize: bool = True,
@@ -80,6 +96,9 @@ class Session:
                 f"ONNX Runtime here has no {missing[0]}",
                 f"Available: {', '.join(ort.get_available_providers())}. Install the matching onnxruntime package.",
             )
+        if isinstance(model, Loadable):
+            self._given = _give(model, options)  # not copied: they live as long as the session
+            model = model.model
         self._session = _start(model, options, names, exact=not as_deployed)
         if names[0] not in self._session.get_providers():
             raise ProviderError(
@@ -104,6 +123,14 @@ class Session:
                 "Do the shapes and values fit the model? "
                 + ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items()),
             ) from error
+
+    def each(self, feeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Iterator[list[list[Any]]]:
+        """All outputs for each feed, in one list: what runs a model in parts gives one for each.
+
+        Raises:
+            DataError: as for `run`.
+        """
+        yield [self.run(feed, self.outputs) for feed in feeds]
 
     def end_profile(self) -> Path:
         """Stop profiling; the file that holds the profile."""
@@ -164,6 +191,19 @@ def _start(model: Path | bytes, options: Any, names: Sequence[str], *, exact: bo
 
 
 _EXACT = "session.x64quantprecision"
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def _give(model: Loadable, options: Any) -> list[Any]:  # noqa: ANN401  ONNX Runtime ships no types
+    """Tell the options where the model's weights are; return what they must not outlive."""
+    import onnxruntime as ort  # noqa: TID251  this is the wall
+
+    if model.folder is not None:
+        options.add_session_config_entry(_FOLDER, str(model.folder))
+    given = [ort.OrtValue.ortvalue_from_numpy(array) for array in model.arrays.values()]
+    if given:
+        options.add_external_initializers(list(model.arrays), given)
+    return [*given, *model.arrays.values()]
 
 
 def _register(options: Any, library: str) -> None:  # noqa: ANN401  ONNX Runtime ships no types

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 # to name a type of a floor above is to know that floor. A package is one entry, with all its files.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "numerics", "blocks", "feedback", "histogram", "monitor", "scratch"),
-    ("graph", "files", "runtime", "calibrators", "customs", "formats"),
+    ("graph", "files", "runtime", "calibrators", "customs", "formats", "memory"),
     (
         "targets",
         "statistics",
@@ -41,6 +41,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "exposing",
         "checkpoint",
         "interface",
+        "seen",
+        "segments",
     ),
     ("recipe", "modes", "schemes", "inventory"),
     (
@@ -52,7 +54,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "precision",
         "placement",
     ),
-    ("passes", "collect", "parts", "intake", "comparison", "proof", "improvement", "weights"),
+    ("passes", "collect", "parts", "relay", "intake", "comparison", "proof", "improvement", "weights"),
     ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving", "handout"),
     (
         "cli",

@@ -67,7 +67,7 @@ def write_joined(model: ir.Model, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    clone, held = _with_stubs(model)
+    clone, held = with_stubs(model, "held")
     data: bytes = ir.to_proto(clone).SerializeToString()
     with path.open("wb") as file:
         for number, begin, payload, end in _fields(data, 0, len(data)):
@@ -80,8 +80,11 @@ def write_joined(model: ir.Model, path: Path) -> None:
                 _write_part(part, file)
 
 
-def _with_stubs(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
-    """A copy with the main graph's larger weights replaced by stubs and the others in memory, and the larger ones."""
+def with_stubs(model: ir.Model, location: str) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+    """A copy with the main graph's larger weights replaced by stubs and the others in memory, and the larger ones.
+
+    A stub says that its bytes lie in the file `location`, and not where in it.
+    """
     clone = model.clone()
     held: dict[str, ir.TensorProtocol] = {}
     for graph in clone.graphs():
@@ -93,7 +96,7 @@ def _with_stubs(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]
                 held[name] = tensor
                 shape = ir.Shape(tensor.shape.numpy())
                 value.const_value = ir.ExternalTensor(
-                    "held", None, None, tensor.dtype, shape=shape, name=name, doc_string=tensor.doc_string
+                    location, None, None, tensor.dtype, shape=shape, name=name, doc_string=tensor.doc_string
                 )
             elif isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]

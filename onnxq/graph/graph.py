@@ -6,7 +6,8 @@ a value's uses can be read directly; everything that changes the graph is a meth
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import ChainMap
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir  # noqa: TID251  this is the wall
@@ -14,13 +15,15 @@ import onnx_ir as ir  # noqa: TID251  this is the wall
 from onnxq.errors import ModelError
 from onnxq.graph import convert, edits
 from onnxq.graph.digest import digest_of
-from onnxq.graph.normal import Body, all_values, bodies, captured, named_bodies, normalize, numbered
+from onnxq.graph.normal import Body, all_values, bodies, captured, initializers, named_bodies, normalize, numbered
+from onnxq.graph.shelf import Shelf
 from onnxq.graph.validity import check_proto, structure_problem
 from onnxq.graph.values import Dim, dtype_of, shape_of, size_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
     import onnx
@@ -38,9 +41,9 @@ class Graph:
     `parts` gives each as a Graph of its own that shares the model, and its `body` says where it lies.
     """
 
-    def __init__(self, model: ir.Model, resource: object = None, body: Body | None = None) -> None:
+    def __init__(self, model: ir.Model, shelf: Shelf | None = None, body: Body | None = None) -> None:
         self._model = model
-        self._resource = resource  # keeps alive what lazily read weights need: a temporary folder, say
+        self._shelf = shelf  # where larger weights lie, and new ones go; None to hold them in memory
         self.body = body
         self._graph: ir.Graph = model.graph if body is None else body.graph
         self._names: dict[str, int] | None = None
@@ -73,7 +76,9 @@ class Graph:
 
     def to_proto(self) -> onnx.ModelProto:
         """The model with its weights inside."""
-        return ir.to_proto(self.inlined())
+        clone = self._model.clone()
+        ir.external_data.load_to_model(clone)
+        return ir.to_proto(clone)
 
     def to_graphsurgeon(self) -> Any:  # noqa: ANN401  graphsurgeon ships no types
         """The model for editing with onnx-graphsurgeon; its metadata is lost on that way."""
@@ -83,17 +88,11 @@ class Graph:
 
     def copy(self) -> Graph:
         """An independent graph that shares the (never changed) weights."""
-        return Graph(self._model.clone(), self._resource)
+        return Graph(self._model.clone(), None if self._shelf is None else Shelf(self._shelf))
 
     def extract(self, values: Sequence[Value]) -> Graph:
         """A graph that computes these values, which depend on weights alone; it shares those."""
-        return Graph(edits.extract(self._model, self._graph, values), self._resource)
-
-    def inlined(self) -> ir.Model:
-        """A copy of the model whose weights are (views of) arrays, none a reference to a file."""
-        clone = self._model.clone()
-        ir.external_data.load_to_model(clone)
-        return clone
+        return Graph(edits.extract(self._model, self._graph, values), self._shelf)
 
     def save(self, path: str | os.PathLike[str], *, check: bool = True) -> list[Path]:
         """Write the model, whole or not at all; return the files written. See `onnxq.files.save`."""
@@ -102,14 +101,14 @@ class Graph:
         return files.save(self, path, check=check)
 
     @property
+    def shelf(self) -> Path | None:
+        """The temporary folder where its larger weights lie, those that lie in no file of the user's; None for none."""
+        return None if self._shelf is None else self._shelf.folder
+
+    @property
     def model(self) -> ir.Model:
         """The onnx_ir model, for `onnxq.files` and for callers who work with onnx_ir themselves."""
         return self._model
-
-    def data_files(self) -> set[Path]:
-        """Files outside the model that its weights are still to be read from."""
-        tensors = (v.const_value for part in self._model.graphs() for v in part.initializers.values())
-        return {Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -139,10 +138,9 @@ class Graph:
         return dict(self._model.opset_imports)
 
     @property
-    def weights(self) -> dict[str, Value]:
-        """Initializers of the graph by name; of a body also those of the graphs around it, which it can read."""
-        own = {str(k): v for k, v in self._graph.initializers.items()}
-        return own if self.body is None else {**self.body.around.weights, **own}
+    def weights(self) -> Mapping[str, Value]:
+        """A view of the initializers by name; of a body also those of the graphs around it, which it can read."""
+        return MappingProxyType(ChainMap(*initializers(self._graph, self.body)))
 
     def values(self) -> Iterator[Value]:
         """Every activation: inputs, what a body reads of the graphs around it, then node outputs in order."""
@@ -161,7 +159,7 @@ class Graph:
     def bodies_of(self, node: Node) -> Iterator[Graph]:
         """The bodies that a node of this graph holds, each as a Graph."""
         for name, graph in named_bodies(node):
-            yield Graph(self._model, self._resource, Body(graph, f"{node.name}/{name}", node, self))
+            yield Graph(self._model, self._shelf, Body(graph, f"{node.name}/{name}", node, self))
 
     def bodies(self, node: Node) -> Iterator[Node]:
         """The nodes inside an If, Loop or Scan, at any depth."""
@@ -249,8 +247,10 @@ class Graph:
         return numbered(name, self._names)
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> Value:
-        """A new weight."""
+        """A new weight; a large one goes to a file where the graph's others lie in one."""
         value = edits.weight(self.fresh(name), array)
+        if self._shelf is not None:
+            self._shelf.take(value)
         self._graph.register_initializer(value)
         return value
 
@@ -382,7 +382,7 @@ class Graph:
 
     def find(self, name: str) -> Value | None:
         """The activation or weight of that name in this graph."""
-        return next((v for v in self.values() if v.name == name), self.weights.get(name))
+        return self.weights.get(name) or next((v for v in self.values() if v.name == name), None)
 
     # -- whole-model steps done by onnx ----------------------------------------------------------------------
 

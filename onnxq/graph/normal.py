@@ -11,7 +11,7 @@ from onnx_ir.passes import common as ir_passes  # noqa: TID251  this is the wall
 from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, MutableMapping
 
     from onnxq.graph.graph import Graph
 
@@ -102,6 +102,16 @@ def named_bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
             yield name, attribute.value
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from ((f"{name}/{index}", graph) for index, graph in enumerate(attribute.value))
+
+
+def initializers(graph: ir.Graph, body: Body | None) -> list[MutableMapping[str, ir.Value]]:
+    """Those of a graph, and of the graphs around it where it is a body, its own first."""
+    found: list[MutableMapping[str, ir.Value]] = [graph.initializers]
+    while body is not None:
+        around = body.around.body
+        found.append((body.around.model.graph if around is None else around.graph).initializers)
+        body = around
+    return found
 
 
 def captured(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -7,7 +7,7 @@ whose bytes were damaged mostly fails here.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import onnx_ir as ir  # noqa: TID251  this is the wall
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import onnx
+
+_Key = TypeVar("_Key", str, int)
+_Scopes = tuple[set[_Key], ...]
+"""What can be read, of each graph from the outermost on: the union would be made anew for each body."""
 
 _STRING = 8
 _FIELDS = {
@@ -45,25 +49,25 @@ def check_proto(proto: onnx.ModelProto, where: str = "the model") -> None:
 
 
 def _problems(proto: onnx.ModelProto) -> Iterator[str]:
-    yield from _graph_problems(proto.graph, frozenset())
+    yield from _graph_problems(proto.graph, ())
     for function in proto.functions:
         yield from _not_text([function.name, function.domain, *function.input, *function.output])
-        yield from _node_problems(function.node, function.output, frozenset(function.input))
+        yield from _node_problems(function.node, function.output, (set(function.input),))
     yield from _not_text(opset.domain for opset in proto.opset_import)
 
 
-def _graph_problems(graph: onnx.GraphProto, outer: frozenset[str]) -> Iterator[str]:
+def _graph_problems(graph: onnx.GraphProto, outer: _Scopes[str]) -> Iterator[str]:
     values = (*graph.input, *graph.output, *graph.value_info)
     yield from _not_text([graph.name, *(v.name for v in (*values, *graph.initializer))])
     yield from _not_text(d.dim_param for v in values for d in v.type.tensor_type.shape.dim)
     for tensor in graph.initializer:
         yield from _tensor_problems(tensor)
-    known = outer | {v.name for v in (*graph.input, *graph.initializer)}
-    known |= {sparse.values.name for sparse in graph.sparse_initializer}
-    yield from _node_problems(graph.node, [v.name for v in graph.output], known)
+    own = {v.name for v in (*graph.input, *graph.initializer)}
+    own |= {sparse.values.name for sparse in graph.sparse_initializer}
+    yield from _node_problems(graph.node, [v.name for v in graph.output], (*outer, own))
 
 
-def _node_problems(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str], known: frozenset[str]) -> Iterator[str]:
+def _node_problems(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str], known: _Scopes[str]) -> Iterator[str]:
     """Problems of the nodes of one graph, in whatever order, that may read the known values."""
     made: set[str] = set()
     for node in nodes:
@@ -71,17 +75,17 @@ def _node_problems(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str], know
         if twice := made.intersection(node.output):
             yield f"two nodes make {min(twice)!r}"
         made.update(name for name in node.output if name)
-    known = known | made
+    known = (*known, made)
     for node in nodes:
-        if lost := [name for name in node.input if name and name not in known]:
+        if lost := [name for name in node.input if name and not _knows(known, name)]:
             yield f"node {node.name!r} ({node.op_type}) reads {lost[0]!r}, which nothing makes"
         for attribute in node.attribute:
             yield from _attribute_problems(attribute, node, known)
-    if lost := [name for name in outputs if name not in known]:
+    if lost := [name for name in outputs if not _knows(known, name)]:
         yield f"nothing makes the output {lost[0]!r}"
 
 
-def _attribute_problems(attribute: onnx.AttributeProto, node: onnx.NodeProto, known: frozenset[str]) -> Iterator[str]:
+def _attribute_problems(attribute: onnx.AttributeProto, node: onnx.NodeProto, known: _Scopes[str]) -> Iterator[str]:
     yield from _not_text([attribute.name])
     if attribute.type == attribute.UNDEFINED:
         yield f"attribute {attribute.name!r} of node {node.name!r} ({node.op_type}) has no type"
@@ -113,27 +117,32 @@ def _tensor_problems(tensor: onnx.TensorProto) -> Iterator[str]:
         yield f"{name} holds {held:,} {unit}, its shape {list(tensor.dims)} needs {wanted:,}"
 
 
-def structure_problem(graph: ir.Graph, outer: frozenset[int] = frozenset()) -> str | None:
+def structure_problem(graph: ir.Graph, outer: _Scopes[int] = ()) -> str | None:
     """What is wrong with a graph that was edited: values read before they are made, or made twice; else None.
 
-    `outer` has the ids of the values that a body can read of the graphs around it.
+    `outer` has the ids of the values that a body can read, of each of the graphs around it.
     """
-    known = {id(v) for v in (*graph.inputs, *graph.initializers.values())} | outer
+    own = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
+    known = (*outer, own)
     names: set[str | None] = set()
     for node in graph:
         for value in node.inputs:
-            if value is not None and id(value) not in known:
+            if value is not None and not _knows(known, id(value)):
                 return f"node {node.name!r} ({node.op_type}) reads {value.name!r} before anything makes it"
         for body in bodies(node):
-            if (problem := structure_problem(body, frozenset(known))) is not None:
+            if (problem := structure_problem(body, known)) is not None:
                 return problem
         for value in node.outputs:
             if value.name and value.name in names:
                 return f"two nodes make {value.name!r}"
-            known.add(id(value))
+            own.add(id(value))
             names.add(value.name)
-    lost = next((v.name for v in graph.outputs if id(v) not in known), None)
+    lost = next((v.name for v in graph.outputs if not _knows(known, id(v))), None)
     return None if lost is None else f"nothing makes the output {lost!r}"
+
+
+def _knows(scopes: _Scopes[_Key], key: _Key) -> bool:
+    return any(key in scope for scope in reversed(scopes))
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:

@@ -130,7 +130,7 @@ def test_a_spilled_graph_gives_up_its_arrays_and_reads_them_anew(tmp_path: Path)
     assert (spilled.digest(), spilled.to_proto()) == (digest, proto)
     first, second = (spilled.const(spilled.weights["f32"]) for _ in range(2))
     assert first is not second  # a kept mapping would count as memory for as long as the graph lives
-    folder = files.spill_folder(spilled)
+    folder = spilled.shelf
     assert folder is not None
     held = sum(entry.stat().st_size for entry in os.scandir(folder))
     assert held >= sum(array.nbytes for array in LARGE.values())

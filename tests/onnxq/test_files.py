@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxq import files
 from onnxq.errors import ModelError, OnnxqError, OutputError
 from onnxq.graph import Graph
+from onnxq.graph.shelf import SHELVED_BYTES, FileTensor
+from onnxq.runtime import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,7 +144,7 @@ def test_sparse_weights_are_refused(tmp_path: Path) -> None:
 
 def test_external_data_is_read_when_needed(external: Path) -> None:
     graph = files.load(external)
-    assert graph.data_files() == {external.parent / "w.bin"}
+    assert files.data_files(graph) == {external.parent / "w.bin"}
     np.testing.assert_array_equal(graph.const(graph.weights["w"]), W)
     assert files.model_bytes(external) == external.stat().st_size + W.nbytes
 
@@ -379,22 +383,102 @@ def test_outputs_that_cannot_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # --- for ONNX Runtime ----------------------------------------------------------------------------------
 
 
-def test_spilled_weights_are_shared_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SPILL_BYTES", 0)
+def runs(graph: Graph) -> list[Any]:
+    return Session(files.for_runtime(graph)).run({"x": W[:2], "c": np.array(True)})
+
+
+def test_spilled_weights_are_read_where_they_lie() -> None:
     graph = graph_of(BRANCHES, w=W)
+    expected = Session(graph.to_proto().SerializeToString()).run({"x": W[:2], "c": np.array(True)})
+    assert graph.shelf is None
+    loadable = files.for_runtime(graph)
+    assert (loadable.folder, set(loadable.arrays)) == (None, {"w"})
+    np.testing.assert_equal(runs(graph), expected)
     digest = graph.digest()
     spilled = files.spill(graph)
-    folder = files.spill_folder(spilled)
+    folder = spilled.shelf
     assert folder is not None
-    assert files.spill_folder(graph_of(BRANCHES, w=W)) is None
     before = {p.name for p in folder.iterdir()}
-    path = files.write_for_runtime(spilled, folder)
-    assert {p.name for p in folder.iterdir()} - before == {path.name}
-    assert files.load(path).digest() == digest
-    elsewhere = files.write_for_runtime(graph_of(BRANCHES, w=W), tmp_path)
-    assert files.load(elsewhere).digest() == digest
+    loadable = files.for_runtime(spilled)
+    assert (loadable.folder, dict(loadable.arrays)) == (folder, {})
+    assert len(loadable.model) < W.nbytes
+    np.testing.assert_equal(runs(spilled), expected)
+    assert {p.name for p in folder.iterdir()} == before
+    assert spilled.digest() == digest
     copy = spilled.copy()
     del spilled, graph
     assert folder.exists()  # the copy still needs it
     del copy
     assert not folder.exists()
+
+
+def external_model(tmp_path: Path) -> Path:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    path = folder / "m.onnx"
+    onnx.save_model(
+        graph_of(BRANCHES, w=W).to_proto(), path, save_as_external_data=True, location="m.data", size_threshold=0
+    )
+    return path
+
+
+def test_weights_in_the_users_files_stay_there(tmp_path: Path) -> None:
+    path = external_model(tmp_path)
+    expected = runs(files.load(path))
+    spilled = files.spill(files.load(path))
+    assert spilled.shelf is not None
+    assert not list(spilled.shelf.iterdir())
+    assert files.for_runtime(spilled).folder == path.parent
+    np.testing.assert_equal(runs(spilled), expected)
+
+
+def test_new_weights_go_where_the_others_lie(tmp_path: Path) -> None:
+    plain, spilled = files.load(external_model(tmp_path)), files.spill(files.load(tmp_path / "own" / "m.onnx"))
+    large, small = np.arange(SHELVED_BYTES, dtype=np.int8), np.arange(5)
+    for graph, kind in ((plain, False), (spilled, True), (spilled.copy(), True)):
+        values = graph.constant("large", large), graph.constant("small", small)
+        assert [isinstance(v.const_value, FileTensor) for v in values] == [kind, False]
+        np.testing.assert_equal([graph.const(v) for v in values], [large, small])
+    narrow = spilled.constant("narrow", np.ones(3 * SHELVED_BYTES, ml_dtypes.int4))
+    np.testing.assert_array_equal(spilled.const(narrow), np.ones(3 * SHELVED_BYTES, ml_dtypes.int4))
+    texts = spilled.constant("texts", np.array(["a" * 99] * SHELVED_BYTES, object))
+    assert spilled.size(texts) == SHELVED_BYTES
+
+
+def test_what_was_made_for_a_copy_goes_with_it(tmp_path: Path) -> None:
+    graph = files.spill(files.load(external_model(tmp_path)))
+    folder = graph.shelf
+    assert folder is not None
+    copy = graph.copy()
+    value = copy.constant("large", np.ones(SHELVED_BYTES, np.int8))
+    inner = copy.copy()
+    del copy
+    gc.collect()
+    assert len(list(folder.iterdir())) == 1  # the copy's copy needs it
+    np.testing.assert_array_equal(inner.const(inner.weights["large"]), 1)
+    del inner, value
+    gc.collect()
+    assert not list(folder.iterdir())
+    del graph
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_large_model_is_checked_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+    check = onnx.checker.check_model
+
+    def look(path: str, **options: bool) -> None:
+        shown.append(Path(path).stat().st_size)
+        check(path, **options)
+
+    monkeypatch.setattr(onnx.checker, "check_model", look)
+    graph = graph_of(BRANCHES, w=W)
+    for limit in (files.SPILL_BYTES, 0):
+        monkeypatch.setattr(files, "SPILL_BYTES", limit)
+        files.save(graph, tmp_path / "out.onnx", check=True)
+    assert shown[0] > W.nbytes > shown[1]
+    graph.set_attribute(graph.nodes[0], "bogus", 1)
+    with pytest.raises(ModelError, match="bogus"):
+        files.save(graph, tmp_path / "bad.onnx", check=True)
+    assert not (tmp_path / "bad.onnx").exists()

@@ -1,0 +1,97 @@
+"""What a collection has seen so far: the running totals of every observed tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from onnxq.histogram import Extent, Tally
+from onnxq.statistics import Statistics, merge_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from threading import Event
+
+    import numpy.typing as npt
+
+    from onnxq.monitor import Monitor
+    from onnxq.statistics import Bounds
+
+_AHEAD_BYTES = 48_000_000
+"""Bytes of one sample's tensors that may wait to be counted while the next sample runs."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is remembered of a sample: the words that say where it came from, its hash and the shapes of its inputs."""
+
+    label: str
+    hash: int
+    shapes: dict[str, Bounds]
+
+
+@dataclass
+class Seen:
+    """Running totals of one collection."""
+
+    model: str
+    tensors: dict[str, Tally | Extent]
+    samples: int = 0
+    hash: int = 0
+
+    @classmethod
+    def of(
+        cls, model: str, tensors: Sequence[str], bounds: Sequence[str], nonfinite: Mapping[str, str] | None = None
+    ) -> Seen:
+        """Nothing yet, of these tensors of the model with that digest; of `nonfinite` ones that was said already."""
+        seen = cls(model, {name: Extent() for name in bounds} | {name: Tally() for name in tensors})
+        seen.nonfinite |= nonfinite or {}
+        return seen
+
+    def __post_init__(self) -> None:
+        self.shapes: dict[str, Bounds] = {}
+        self.nonfinite: dict[str, str] = {}
+        self.counted: Counter[int] = Counter()
+
+    def count(self, arrays: dict[str, npt.NDArray[Any]], label: str, monitor: Monitor, room: Event) -> None:
+        """Add a sample's tensors, which are used up; say once per tensor that it held NaN or infinity.
+
+        `room` is set when so few of them are left that the next sample may run.
+        """
+        left = sum(array.nbytes for array in arrays.values())
+        for name in tuple(arrays):
+            if left <= _AHEAD_BYTES:
+                room.set()
+            left -= arrays[name].nbytes
+            tally = self.tensors[name]
+            before = tally.nonfinite
+            tally.add(arrays.pop(name))
+            odd = tuple(after - earlier for after, earlier in zip(tally.nonfinite, before, strict=True))
+            if not any(odd):
+                continue
+            if name not in self.nonfinite:
+                monitor.warn(
+                    f"tensor {name!r} holds {odd[0]} NaN, {odd[1]} +inf and {odd[2]} -inf in {label}: "
+                    "they are left out of its range" + (" and saturate when quantized" if not odd[0] else "")
+                )
+            self.nonfinite[name] = min(label, self.nonfinite.get(name, label))
+
+    def note(self, sample: Sample) -> None:
+        """Remember that a sample was counted, and its shapes, whatever the order."""
+        self.samples += 1
+        self.hash = (self.hash + sample.hash) % 2**64
+        self.counted[sample.hash] += 1
+        self.shapes = merge_shapes(self.shapes, sample.shapes)
+
+    def statistics(self) -> Statistics:
+        """What was seen so far."""
+        return Statistics(
+            self.model,
+            {name: tally.histogram() for name, tally in self.tensors.items() if isinstance(tally, Tally)},
+            self.samples,
+            self.hash,
+            self.shapes,
+            dict(self.nonfinite),
+            bounds={name: extent.bounds for name, extent in self.tensors.items() if isinstance(extent, Extent)},
+        )
