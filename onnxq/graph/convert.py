@@ -13,6 +13,7 @@ import onnx_ir as ir  # noqa: TID251  this is the wall
 from onnxq.customs import STAND_IN, stand_in
 from onnxq.errors import ModelError
 from onnxq.graph.normal import normalize
+from onnxq.graph.signatures import signature_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,11 +59,14 @@ def converted(old: ir.Model, version: int) -> ir.Model:
 
     proto, taken = _skeleton(old)
     stand_in(proto)
+    opset = old.opset_imports.get("", 1)
+    if (problem := signature_problem(proto.graph.node, opset)) is not None:
+        raise ModelError(f"the model is not valid: {problem}", "Export it again; onnx.checker may say more.")
     try:
         graph = ir.from_proto(version_converter.convert_version(proto, version)).graph
     except Exception as error:  # the C++ code raises several types
         raise ModelError(
-            f"the model cannot be brought from opset {old.opset_imports.get('', 1)} to {version}: {str(error).strip()}",
+            f"the model cannot be brought from opset {opset} to {version}: {str(error).strip()}",
             f"Export the model again with opset {version} or later.",
         ) from error
     for value in tuple(graph.inputs):

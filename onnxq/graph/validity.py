@@ -113,6 +113,8 @@ def _tensor_problems(tensor: onnx.TensorProto) -> Iterator[str]:
     else:
         field = _FIELDS.get(ir.DataType(tensor.data_type), "int32_data")
         held, wanted, unit = len(getattr(tensor, field)), _typed_count(tensor, count), "numbers"
+        if other := [f for f in ("int32_data", *_FIELDS.values()) if f != field and len(getattr(tensor, f))]:
+            yield f"{name} holds {other[0]}, where its element type has {field}"
     if held != wanted:
         yield f"{name} holds {held:,} {unit}, its shape {list(tensor.dims)} needs {wanted:,}"
 

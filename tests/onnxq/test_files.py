@@ -482,3 +482,26 @@ def test_a_large_model_is_checked_without_its_weights(tmp_path: Path, monkeypatc
     with pytest.raises(ModelError, match="bogus"):
         files.save(graph, tmp_path / "bad.onnx", check=True)
     assert not (tmp_path / "bad.onnx").exists()
+
+
+def test_numbers_in_the_field_of_another_type_are_refused(tmp_path: Path) -> None:
+    """Also where the shape wants none: onnx_ir would read them."""
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.INT16, dims=[0], int64_data=[1, 2])
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )
+    model.graph.initializer.append(tensor)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="'w' holds int64_data, where its element type has int32_data"):
+        files.load(tmp_path / "m.onnx")
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> graph_name (float[dim_name] x) => (float[dim_name] y) { y = Relu(x) }'
+    )
+    data = onnx.parser.parse_model(text).SerializeToString()
+    for name in (b"graph_name", b"dim_name"):
+        (tmp_path / "m.onnx").write_bytes(data.replace(name, b"\xff" + name[1:]))
+        with pytest.raises(ModelError, match="is not text"):
+            files.load(tmp_path / "m.onnx")

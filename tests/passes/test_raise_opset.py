@@ -36,6 +36,19 @@ def test_refuses_an_operator_without_a_conversion() -> None:
         RaiseOpset()(graph_of(text, 26))
 
 
+@pytest.mark.parametrize(
+    ("node", "says"),
+    [
+        ('Pad<mode = "constant", pads = 3>(x)', "'pads' in another type"),
+        ('Pad<mode = "constant">(x)', "lacks its attribute 'pads'"),
+        ("Squeeze<axes = [0]>()", "has 0 inputs, opset 6 wants 1"),
+    ],
+)
+def test_refuses_what_would_end_the_process_in_the_converter(node: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        RaiseOpset(13)(graph_of(f"(float[1,2] x) => (float[2] y) {{ y = {node} }}", 6))
+
+
 def test_refuses_a_scan_with_a_batch_axis() -> None:
     text = (
         "(float[1,2] s, float[1,3,2] x) => (float[1,2] t, float[1,3,2] z) { t, z = Scan<num_scan_inputs = 1,"
