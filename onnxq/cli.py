@@ -171,7 +171,7 @@ def plan(
 
 
 def _plan_of(output: Path) -> Path:
-    if not output.name or output.is_dir():
+    if not output.name:  # "." has none; other folders are found where it is looked whether they can be written
         raise OutputError(f"{output} is a folder", "Name a file with -o.")
     return output.with_suffix(".plan.json")
 

@@ -113,14 +113,18 @@ def _columns(schema: Arrow, inputs: tuple[InputSpec, ...], path: Path) -> dict[I
     Raises:
         DataError: an input has none.
     """
+    try:
+        names = list(schema.names)
+    except UnicodeDecodeError as error:
+        raise _damaged(f"{path}, the names of its columns", error) from error
     pictures = [field.name for field in schema if _holds_bytes(field.type)]
     found: dict[InputSpec, tuple[str, bool]] = {}
     for spec in inputs:
         name = spec.name
-        if spec.preprocess and name not in schema.names and len(pictures) == 1:
+        if spec.preprocess and name not in names and len(pictures) == 1:
             name = pictures[0]
-        if schema.names.count(name) != 1:
-            says = f"{path}: has no column for input {name!r}; it has {', '.join(map(repr, schema.names)) or 'none'}"
+        if names.count(name) != 1:
+            says = f"{path}: has no column for input {name!r}; it has {', '.join(map(repr, names)) or 'none'}"
             raise DataError(says, "Name the columns after the model's inputs.")
         if name in pictures and not spec.label:
             images.image_input([spec], f"{path}, column {name!r}")

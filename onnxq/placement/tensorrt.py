@@ -189,6 +189,9 @@ def _place_attention(sites: _Sites, found: Attention) -> None:
         if sites.said(node, "quantize") is not True:
             sites.floats[name] = advice or "attention: int8 costs accuracy here, a rule with quantize = true allows it"
             continue
+        if kinds := [k for k in map(sites.graph.dtype, filter(None, node.inputs)) if k not in FLOAT_TYPES]:
+            sites.floats[name] = f"it reads {kinds[0]}, only float32 and float16 are quantized"
+            continue
         for index in (0, 1):
             sites.quantize(node, index)
         sites.floats.pop(name, None)

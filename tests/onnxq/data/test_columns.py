@@ -137,6 +137,23 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
         list(open_source(path, [X]))
 
 
+def test_names_of_columns_that_are_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.arrow", x=ROWS.tolist(), other=[1] * 5)
+    path.write_bytes(path.read_bytes().replace(b"other", b"oth\xffr"))
+    with fails(DataError, "a.arrow", "cannot be read"):
+        list(open_source(path, [X]))
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.feather"])
+def test_offsets_that_are_out_of_bounds_do_not_end_the_process(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, x=[[1.0, 2.0, 3.0]] * 2)
+    offsets = np.array([0, 3, 6], np.int32).tobytes()
+    assert path.read_bytes().count(offsets) == 1
+    path.write_bytes(path.read_bytes().replace(offsets, np.array([0, 3 << 20, 6 << 20], np.int32).tobytes()))
+    with fails(DataError, name):
+        list(open_source(path, [X]))
+
+
 def test_a_damaged_row_group_is_named_and_the_next_is_read(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 3)).astype("f4")
     path = write(tmp_path / "a.parquet", 20, x=rows.tolist())
