@@ -137,6 +137,8 @@ def _read_header(stream: IO[bytes]) -> Stored:
         shape, fortran, dtype = readers[version](stream)
     except (TokenError, SyntaxError, TypeError, MemoryError) as error:  # of Python's parser, which reads old headers
         raise ValueError(f"its header is damaged: {error}") from error
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its header gives the shape {shape}")
     if dtype.hasobject:
         raise ValueError("it holds Python objects (pickle), which are never loaded")
     return Stored(stream, shape, dtype, fortran)

@@ -81,3 +81,25 @@ def test_a_stack_is_streamed(tmp_path: Path, suffix: str) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < rows.nbytes / 8
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (",  # Python's tokenizer is asked what old headers meant
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 3), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (3000000000000, 3), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-5, 3), }",
+    ],
+)
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_headers_that_tell_nonsense(tmp_path: Path, header: bytes, name: str) -> None:
+    text = header.ljust(117) + b"\n"
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(60)
+    if name == "x.npy":
+        (tmp_path / name).write_bytes(data)
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("x.npy", data)
+    with fails(DataError, f"{name}: cannot be read"):
+        list(open_source(tmp_path / name, [X]))

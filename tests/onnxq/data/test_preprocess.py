@@ -47,6 +47,7 @@ def test_sizes_are_height_by_width_and_spaces_do_not_matter() -> None:
         ("mean=[]", "holds no numbers"),
         ("mean=[1,x]", "holds no numbers"),
         ("mean=1e999", "holds no numbers"),
+        ("scale=1/1e999999999", "no factor above 0"),
         ("mean=[1,2]", "has 2 numbers"),
         ("std=[1,0,1]", "std holds 0"),
         ("resize=3,resize=4", "given twice"),
@@ -59,6 +60,10 @@ def test_sizes_are_height_by_width_and_spaces_do_not_matter() -> None:
 def test_what_is_wrong_is_said(text: str, says: str) -> None:
     with fails(RecipeError, says):
         parse_preprocess(text)
+
+
+def test_digits_that_would_fill_the_memory_are_not_written_out() -> None:
+    assert parse_preprocess("mean=1e-999999999").mean == (0.0,)
 
 
 @given(st.text(st.sampled_from("resizecroplaymn=,[]0123/x. -é"), max_size=40))

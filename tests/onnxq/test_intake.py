@@ -1,0 +1,37 @@
+"""Whose fault it is when something fails on a model."""
+
+from __future__ import annotations
+
+import pytest
+from graphs import graph_of
+
+from onnxq import api
+from onnxq.errors import ModelError, PassError
+from onnxq.intake import checked
+
+GOOD = graph_of("(float[2,3] x) => (float[2,3] y) { y = Relu(x) }")
+BAD = graph_of("(float[2,3] x) => (float[2,3] y) { y = Relu<nonsense = 3>(x) }")
+
+
+def failing(error: Exception, model: object) -> None:
+    with checked(model):
+        raise error
+
+
+@pytest.mark.parametrize("error", [PassError("a pass failed"), KeyError("x"), AssertionError()])
+def test_a_model_that_the_checker_refuses_is_to_blame(error: Exception) -> None:
+    with pytest.raises(ModelError, match=r"is not a valid ONNX model: .*nonsense"):
+        failing(error, BAD)
+    with pytest.raises(type(error)):
+        failing(error, GOOD)
+
+
+def test_refusals_pass_as_they_are() -> None:
+    with pytest.raises(ModelError, match="too old"):
+        failing(ModelError("too old"), BAD)
+
+
+def test_nothing_is_checked_where_nothing_fails() -> None:
+    with checked(BAD):
+        pass
+    assert api.make_plan(BAD).decisions
