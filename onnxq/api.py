@@ -31,7 +31,7 @@ from onnxq.passes import (
     weight_grid,
 )
 from onnxq.placement import placed, settled
-from onnxq.placement.bodies import within
+from onnxq.placement.bodies import divided
 from onnxq.placement.dla import cover
 from onnxq.placement.interface import with_interface
 from onnxq.placement.weighted import FLOAT_TYPES
@@ -369,9 +369,11 @@ def lowered(
     monitor.stage("Quantizing", None)
     graph = ready.graph.copy()
     chosen = chosen_weights(plan, ready.recipe, statistics)
-    for part in reversed(tuple(graph.parts())):  # inner ones first: they know what they read by its name of now
+    parts = tuple(graph.parts())
+    shares = zip(parts, divided(plan, parts), strict=True)
+    for part, share in reversed(tuple(shares)):  # inner ones first: they know what they read by its name of now
         inside = ready.recipe if part.body is None else replace(ready.recipe, io_types="float32")
-        pipeline.run(part, lower(within(plan, part), target, inside, chosen))
+        pipeline.run(part, lower(share, target, inside, chosen))
     pipeline.run(graph, (share_weights, *((integer_interface,) if integer else ())))
     return graph, replace(plan, interface=ports(graph))
 

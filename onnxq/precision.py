@@ -16,7 +16,7 @@ from onnxq.exposing import why_hidden
 from onnxq.patterns import find_patterns
 from onnxq.patterns.chains import epilogue, exact_nodes, masks
 from onnxq.patterns.ranges import GROWING, LIMIT, SMALLEST_SCALE, Known, covered, out_of_range
-from onnxq.placement.bodies import part_name, within
+from onnxq.placement.bodies import divided, part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,14 +47,15 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> 
     """
     plan = replace(plan, points={name: _rounded(p, plan.float_type) for name, p in plan.points.items()})
     kept: dict[str, str] = {}
-    for part in graph.parts():
+    parts = tuple(graph.parts())
+    for part, share in zip(parts, divided(plan, parts), strict=True):
         if tensors and part_name(part) in plan.modes:
             kept |= {n.name or "": "no sample reached it, nothing is known of its range" for n in part.nodes}
         elif part.body is not None and not any(n.op_type in _LAYERS for n in part.nodes):
             kept |= {
                 n.name or "": "in a body without layers, which Casts at its ends would only slow" for n in part.nodes
             }
-        kept |= float32_nodes(part, within(plan, part), tensors, plan.float_type)
+        kept |= float32_nodes(part, share, tensors, plan.float_type)
     decisions = []
     for decision in plan.decisions:
         reason = kept.get(decision.node)

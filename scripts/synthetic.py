@@ -110,5 +110,30 @@ def transformer(nodes: int) -> onnx.ModelProto:
     return made.done("tokens", (1, TOKENS, WIDTH), value)
 
 
-KINDS: dict[str, Callable[[int], onnx.ModelProto]] = {"residual": residual, "transformer": transformer}
+def branches(nodes: int) -> onnx.ModelProto:
+    """Blocks of an If, each branch of which has a product and an activation of its own, and a Relu."""
+    made = _Model()
+    value, count = "tokens", 0
+    while count < nodes:
+        block, held = f"block{count}", []
+        for branch, act in (("then", "Relu"), ("else", "Tanh")):
+            name = f"{block}.{branch}"
+            inner = [
+                helper.make_node("MatMul", [value, made.weight(f"{name}.weight", WIDTH, WIDTH)], [f"{name}.product"]),
+                helper.make_node(act, [f"{name}.product"], [f"{name}.result"]),
+            ]
+            ends = [helper.make_tensor_value_info(f"{name}.result", TensorProto.FLOAT, [1, TOKENS, WIDTH])]
+            held.append(helper.make_graph(inner, name, [], ends))
+        condition = made.node("Equal", made.node("ReduceMax", value, keepdims=0), made.constant("no", 9e9, np.float32))
+        value = made.node("If", condition, then_branch=held[0], else_branch=held[1])
+        value = made.node("Relu", value)
+        count += 8
+    return made.done("tokens", (1, TOKENS, WIDTH), value)
+
+
+KINDS: dict[str, Callable[[int], onnx.ModelProto]] = {
+    "residual": residual,
+    "transformer": transformer,
+    "branches": branches,
+}
 """Name -> function of a number of nodes."""

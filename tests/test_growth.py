@@ -78,6 +78,12 @@ def test_no_function_does_quadratic_work(kind: str, target: str) -> None:
     assert not steep(small, large, LARGE / SMALL)
 
 
+def test_nor_with_the_number_of_bodies() -> None:
+    recipe = Recipe(target="ort-cpu", effort="fast")
+    small, large = (lines(quantized("branches", nodes, recipe)) for nodes in (TINY, 2 * TINY))
+    assert not steep(small, large, 2.0)
+
+
 def test_quadratic_work_is_found() -> None:
     def pairs(count: int) -> Callable[[], object]:
         return lambda: [(a, b) for a in range(count) for b in range(count)]

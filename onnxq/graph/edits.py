@@ -77,16 +77,16 @@ def weight(name: str, array: npt.NDArray[Any]) -> ir.Value:
 
 
 def remove_unused(model: ir.Model, graph: ir.Graph) -> int:
-    """Drop nodes and weights that nothing needs, those of bodies too; return how many of this graph."""
+    """Drop nodes and weights of a graph and its bodies that nothing needs; return how many of this graph."""
     before = len(graph) + len(graph.initializers)
-    for holder in reversed([node for node in model.graph.all_nodes() if any(True for _ in bodies(node))]):
+    for holder in reversed([node for node in graph.all_nodes() if any(True for _ in bodies(node))]):
         if not any(v.uses() or v.is_graph_output() for v in holder.outputs):
             let_go(holder)
-    ir_passes.RemoveUnusedNodesPass()(model)
-    for node in model.graph.all_nodes():  # the pass cuts off the condition that a Loop may leave out, but must name
+    ir_passes.RemoveUnusedNodesPass()(model if graph is model.graph else ir.Model(graph, ir_version=model.ir_version))
+    for node in graph.all_nodes():  # the pass cuts off the condition that a Loop may leave out, but must name
         if node.op_type == "Loop" and len(node.inputs) < 2:
             node.resize_inputs(2)
-    for body in model.graph.subgraphs():  # the pass leaves their weights
+    for body in graph.subgraphs():  # the pass leaves their weights
         for name, value in tuple(body.initializers.items()):
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                 del body.initializers[name]

@@ -232,8 +232,8 @@ class Graph:
         return digest_of(self._model)
 
     def problem(self) -> str | None:
-        """What is wrong with the model's structure: undefined or doubly defined values, disorder; else None."""
-        return structure_problem(self._model.graph)
+        """What is wrong with the graph's structure: undefined or doubly defined values, disorder; else None."""
+        return structure_problem(self._graph, inside=self.body is not None)
 
     # -- editing ------------------------------------------------------------------------------------------
 
@@ -357,7 +357,7 @@ class Graph:
         edits.let_go(node)
 
     def remove_unused(self) -> int:
-        """Drop every node and weight of the model that no output needs; return how many of this graph."""
+        """Drop what no output needs, of the graph and its bodies; return how many nodes and weights of this graph."""
         return edits.remove_unused(self._model, self._graph)
 
     def sort(self) -> None:

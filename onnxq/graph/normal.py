@@ -118,10 +118,10 @@ def captured(graph: ir.Graph) -> Iterator[ir.Value]:
     """What a body and those inside it read of the activations of the graphs around it."""
     inside = {id(graph), *(id(body) for body in graph.subgraphs())}
     read = (v for node in graph.all_nodes() for v in node.inputs if v is not None and not v.is_initializer())
-    yield from {id(v): v for v in (*read, *graph.outputs) if id(_home(v)) not in inside}.values()
+    yield from {id(v): v for v in (*read, *graph.outputs) if id(home_of(v)) not in inside}.values()
 
 
-def _home(value: ir.Value) -> ir.Graph | None:
+def home_of(value: ir.Value) -> ir.Graph | None:
     """The graph that makes the value; that of an output may be another."""
     maker = value.producer()
     return value.graph if maker is None else maker.graph

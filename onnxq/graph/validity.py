@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import onnx_ir as ir  # noqa: TID251  this is the wall
 
 from onnxq.errors import ModelError
-from onnxq.graph.normal import bodies
+from onnxq.graph.normal import bodies, home_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -119,13 +119,14 @@ def _tensor_problems(tensor: onnx.TensorProto) -> Iterator[str]:
         yield f"{name} holds {held:,} {unit}, its shape {list(tensor.dims)} needs {wanted:,}"
 
 
-def structure_problem(graph: ir.Graph, outer: _Scopes[int] = ()) -> str | None:
+def structure_problem(graph: ir.Graph, outer: _Scopes[int] = (), *, inside: bool = False) -> str | None:
     """What is wrong with a graph that was edited: values read before they are made, or made twice; else None.
 
-    `outer` has the ids of the values that a body can read, of each of the graphs around it.
+    `outer` has the ids of the values that a body can read, of each of the graphs around it. Of a body that is looked at
+    alone (`inside`) these are the values that neither it nor a body in it makes.
     """
     own = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
-    known = (*outer, own)
+    known = (*outer, *([_around(graph)] if inside else ()), own)
     names: set[str | None] = set()
     for node in graph:
         for value in node.inputs:
@@ -141,6 +142,17 @@ def structure_problem(graph: ir.Graph, outer: _Scopes[int] = ()) -> str | None:
             names.add(value.name)
     lost = next((v.name for v in graph.outputs if not _knows(known, id(v))), None)
     return None if lost is None else f"nothing makes the output {lost!r}"
+
+
+def _around(graph: ir.Graph) -> set[int]:
+    """The ids of what a body reads of the graphs around it."""
+    parts = (graph, *graph.subgraphs())
+    inside = {id(part) for part in parts}
+    read = [
+        v for part in parts for values in (part.outputs, *(n.inputs for n in part)) for v in values if v is not None
+    ]
+    homes = ((id(v), home_of(v)) for v in read)
+    return {key for key, home in homes if home is not None and id(home) not in inside}
 
 
 def _knows(scopes: _Scopes[_Key], key: _Key) -> bool:

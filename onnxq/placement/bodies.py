@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from glob import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from onnxq.patterns.spectra import spectra
 from onnxq.recipe import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from onnxq.graph import Graph
-    from onnxq.plan import Plan, Point
+    from onnxq.plan import Plan, Point, WeightPoint
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
+
+_T = TypeVar("_T")
 
 UNASKED = "TensorRT runs bodies in float unless asked: a rule with quantize = true quantizes this node"
 NEVER_RAN = "no sample reached it"
@@ -91,23 +93,53 @@ def joined(plans: Mapping[str, Plan], mode: str) -> Plan:
 
 def within(plan: Plan, part: Graph) -> Plan:
     """What of the plan belongs to one part."""
-    names = {n.name or "" for n in part.nodes}
-    outputs = {str(v.name) for v in part.outputs}
-    points = {}
+    return divided(plan, (part,))[0]
+
+
+def divided(plan: Plan, parts: Sequence[Graph]) -> list[Plan]:
+    """What of the plan belongs to each of the parts."""
+    home = {n.name or "": i for i, part in enumerate(parts) for n in part.nodes}
+    ends: dict[str, set[int]] = {}
+    for i, part in enumerate(parts):
+        for value in part.outputs:
+            ends.setdefault(str(value.name), set()).add(i)
+    points: list[dict[str, Point]] = [{} for _ in parts]
     for name, point in plan.points.items():
-        uses, output = tuple(u for u in point.uses if u[0] in names), point.output and name in outputs
-        if uses or output:
-            points[name] = replace(point, uses=uses, output=output)
-    weights = ((w, tuple(u for u in w.uses if u[0] in names)) for w in plan.weights)
-    return replace(
-        plan,
-        points=points,
-        weights=tuple(replace(w, uses=uses) for w, uses in weights if uses),
-        decisions=tuple(d for d in plan.decisions if d.node in names),
-        joins=tuple(j for j in plan.joins if j[0] in names),
-        mode=plan.modes.get(part_name(part), plan.mode),
-        modes={},
-    )
+        uses = _by_home(point.uses, home)
+        made = ends.get(name, set()) if point.output else set()
+        for i in sorted(uses.keys() | made):
+            points[i][name] = replace(point, uses=uses.get(i, ()), output=i in made)
+    weights: list[list[WeightPoint]] = [[] for _ in parts]
+    for weight in plan.weights:
+        for i, uses_there in _by_home(weight.uses, home).items():
+            weights[i].append(replace(weight, uses=uses_there))
+    decisions = _grouped(((d.node, d) for d in plan.decisions), home)
+    joins = _grouped(((j[0], j) for j in plan.joins), home)
+    return [
+        replace(
+            plan,
+            points=points[i],
+            weights=tuple(weights[i]),
+            decisions=decisions.get(i, ()),
+            joins=joins.get(i, ()),
+            mode=plan.modes.get(part_name(part), plan.mode),
+            modes={},
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+def _by_home(uses: Iterable[tuple[str, int]], home: Mapping[str, int]) -> dict[int, tuple[tuple[str, int], ...]]:
+    return _grouped(((use[0], use) for use in uses), home)
+
+
+def _grouped(found: Iterable[tuple[str, _T]], home: Mapping[str, int]) -> dict[int, tuple[_T, ...]]:
+    """Part -> what belongs to its nodes, in order."""
+    groups: dict[int, list[_T]] = {}
+    for node, item in found:
+        if node in home:
+            groups.setdefault(home[node], []).append(item)
+    return {i: tuple(items) for i, items in groups.items()}
 
 
 def unreached(graph: Graph, plan: Plan, seen: Mapping[str, bool]) -> Iterator[Graph]:
@@ -115,9 +147,10 @@ def unreached(graph: Graph, plan: Plan, seen: Mapping[str, bool]) -> Iterator[Gr
 
     `seen` tells of each observed tensor whether a value of it was seen, be it NaN.
     """
-    for part in tuple(graph.parts())[1:]:
+    parts = tuple(graph.parts())[1:]
+    for part, share in zip(parts, divided(plan, parts), strict=True):
         own = {str(v.name) for v in (*part.inputs, *(v for n in part.nodes for v in n.outputs))}
-        observed = [p.observe for p in within(plan, part).points.values() if p.range is None and p.observe in own]
+        observed = [p.observe for p in share.points.values() if p.range is None and p.observe in own]
         if observed and not any(seen.get(name, True) for name in observed):
             yield part
 

@@ -479,3 +479,43 @@ def test_a_size_of_minus_one_is_a_free_axis() -> None:
     graph = Graph.from_proto(model)
     assert graph.shape(graph.inputs[0]) == (None, 4)
     onnx.checker.check_model(graph.to_proto(), full_check=True)
+
+
+def test_a_body_is_checked_alone() -> None:
+    graph = graph_of(
+        """(float[4] x, bool c) => (float[4] y) {
+          a = Relu(x) z = Tanh(a)
+          y = If (c) <then_branch = t () => (float[4] p) { i = Relu(a) j = Tanh(i) p = Add(j, a) },
+                      else_branch = e () => (float[4] q) { q = Neg(a) }>
+        }"""
+    )
+    _, then, other = graph.parts()
+    assert (then.problem(), other.problem()) == (None, None)
+    relu, tanh, add = then.nodes
+    then.set_input(relu, 0, tanh.outputs[0])
+    assert "before anything makes it" in str(then.problem())
+    assert other.problem() is None
+    then.set_input(relu, 0, graph.nodes[0].outputs[0])
+    assert then.problem() is None
+    then.set_input(add, 0, other.nodes[0].outputs[0])  # of a body beside it
+    assert graph.problem() is not None
+    gone = tanh.outputs[0]
+    then.remove(tanh)
+    then.set_input(add, 0, gone)
+    assert "before anything makes it" in str(then.problem())
+
+
+def test_a_body_removes_what_it_does_not_need_and_leaves_the_rest() -> None:
+    graph = graph_of(
+        """(float[4] x, bool c) => (float[4] y) {
+          a = Relu(x) z = Tanh(a)
+          y = If (c) <then_branch = t () => (float[4] p) { i = Relu(a) p = Neg(a) },
+                      else_branch = e () => (float[4] q) { k = Relu(a) q = Neg(a) }>
+        }"""
+    )
+    _, then, other = graph.parts()
+    assert then.remove_unused() == 1
+    assert [len(part.nodes) for part in graph.parts()] == [3, 1, 2]
+    assert graph.remove_unused() == 1
+    assert [len(part.nodes) for part in graph.parts()] == [2, 1, 1]
+    assert other.problem() is None
