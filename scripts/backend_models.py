@@ -46,7 +46,6 @@ COLUMNS: dict[str, dict[str, str]] = {
     "tensorrt": {"target": "tensorrt"},
     "tensorrt@10": {"target": "tensorrt@10"},
     "tensorrt@8": {"target": "tensorrt@8"},
-    "tensorrt@10+dla": {"target": "tensorrt@10+dla"},
     "tensorrt weight-only": {"target": "tensorrt", "mode": "weight-only"},
     "ort-cpu": {"target": "ort-cpu"},
     "ort-cpu qoperator": {"target": "ort-cpu", "format": "qoperator"},
@@ -54,6 +53,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "ort-cpu weight-only": {"target": "ort-cpu", "mode": "weight-only"},
     "ort-cuda": {"target": "ort-cuda"},
     "ort-cuda weight-only": {"target": "ort-cuda", "mode": "weight-only"},
+    "tensorrt@10+dla": {"target": "tensorrt@10+dla"},
 }
 """Name -> options of the recipe."""
 

@@ -134,6 +134,15 @@ def test_a_tar_cut_short_is_said_with_its_last_member(tmp_path: Path, mode: str)
 RNG = np.random.default_rng(2)
 
 
+def test_a_compressed_tar_cut_in_its_header(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar.gz", ROWS_AS_NPY, "w:gz")
+    whole = path.read_bytes()
+    for length in (1, 3, 5, 11):
+        path.write_bytes(whole[:length])
+        with fails(DataError, "a.tar.gz: is damaged after its beginning"):
+            list(open_source(path, [X]))
+
+
 def test_what_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"junk" * 300)
     with fails(DataError, "a.tar: is damaged after its beginning"):
