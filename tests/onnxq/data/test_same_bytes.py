@@ -26,9 +26,10 @@ GRAY = "color=gray,scale=1/16,layout=NCHW"
 def pixels() -> np.ndarray[Any, Any]:
     """24 digits as they were scanned: 0 ... 16; the model takes a sixteenth of that."""
     with np.load(DIGITS / "calib.npz") as data:
-        found = data["image"][:24, 0] * 16
+        found: np.ndarray[Any, Any] = data["image"][:24, 0] * 16
     assert (found == np.rint(found)).all()
-    return found.astype(np.uint8)
+    whole: np.ndarray[Any, Any] = found.astype(np.uint8)
+    return whole
 
 
 def shuffled(pixels: np.ndarray[Any, Any], seed: int) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
