@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.counting import BINS, BLOCK, LOG2_BINS, blocks, bounds, count, scratch_for
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-BINS = 4096
-"""Bins a side. The largest value lies in the upper half, so at least 2048 bins resolve [0, amax]."""
-
-_LOG2_BINS = 12
+_LOG2_BINS = LOG2_BINS
 _NO_EXPONENT = -1074
 """Of a histogram without nonzero values: below the exponent of every float64."""
 
-_BLOCK = 131072
-"""Values counted at a time: the temporaries stay in cache (measured best of 2**14 .. 2**18)."""
-
-_SMALL = -100
-"""Below this exponent the factor 2**(12 - exponent) nears float32's limit, and float64 is used."""
-
-_LANES = 4
-"""Copies of the bins that neighbouring values are counted in by turns, where many of them are the same zero."""
+_BLOCK = BLOCK
 
 Counts = npt.NDArray[np.int64]
 
@@ -188,18 +179,29 @@ class Extent:
         return self._min, self._max
 
     def add(self, array: npt.NDArray[Any]) -> None:
-        """Look at a floating-point array of any shape and layout."""
-        if not array.size:
-            return
-        with np.errstate(invalid="ignore"):
-            low, high = float(array.min()), float(array.max())
-        if not math.isfinite(low - high) and not np.isfinite(array).all():
-            self._nan += int(np.count_nonzero(np.isnan(array)))
-            self._pos_inf += int(np.count_nonzero(array == np.inf))
-            self._neg_inf += int(np.count_nonzero(array == -np.inf))
-            finite = array[np.isfinite(array)]
-            low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
+        """Look at a float16, bfloat16, float32 or float64 array of any shape and layout.
+
+        Raises:
+            TypeError: the array is of another type.
+        """
+        for block in blocks(array, _BLOCK):
+            self.look(block)
+
+    def look(self, block: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
+        """Look at what `blocks` gives; return its finite values and the largest |x| of them, 0 where there are none."""
+        found = bounds(block)
+        if found is None:
+            self._nan += int(np.count_nonzero(np.isnan(block)))
+            self._pos_inf += int(np.count_nonzero(block == np.inf))
+            self._neg_inf += int(np.count_nonzero(block == -np.inf))
+            block = block[np.isfinite(block)]
+            if not block.size:
+                return block, 0.0
+            found = float(block.min()), float(block.max())
+        low, high = found
+        # Adding 0.0 makes a bound of -0.0 positive, whichever zero came first.
         self._min, self._max = min(self._min, low + 0.0), max(self._max, high + 0.0)
+        return block, max(-low, high)
 
 
 class Tally:
@@ -208,19 +210,18 @@ class Tally:
     def __init__(self) -> None:
         self._exponent = _NO_EXPONENT
         self._sides = np.zeros((2, BINS), np.int64)  # positive and negative
-        self._zeros = self._nan = self._pos_inf = self._neg_inf = 0
-        self._min, self._max = math.inf, -math.inf
+        self._zeros = 0
+        self._extent = Extent()
 
     @property
     def nonfinite(self) -> tuple[int, int, int]:
         """NaN, +inf and -inf counted so far."""
-        return self._nan, self._pos_inf, self._neg_inf
+        return self._extent.nonfinite
 
     def histogram(self) -> Histogram:
         """The histogram of all values counted so far."""
         positive, negative = self._sides.copy()
-        scalars = (self._zeros, self._nan, self._pos_inf, self._neg_inf, self._min, self._max)
-        return Histogram(self._exponent, positive, negative, *scalars)
+        return Histogram(self._exponent, positive, negative, self._zeros, *self._extent.nonfinite, *self._extent.bounds)
 
     def add(self, array: npt.NDArray[Any]) -> None:
         """Count a float16, bfloat16, float32 or float64 array of any shape and layout, in bounded memory.
@@ -228,104 +229,19 @@ class Tally:
         Raises:
             TypeError: the array is of another type.
         """
-        scratch = np.empty((2, min(_BLOCK, array.size)), np.float64)  # fresh ones would cost more than counting
-        for block in _blocks(array):
-            self._add_block(block, scratch)
-
-    def _add_block(self, block: npt.NDArray[Any], scratch: npt.NDArray[np.float64]) -> None:
-        with np.errstate(invalid="ignore"):
-            low, high = float(block.min()), float(block.max())
-        if not math.isfinite(low - high) and not np.isfinite(block).all():  # low - high may itself overflow
-            self._nan += int(np.count_nonzero(np.isnan(block)))
-            self._pos_inf += int(np.count_nonzero(block == np.inf))
-            self._neg_inf += int(np.count_nonzero(block == -np.inf))
-            block = block[np.isfinite(block)]
-            if not block.size:
-                return
-            low, high = float(block.min()), float(block.max())
-        if largest := max(-low, high):
-            self._reach(math.frexp(largest)[1])
-        zeros = int(np.count_nonzero(block == 0)) if low <= 0 <= high else 0
-        bins, scaled = _bins(block, self._exponent, scratch)
-        if low < 0:
-            _count_sides(block, bins, scaled, self._sides)
-        else:
-            self._sides[0] += _count_lanes(bins) if 8 * zeros > block.size else np.bincount(bins, minlength=BINS)
-        if zeros:  # the sign bit of a -0.0 says which side it was counted on
-            minus = int(np.count_nonzero(np.signbit(block[block == 0]))) if low < 0 else 0
-            self._sides[:, 0] -= zeros - minus, minus
-        self._zeros += zeros
-        # Adding 0.0 makes a bound of -0.0 positive, whichever zero came first.
-        self._min, self._max = min(self._min, low + 0.0), max(self._max, high + 0.0)
+        scratch = scratch_for(array)
+        for block in blocks(array, _BLOCK):
+            finite, largest = self._extent.look(block)
+            if largest:
+                self._reach(math.frexp(largest)[1])
+            if finite.size:
+                self._zeros += count(finite, self._exponent, self._sides, scratch)
 
     def _reach(self, exponent: int) -> None:
         """Widen the range to [0, 2**exponent) where it is smaller."""
         if exponent > self._exponent:
             self._sides = np.stack([_widen(side, exponent - self._exponent) for side in self._sides])
             self._exponent = exponent
-
-
-def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """The values as 1-d float32 or float64 blocks, in memory order, without a copy where they allow it."""
-    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-        raise TypeError(f"a histogram of {array.dtype} values is not defined")
-    dtype = np.float64 if array.dtype.name == "float64" else np.float32
-    blocks = np.nditer(
-        array,
-        flags=["external_loop", "buffered", "zerosize_ok"],
-        op_dtypes=[dtype],
-        order="K",
-        casting="safe",
-        buffersize=_BLOCK,
-    )
-    with blocks:
-        yield from blocks
-
-
-def _bins(
-    block: npt.NDArray[Any], exponent: int, scratch: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-    """floor(|x| * BINS * 2**-exponent) with the sign of x, and the other half of the scratch, of block's type and size.
-
-    scratch is two rows of at least block.size numbers to overwrite.
-    """
-    fast = block.dtype == np.float32 and exponent >= _SMALL
-    values = block if fast else block.astype(np.float64, copy=False)
-    scaled = scratch[0].view(values.dtype)[: values.size]
-    if fast:  # exact: a product by a power of two rounds only when it is subnormal, deep inside bin 0
-        np.multiply(values, np.float32(math.ldexp(1.0, _LOG2_BINS - exponent)), out=scaled)
-    else:
-        np.ldexp(values, _LOG2_BINS - exponent, out=scaled)
-    bins = scratch[1].view(np.int32)[: values.size]
-    np.copyto(bins, scaled, casting="unsafe")  # truncates towards 0
-    return bins, scratch[0].view(block.dtype)[: block.size]
-
-
-def _count_sides(
-    block: npt.NDArray[Any], bins: npt.NDArray[np.int32], spare: npt.NDArray[Any], sides: npt.NDArray[np.int64]
-) -> None:
-    """Add the counts of both sides to `sides`; zeros go into bin 0 of their sign's side. spare is overwritten."""
-    signs = spare.view(f"i{block.itemsize}")
-    np.right_shift(block.view(signs.dtype), 8 * block.itemsize - 1, out=signs)  # the sign bit: -1 or 0
-    bins += signs  # so bin k of -x is -1 - k, apart from bin 0 of x
-    bins += BINS
-    counts = np.bincount(bins, minlength=2 * BINS)
-    sides[0] += counts[BINS:]
-    sides[1] += counts[BINS - 1 :: -1]
-
-
-def _count_lanes(bins: npt.NDArray[np.int32]) -> Counts:
-    """np.bincount of bins, which are overwritten. A counter that is hit twice in a row waits for itself."""
-    bins += _lanes(_BLOCK)[: bins.size]
-    counts: Counts = np.bincount(bins, minlength=_LANES * BINS).reshape(_LANES, BINS).sum(axis=0)
-    return counts
-
-
-@lru_cache(maxsize=1)
-def _lanes(size: int) -> npt.NDArray[np.int32]:
-    lanes = np.arange(size, dtype=np.int32) % _LANES * BINS
-    lanes.flags.writeable = False
-    return lanes
 
 
 def _widen(counts: Counts, doublings: int) -> Counts:

@@ -24,11 +24,13 @@ class Monitor:
         stage: (what begins now, how many advances it will make or None).
         advance: one unit of the stage is done.
         warn: something the user should know.
+        spent: (part of the stage, seconds that went into it); told from any thread, see `onnxq.timing`.
     """
 
     stage: Callable[[str, int | None], None] = _nothing
     advance: Callable[[], None] = _nothing
     warn: Callable[[str], None] = _log.warning
+    spent: Callable[[str, float], None] = _nothing
 
 
 QUIET = Monitor()

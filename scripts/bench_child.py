@@ -116,7 +116,7 @@ def _recipe(model: Path, length: int) -> onnxq.Recipe:
     import onnxq
 
     shapes = f"input_ids:1x{length},attention_mask:1x{length},token_type_ids:1x{length}"
-    return onnxq.Recipe(shapes=shapes if "bert" in model.stem or "minilm" in model.stem else "")
+    return onnxq.Recipe(effort="fast", shapes=shapes if "bert" in model.stem or "minilm" in model.stem else "")
 
 
 METHODS: dict[str, Callable[[Path, int, int], None]] = {

@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[1]
 # Imports go down, or stay on their floor. Imports under TYPE_CHECKING and inside functions count like any other:
 # to name a type of a floor above is to know that floor. A package is one entry, with all its files.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "numerics", "blocks", "feedback", "histogram", "monitor", "scratch"),
+    (
+        *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram"),
+        *("monitor", "scratch", "timing"),
+    ),
     ("graph", "files", "runtime", "calibrators", "customs", "formats", "memory"),
     (
         "targets",
@@ -91,6 +94,7 @@ SHIPPED = {
     for path in sorted((ROOT / "onnxq").rglob("*.py"))
     if (ROOT / "onnxq" / "passes") not in path.parents
 } | {f"onnxq.passes.{path.stem}": path for path in sorted((ROOT / "passes").glob("*.py"))}
+COMPILED = {module["name"] for module in PYPROJECT["tool"]["setuptools"]["ext-modules"]}
 EACH = pytest.mark.parametrize("module", SHIPPED)
 
 
@@ -118,7 +122,7 @@ def place(name: str) -> str | None:
     first, *rest = name.split(".")
     if first != "onnxq":
         return None
-    modules = {module.split(".")[1] for module in SHIPPED}
+    modules = {module.split(".")[1] for module in {*SHIPPED, *COMPILED}}
     return rest[0] if rest and rest[0] in modules - {"__init__"} else "onnxq"  # a public name: from onnxq import Recipe
 
 
@@ -229,7 +233,7 @@ def test_the_files_shipped_beside_the_code_are_those_on_disk() -> None:
         for name in names
     }
     found = {path.relative_to(ROOT) for path in (ROOT / "onnxq").rglob("*") if path.is_file()}
-    assert {path for path in found if path.suffix not in {".py", ".pyc"}} == said
+    assert {path for path in found if path.suffix not in {".py", ".pyc", ".so", ".pyd"}} == said
 
 
 def test_the_passes_are_linked_into_onnxq() -> None:
