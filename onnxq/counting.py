@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 try:
-    import onnxq._counting as _compiled
+    import onnxq._counting as _built
 except ImportError:  # no compiler was there, and none is needed
-    _compiled = None
+    _built = None
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     Values = npt.NDArray[Any]
     Sides = npt.NDArray[np.int64]
+
+COMPILED: Any = _built
+"""The compiled module; None where it was not built."""
 
 BINS = 4096
 """Bins a side. The largest value lies in the upper half, so at least 2048 bins resolve [0, amax]."""
@@ -45,7 +48,7 @@ _LANES = 4
 
 def kernel() -> str:
     """How values are counted here: "compiled" or "numpy"."""
-    return "numpy" if _compiled is None else "compiled"
+    return "numpy" if COMPILED is None else "compiled"
 
 
 def blocks(array: Values, size: int = BLOCK) -> Iterator[Values]:
@@ -60,7 +63,7 @@ def blocks(array: Values, size: int = BLOCK) -> Iterator[Values]:
         flat = array.reshape(-1)
         yield from (flat[start : start + size] for start in range(0, flat.size, size))
         return
-    found = np.nditer(
+    found = np.nditer(  # type: ignore[call-overload]  # numpy's stub lacks the flag contig
         array,
         flags=["external_loop", "buffered", "zerosize_ok"],
         op_flags=[["readonly", "contig", "aligned"]],
@@ -79,8 +82,8 @@ def bounds(block: Values) -> tuple[float, float] | None:
     Args:
         block: float32 or float64, contiguous, not empty.
     """
-    if _compiled is not None and block.dtype == np.float32:
-        found: tuple[float, float] | None = _compiled.bounds(block)
+    if COMPILED is not None and block.dtype == np.float32:
+        found: tuple[float, float] | None = COMPILED.bounds(block)
         return found
     with np.errstate(invalid="ignore"):
         low, high = float(block.min()), float(block.max())
@@ -97,16 +100,16 @@ def count(block: Values, exponent: int, sides: Sides, scratch: npt.NDArray[np.fl
         sides: int64[2, BINS], positive and negative, added to.
         scratch: two rows of at least block.size numbers to overwrite; made where it is None.
     """
-    if _compiled is not None and block.dtype == np.float32:
+    if COMPILED is not None and block.dtype == np.float32:
         factor = math.ldexp(1.0, LOG2_BINS - max(exponent, _LEAST))
-        zeros: int = _compiled.count(block, factor, sides)
+        zeros: int = COMPILED.count(block, factor, sides)
         return zeros
     return _count(block, exponent, sides, np.empty((2, block.size)) if scratch is None else scratch)
 
 
 def scratch_for(array: Values) -> npt.NDArray[np.float64] | None:
     """Room to count the blocks of an array in: fresh room for each would cost more than counting."""
-    if _compiled is not None and array.dtype.name != "float64":
+    if COMPILED is not None and array.dtype.name != "float64":
         return None
     return np.empty((2, min(BLOCK, array.size)), np.float64)
 

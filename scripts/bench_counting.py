@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,16 +42,14 @@ def main() -> None:
         raise SystemExit("the compiled kernel is not here: install onnxq again where there is a C compiler")
     normal = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     kinds = {"normal": normal, "behind a ReLU": np.maximum(normal, 0), "one value": np.full(size, 0.37, np.float32)}
-    compiled = counting._compiled  # noqa: SLF001  the two are compared here
+    compiled = counting.COMPILED
     print("| values | count, compiled | numpy | bounds, compiled | numpy |\n|---|---|---|---|---|")
     for name, array in kinds.items():
         found, times = [], []
         for kernel in (compiled, None):
-            counting._compiled = kernel  # noqa: SLF001  as above
+            counting.COMPILED = kernel
             found.append(Histogram.of(array))
-            times.append(
-                (fastest(lambda x=array: Tally().add(x), size), fastest(lambda x=array: Extent().add(x), size))
-            )
+            times.append((fastest(partial(Tally().add, array), size), fastest(partial(Extent().add, array), size)))
         if found[0] != found[1]:
             raise SystemExit(f"{name}: the kernels count differently")
         (a, b), (c, d) = times

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.calibrators import CALIBRATORS
 from onnxq.calibrators._error import Points
-from onnxq.histogram import BINS
+from onnxq.counting import BINS
 from onnxq.numerics import affine
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from graphs import graph_of
 
 from onnxq import files
 from onnxq.collect import collect
+from onnxq.counting import BINS
 from onnxq.data import input_specs, open_source
 from onnxq.errors import DataError, ModelError
-from onnxq.histogram import BINS, Histogram
+from onnxq.histogram import Histogram
 from onnxq.monitor import Monitor
 
 if TYPE_CHECKING:

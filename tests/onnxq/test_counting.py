@@ -50,7 +50,7 @@ def exponent_of(array: Array) -> int:
 @pytest.fixture(params=["compiled", "numpy"])
 def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "numpy":
-        monkeypatch.setattr(counting, "_compiled", None)
+        monkeypatch.setattr(counting, "COMPILED", None)
     elif kernel() == "numpy":
         pytest.skip("no C compiler was there when onnxq was installed")
     assert kernel() == request.param
@@ -76,12 +76,12 @@ def test_counts_are_those_of_the_definition(size: int, scale: float) -> None:
 @settings(max_examples=200, deadline=None)
 @given(hnp.arrays(np.float32, st.integers(1, 50), elements=st.one_of(values, tiny)), st.integers(0, 3))
 def test_both_kernels_give_the_same_bits(array: Array, wider: int) -> None:
-    compiled, known = counting._compiled, bounds(array)
+    compiled, known = counting.COMPILED, bounds(array)
     if known is not None:
         exponent = exponent_of(array) + wider
         sides, zeros = counted(array, exponent)
         histogram = Histogram.of(array)
-    counting._compiled = None
+    counting.COMPILED = None
     try:
         assert bounds(array) == known
         if known is not None:
@@ -89,7 +89,7 @@ def test_both_kernels_give_the_same_bits(array: Array, wider: int) -> None:
             np.testing.assert_array_equal(sides, other)
             assert (zeros, histogram) == (others_zeros, Histogram.of(array))
     finally:
-        counting._compiled = compiled
+        counting.COMPILED = compiled
 
 
 @pytest.mark.usefixtures("each_kernel")
@@ -126,13 +126,13 @@ def test_arguments_are_looked_at() -> None:
     array, sides = np.ones(4, np.float32), np.zeros((2, BINS), np.int64)
     for bad in (array.astype(np.float64), array[::2], array.view(np.int32)):
         with pytest.raises((TypeError, BufferError, ValueError)):
-            counting._compiled.count(bad, 1.0, sides)
+            counting.COMPILED.count(bad, 1.0, sides)
     for target in (sides[:1], sides.astype(np.int32)):
         with pytest.raises((TypeError, BufferError, ValueError)):
-            counting._compiled.count(array, 1.0, target)
+            counting.COMPILED.count(array, 1.0, target)
     sides.flags.writeable = False
     with pytest.raises((TypeError, BufferError, ValueError)):
-        counting._compiled.count(array, 1.0, sides)
+        counting.COMPILED.count(array, 1.0, sides)
 
 
 @pytest.mark.parametrize("layout", ["plain", "strided", "reversed", "transposed", "unaligned", "big-endian"])

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onnxq.histogram
-from onnxq.histogram import BINS, Histogram
+from onnxq.counting import BINS
+from onnxq.histogram import Histogram
 
 if TYPE_CHECKING:
     from random import Random

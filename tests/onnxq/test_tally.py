@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as arrays
 import onnxq
 from onnxq import intake
 from onnxq.collect import collect
-from onnxq.histogram import BINS, Histogram, Tally
+from onnxq.counting import BINS
+from onnxq.histogram import Histogram, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
