@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,14 @@ from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
 from onnxq.cli_options import unjudged_options as _unjudged_options
 from onnxq.errors import OnnxqError, OutputError, RecipeError
+from onnxq.scratch import what_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # None: numpy's, of a write that stopped half way
 
 
 def main() -> None:
@@ -48,8 +52,14 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
-    except (OSError, MemoryError) as error:
-        click.echo(f"error: {type(error).__name__}: {error}", err=True)
+    except OSError as error:
+        click.echo(f"error: {what_failed(error)}{f': {error.filename}' if error.filename else ''}", err=True)
+        click.echo(
+            f"  Temporary files go to {tempfile.gettempdir()}; the variable TMPDIR names another folder.", err=True
+        )
+        sys.exit(EXIT_FAILED)
+    except MemoryError as error:
+        click.echo(f"error: not enough memory{f': {error}' if str(error) else ''}", err=True)
         sys.exit(EXIT_FAILED)
 
 

@@ -17,7 +17,7 @@ from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
 from onnxq.graph.shelf import FileTensor, Shelf, from_file
 from onnxq.runtime import Loadable
-from onnxq.scratch import Scratch, alone
+from onnxq.scratch import Scratch, alone, what_failed
 
 if TYPE_CHECKING:
     import os
@@ -383,6 +383,6 @@ def _output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
+            f"{path} cannot be written: {what_failed(error)}",
             "Choose a writable folder with enough room, with -o.",
         ) from error

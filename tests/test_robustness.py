@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -69,6 +70,16 @@ import ctypes, os, sys
 ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE: what lets root write anywhere
 os.execv(sys.executable, [sys.executable, "-c", {MAIN!r}, *sys.argv[1:]])
 """
+
+
+def test_a_temporary_folder_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    spilling = LIMITED.replace("from onnxq.cli", "import onnxq.files\nonnxq.files.SPILL_BYTES = 0\nfrom onnxq.cli")
+    done = run(1000, "quantize", MODEL, *FEW, "-o", tmp_path / "m.onnx", code=spilling)
+    assert done.returncode == 1
+    assert "error: the disk is full (" in done.stderr
+    assert f"Temporary files go to {tempfile.gettempdir()}; the variable TMPDIR names another" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
