@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnxq import checks, files, pipeline
 from onnxq.caches import Cache
-from onnxq.choose import resolve, uncached, weights_only, with_codes
+from onnxq.choose import bounds_only, light, resolve, uncached, weights_only, with_codes
 from onnxq.collect import learn_types
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.customs import behind_customs, notes
@@ -41,6 +41,7 @@ from onnxq.recipe import Recipe
 from onnxq.relay import collect_within
 from onnxq.schemes import backend
 from onnxq.statistics import Statistics, is_statistics
+from onnxq.timing import timed
 from onnxq.weights import chosen_weights, needs_data
 
 if TYPE_CHECKING:
@@ -207,7 +208,8 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
 def _drafted(model: Model, recipe: Recipe, monitor: Monitor) -> Prepared:
     monitor.stage("Preparing", None)
     target = backend(recipe)
-    graph = load(model)
+    with timed(monitor, "reading the model"):
+        graph = load(model)
     passes: tuple[pipeline.Pass, ...] = prepare(lowest_opset(recipe, target), target.placement)
     passes = (*passes, FitPairs(target.activation))
     pipeline.run(graph, passes)
@@ -266,6 +268,9 @@ def observe(
         RecipeError: memory is limited, and an executor is there.
     """
     names = ready.plan.observe if tensors is None else tensors
+    few = bounds_only(ready.plan, ready.recipe)
+    if light(ready.recipe):
+        few |= set(names) - set(ready.plan.observe)
     source = open_data(data, ready.graph, ready.recipe, monitor)
     monitor.stage(f"Observing {len(names)} tensors on {source.name}", source.length)
     memory = ready.recipe.memory_bytes
@@ -273,9 +278,9 @@ def observe(
         raise RecipeError("memory is limited for one process, and workers load whole models", "Leave out --memory.")
     return (running.collect if memory is None else partial(collect_within, memory, keeper=running.keeper))(
         ready.graph,
-        names,
+        tuple(name for name in names if name not in few),
         source,
-        bounds=ready.plan.probes,
+        bounds=tuple(dict.fromkeys([*(name for name in names if name in few), *ready.plan.probes])),
         providers=ready.recipe.provider_list,
         custom_ops=ready.recipe.custom_op_list,
         monitor=monitor,
@@ -327,7 +332,7 @@ def carried_out(
 
         return search.within_budget(ready, data, monitor, evaluation or search.Evaluation(), cache, running)
     statistics = measured(ready, data, monitor, cache, running)
-    if statistics is not None and statistics.tensors and statistics.samples <= FEW:
+    if statistics is not None and statistics.ranges and statistics.samples <= FEW:
         said = "one sample" if statistics.samples == 1 else f"{statistics.samples} samples"
         monitor.warn(f"calibrated on only {said}: other data may lie outside these ranges; 100 to 500 are usual")
     return (*lowered(ready, statistics, monitor, cache), statistics)

@@ -48,18 +48,20 @@ def resolve(
     if cache is not None:
         notes += _cache_notes(plan, cache, target, measured=statistics is not None)
     points: dict[str, Point] = {}
+    counted = {} if statistics is None else statistics.tensors
+    seen = {} if statistics is None else statistics.ranges
     for members in _groups(plan):
         grid = members[0].qtype or target.activation
         found, name = _known_range(members, cache)
         if found is None:
-            histogram = merged(members, {} if statistics is None else statistics.tensors)
+            name = _calibrator_name(members, recipe, grid)
+            histogram = merged(members, seen if name == "minmax" else counted, seen)
             if histogram.amax == 0.0:
                 text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                 notes.append(f"{members[0].tensor}: {text}")
-            name = _calibrator_name(members, recipe, grid)
             found = make_calibrator(name, recipe.percentile)(histogram, grid)
             measured = [p for p in members if p.range is None]
-            notes += _small_members(measured, {} if statistics is None else statistics.tensors, found)
+            notes += _small_members(measured, seen, found)
         found = _inside(_covering(found, members), members)
         params = params_from_range(*found, grid)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
@@ -116,6 +118,26 @@ def symmetric_scales(
     return dict(sorted(scales.items()))
 
 
+def light(recipe: Recipe) -> bool:
+    """Whether bounds are enough, but for what a rule says."""
+    return recipe.calibrator == "minmax" and recipe.effort == "fast"
+
+
+def bounds_only(plan: Plan, recipe: Recipe) -> frozenset[str]:
+    """The observed tensors of which nothing but their bounds is asked: all where the calibrator is minmax, effort fast.
+
+    Those are left out that a rule has another calibrator for, and those that share a scale with such. Above `fast`
+    zero points are chosen by the error that histograms tell.
+    """
+    if not light(recipe):
+        return frozenset()
+    others = {p.group for p in plan.points.values() if p.calibrator not in (None, "minmax")}
+    names = {True: set[str](), False: set[str]()}
+    for point in plan.points.values():
+        names[point.group in others].add(point.observe)
+    return frozenset(names[False] - names[True])
+
+
 def weights_only(plan: Plan) -> Plan:
     """The plan with its activations left in float."""
     kept = tuple(
@@ -125,8 +147,8 @@ def weights_only(plan: Plan) -> Plan:
     return replace(plan, points={}, joins=(), decisions=kept)
 
 
-def merged(members: Sequence[Point], tensors: Mapping[str, Histogram]) -> Histogram:
-    """One histogram over all tensors that a group observes.
+def merged(members: Sequence[Point], tensors: Mapping[str, Histogram], bounds: Collection[str] = ()) -> Histogram:
+    """One histogram over all tensors that a group observes; `bounds` names those of which no histogram was made.
 
     Raises:
         StatisticsError: one is missing.
@@ -135,6 +157,11 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram]) -> Histog
     total = Histogram.empty()
     for name in sorted({p.observe for p in members if p.range is None}):
         if name not in tensors:
+            if bounds and name in bounds:
+                raise StatisticsError(
+                    f"of tensor {name!r} the statistics hold the smallest and the largest value only",
+                    "They were collected with --calibrator minmax. Run `onnxq calibrate` without it for the others.",
+                )
             raise StatisticsError(
                 f"the statistics hold nothing about tensor {name!r}",
                 "They were collected for another target or with other rules. Run `onnxq calibrate` again.",

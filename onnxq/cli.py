@@ -105,9 +105,10 @@ def quantize(
     from onnxq.parts import Running
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
+    from onnxq.timing import Watch
     from onnxq.weights import needs_data
 
-    recipe = _recipe(options)
+    recipe, watch = _recipe(options), Watch()
     output = output or api.default_output(model)
     plan_file = _plan_of(output)
     _refuse(
@@ -120,7 +121,8 @@ def quantize(
     )
     for file in (output, plan_file, *_paths(page)):
         files.check_writable(file, *_paths(model, data, statistics_file, cache_file, options["recipe_file"]))
-    with resumable(output, resume=options["resume"]) as keeper, shown(quiet=options["quiet"]) as monitor:
+    with resumable(output, resume=options["resume"]) as keeper, shown(quiet=options["quiet"]) as talk:
+        monitor = watch.on(talk)
         cache = read_cache(cache_file) if cache_file else None
         given = Statistics.load(statistics_file) if statistics_file else data
         ready = api.prepared(model, recipe, monitor)
@@ -140,11 +142,13 @@ def quantize(
                 model, output, json.loads(text), seen, measured, held_back=bool(eval_data), version=onnxq.__version__
             )
             files.write_text(page, made)
+        stages = watch.stages()
     if not options["quiet"]:
         before = files.model_bytes(model)
         after = sum(p.stat().st_size for p in written)
         if options["verbose"]:
             click.echo(tables.decisions(plan, every=True))
+            click.echo(tables.times(stages))
         for line in tables.budget(plan.budget) if plan.budget else ():
             click.echo(line)
         result = tables.result(report.summarize(plan, before, after), [*written, plan_file, *_paths(page)])

@@ -52,7 +52,7 @@ def recipe_options(command: Callable[..., None], without: Collection[str] = ()) 
 
 def talk_options(command: Callable[..., None]) -> Callable[..., None]:
     """How much is said: -v and -q."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Say more: every node left in float.")(command)
+    command = click.option("-v", "--verbose", is_flag=True, help="Say more: nodes, and where time went.")(command)
     return click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(command)
 
 

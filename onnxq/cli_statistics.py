@@ -33,20 +33,24 @@ def calibrate(
     **options: Any,
 ) -> None:
     """Run MODEL over the data once and save what was observed."""
-    from onnxq import api, files
+    from onnxq import api, files, tables
     from onnxq.parts import Running, dask_client
     from onnxq.progress import shown
+    from onnxq.timing import Watch
 
-    recipe = recipe_of(options)
+    recipe, watch = recipe_of(options), Watch()
     files.check_writable(output, *paths(model, data, options["recipe_file"]))
     workers = dask_client(dask) if dask else nullcontext()
-    with resumable(output, resume=resume) as keeper, workers as client, shown(quiet=options["quiet"]) as monitor:
+    with resumable(output, resume=resume) as keeper, workers as client, shown(quiet=options["quiet"]) as talk:
+        monitor = watch.on(talk)
         statistics = api.calibrate(
             model, data, recipe, monitor, all_tensors=all_tensors, running=Running(client, keeper)
         )
         files.write_aside(output, statistics.save)
+    if options["verbose"] and not options["quiet"]:
+        click.echo(tables.times(watch.stages()))
     if not options["quiet"]:
-        click.echo(f"{output}: {len(statistics.tensors)} tensors, {statistics.samples} samples")
+        click.echo(f"{output}: {len(statistics.tensors or statistics.bounds)} tensors, {statistics.samples} samples")
 
 
 @click.command()
@@ -61,7 +65,7 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
     total = onnxq.merge(statistics)
     files.write_aside(output, total.save)
     if not options["quiet"]:
-        click.echo(f"{output}: {len(total.tensors)} tensors, {total.samples} samples")
+        click.echo(f"{output}: {len(total.tensors or total.bounds)} tensors, {total.samples} samples")
 
 
 @click.command("export-cache")

@@ -23,6 +23,7 @@ from onnxq.graph import begin_at, remove_unread_inputs
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
 from onnxq.seen import Sample, Seen
+from onnxq.timing import paced, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,7 +77,8 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     """
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
     names = (*tensors, *(name for name in bounds if name not in tensors))
-    session = session or session_for(graph, names, providers, custom_ops)
+    with timed(monitor, "loading into ONNX Runtime"):
+        session = session or session_for(graph, names, providers, custom_ops)
     if not custom_ops and custom_nodes(graph):
         monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
     seen = Seen.of(graph.digest(), tensors, bounds)
@@ -88,7 +90,8 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
 
     def count(arrays: dict[str, npt.NDArray[Any]], sample: Sample, room: Event) -> None:
         try:
-            seen.count(arrays, sample.label, monitor, room)
+            with timed(monitor, "counting, beside the next forward pass"):
+                seen.count(arrays, sample.label, monitor, room)
             seen.note(sample)
             if keeper is not None:
                 keeper.keep(current)
@@ -96,7 +99,8 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
             room.set()  # a failure is told by the future
 
     try:
-        count_all(partial(observed, session, names), fresh(samples(session, source, monitor), left), count, source.bad)
+        found = fresh(samples(session, source, monitor), left)
+        count_all(partial(observed, session, names), found, count, source.bad, monitor)
     except KeyboardInterrupt:
         if keeper is not None and seen.samples:  # the counting thread has ended: no sample is half counted
             keeper.keep(current, now=True)
@@ -129,6 +133,7 @@ def count_all(
     found: Iterable[tuple[Sample, Feed]],
     count: Callable[[dict[str, npt.NDArray[Any]], Sample, Event], None],
     bad: Callable[[DataError], None] | None,
+    monitor: Monitor = QUIET,
 ) -> None:
     """Run every sample, and count its tensors while the next one runs; `bad` is told of those that cannot be run.
 
@@ -137,17 +142,20 @@ def count_all(
     """
     counted: Future[None] | None = None
     with ThreadPoolExecutor(1) as counter:
-        for sample, feed in found:
-            arrays = _tried(run, feed, sample.label, bad)
-            if counted is not None:
-                counted.result()
-            if arrays is None:
-                continue
-            room = Event()
-            counted = counter.submit(count, arrays, sample, room)
-            room.wait()
+        for sample, feed in paced(found, monitor, "reading data"):
+            with timed(monitor, "the forward pass"):
+                arrays = _tried(run, feed, sample.label, bad)
+            with timed(monitor, "waiting for counting"):
+                if counted is not None:
+                    counted.result()
+                if arrays is None:
+                    continue
+                room = Event()
+                counted = counter.submit(count, arrays, sample, room)
+                room.wait()
         if counted is not None:
-            counted.result()
+            with timed(monitor, "waiting for counting"):
+                counted.result()
 
 
 def _tried(run: Callable[[Feed], _T], feed: Feed, label: str, bad: Callable[[DataError], None] | None) -> _T | None:

@@ -61,7 +61,8 @@ def make_cache(
     for note in plan.notes:
         monitor.warn(note)
     bounded = {str(v.name) for v in ready.graph.values() if ready.graph.producer(v, *BOUNDED) is not None}
-    scales = symmetric_scales(plan, statistics.tensors, recipe, bounded)
+    seen = statistics.ranges if recipe.calibrator == "minmax" else statistics.tensors
+    scales = symmetric_scales(plan, seen, recipe, bounded)
     return Cache(ALGORITHMS[algorithm], code, dict(sorted(scales.items())))
 
 

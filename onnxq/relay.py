@@ -192,7 +192,7 @@ class Relay:
         for index, segment in enumerate(self.segments(block[0][1])):
             passing = _Passing(self._session(segment), segment, partial(self._kept, index=index))
             found = ((sample, arrays) for (sample, _), arrays in zip(block, live, strict=True))
-            count_all(passing, found, count, None)
+            count_all(passing, found, count, None, self._monitor)
             live = passing.kept
 
     def _session(self, segment: Segment) -> Session:

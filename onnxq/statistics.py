@@ -139,9 +139,17 @@ class Statistics:
         return {name: Reach(*found) for name, found in self.bounds.items()} | counted
 
     @property
+    def ranges(self) -> dict[str, Histogram]:
+        """A histogram of every observed tensor, or one of its bounds where these are all that was kept: for minmax."""
+        pairs = ((n, (low, high) if low <= high else ()) for n, (low, high) in self.bounds.items())
+        return {name: Histogram.of(np.array(pair, np.float64)) for name, pair in pairs} | dict(self.tensors)
+
+    @property
     def met(self) -> dict[str, bool]:
         """Whether a value of the observed tensor was seen, be it NaN: a branch may never be taken."""
-        return {name: h.zeros > 0 or h.amax > 0.0 or name in self.nonfinite for name, h in self.tensors.items()}
+        counted = {name: h.zeros > 0 or h.amax > 0.0 for name, h in self.tensors.items()}
+        found = {name: low <= high for name, (low, high) in self.bounds.items()} | counted
+        return {name: seen or name in self.nonfinite for name, seen in found.items()}
 
     def __add__(self, other: Statistics) -> Statistics:
         """Raises StatisticsError when they are of different models or tensors."""

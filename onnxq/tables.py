@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxq.outcome import Budget, Sensitivity
     from onnxq.plan import Plan
     from onnxq.report import Summary
+    from onnxq.timing import Stage
 
 
 def result(summary: Summary, written: Sequence[Path]) -> Iterator[str]:
@@ -47,6 +48,19 @@ def decisions(plan: Plan, *, every: bool) -> str:
     rows = [(d.number if d.quantized else "float", d.op_type, d.node, d.reason) for d in shown]
     return table(("precision", "operator", "node", "reason"), rows)
 
+
+def times(stages: Sequence[Stage]) -> str:
+    """Where the time of a run went: its stages, and what they were spent on, of which some ran beside another."""
+    total = sum(stage.seconds for stage in stages) or 1.0
+    rows: list[tuple[str, str, str]] = []
+    for stage in stages:
+        rows.append((f"{stage.seconds:.2f}", f"{stage.seconds / total:.0%}", stage.name))
+        rows += [(f"{seconds:.2f}", "", f"  of it {part}") for part, seconds in stage.parts if seconds >= _SEEN_S]
+    return table(("seconds", "share", "stage"), rows)
+
+
+_SEEN_S = 0.005
+"""Parts that took less are not printed."""
 
 _OPERATORS = 8
 """Operators that a line names."""

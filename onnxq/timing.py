@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from onnxq.monitor import Monitor
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,15 @@ def timed(monitor: Monitor, part: str) -> Iterator[None]:
         yield
     finally:
         monitor.spent(part, time.perf_counter() - begun)
+
+
+def paced(items: Iterable[_T], monitor: Monitor, part: str) -> Iterator[_T]:
+    """The items; the monitor is told how long it took to get each."""
+    source = iter(items)
+    while True:
+        with timed(monitor, part):
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+        yield item
