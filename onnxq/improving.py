@@ -19,8 +19,10 @@ from onnxq.improvement import (
     smoothing_factors,
     zero_points,
 )
+from onnxq.improvement.shifting import names_of, promising
 from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
+from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
 from onnxq.placement import settled
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
+    from onnxq.placement.zero_points import Candidate
+    from onnxq.recipe import Recipe
     from onnxq.statistics import Factor, Rounded, Statistics
 
 
@@ -97,27 +101,41 @@ def _inspected(ready: api.Prepared) -> Inspected:
 
     def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
         trial = api.smoothed(plain, factors)
-        return api.lowered(trial, api.observe(trial, list(feeds), SILENT), SILENT)[0]
+        seen = api.observe(trial, list(feeds), SILENT)
+        return api.lowered(trial, replace(seen, zero_points=names_of(_promising(trial, seen))), SILENT)[0]
 
     grid, level = get_target(recipe.target).activation, LEVELS[recipe.effort]
+    grid = INT8_ASYMMETRIC if _shifts(recipe) else grid  # most of what gains by a zero point can have one
     return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list, grid, level)
 
 
 def _zero_points(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> tuple[str, ...]:
     """Tensors that get a zero point where the target's grid has none."""
-    plain = _in_float32(better)
-    recipe, target = better.recipe, get_target(better.recipe.target)
-    if not target.activation.symmetric or target.placement != "tensorrt" or recipe.io_types == "int8":
+    if not _shifts(better.recipe):
         return ()
-    plan = settled(plain.graph, plain.plan, statistics.met, target, plain.recipe)
-    possible = candidates(plain.graph, plan)
-    plans = (plan, with_zero_points(plain.graph, plan, tuple(plan.points)))
-    before, after = (resolve(p, statistics, plain.recipe, target) for p in plans)
+    plain = _in_float32(better)
+    wanted = _promising(plain, statistics)
 
     def trial(tensors: Sequence[str]) -> Graph:
         return api.lowered(plain, replace(statistics, smoothing={}, zero_points=tuple(tensors)), SILENT)[0]
 
-    return zero_points(_inspected(better), possible, (before, after), statistics.tensors, picked, trial, monitor)
+    return zero_points(_inspected(better), wanted, picked, trial, monitor)
+
+
+def _shifts(recipe: Recipe) -> bool:
+    """Whether zero points are written as shifts: the target's grid has none, and inputs are no codes of it."""
+    target = get_target(recipe.target)
+    return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
+
+
+def _promising(plain: api.Prepared, statistics: Statistics) -> tuple[Candidate, ...]:
+    recipe, target = plain.recipe, get_target(plain.recipe.target)
+    if not _shifts(recipe):
+        return ()
+    plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
+    every = with_zero_points(plain.graph, plan, tuple(plan.points))
+    resolved = (resolve(plan, statistics, recipe, target), resolve(every, statistics, recipe, target))
+    return promising(candidates(plain.graph, plan), resolved, statistics.tensors)
 
 
 def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> dict[str, Rounded]:
@@ -128,8 +146,9 @@ def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, moni
     plan = with_zero_points(plain.graph, plan, statistics.zero_points)
     plan = resolve(plan, statistics, recipe, target)
 
-    def trial(codes: Mapping[str, Rounded]) -> Graph:
-        return api.lowered(plain, replace(statistics, smoothing={}, rounding=codes), SILENT)[0]
+    def trial(codes: Mapping[str, Rounded] | None) -> Graph:
+        made = plain if codes is not None else replace(plain, plan=replace(plain.plan, weights=()))
+        return api.lowered(made, replace(statistics, smoothing={}, rounding=codes or {}), SILENT)[0]
 
     grid = (weight_grid(target, recipe), recipe.weight_range)
     return rounded_weights(_inspected(better), plan, picked, grid, trial, monitor)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from onnxq.feedback import feedback
+from onnxq.feedback import DAMP, feedback
 from onnxq.improvement.judging import Judge, gains
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, positions, readable, rows_as_weight, weight_as_rows
@@ -41,8 +41,17 @@ _ROWS_PER_INPUT = 3
 
 _LEAST_ROWS = 512
 
+_TRUSTED = 2
+"""Rows per input from which on H is trusted; with fewer its diagonal weighs more, by the ratio (see `DAMP`)."""
+
+_FEWEST = 4
+"""Inputs per row at most."""
+
 _SAMPLES = 12
 """Samples that the rows come from at least: those of one sample are alike."""
+
+_WORTH_DB = 0.3
+"""What the model must gain with weights in float, or rounding has nothing to gain: the error is that of activations."""
 
 _BYTES = 2**29
 """Bytes of the matrices H that are summed in one run over the samples."""
@@ -53,7 +62,7 @@ def rounded_weights(
     plan: Plan,
     picked: Picked,
     grid: tuple[QType, str],
-    trial: Callable[[Mapping[str, Rounded]], Graph],
+    trial: Callable[[Mapping[str, Rounded] | None], Graph],
     monitor: Monitor = QUIET,
 ) -> dict[str, Rounded]:
     """Weight name -> its codes, where they bring the outputs of the quantized model nearer; often none.
@@ -63,24 +72,28 @@ def rounded_weights(
         plan: resolved.
         picked: the samples.
         grid: of the weights, and how their ranges are chosen.
-        trial: codes -> the model with them.
+        trial: codes -> the model with them; None: with weights in float, which is the most that rounding can reach.
         monitor: progress.
     """
     layers = _affordable(list(_layers(model.graph, plan)), model.effort.work)
     if not layers:
         return {}
+    judge = Judge(model, picked.judging)
+    nearest = judge.noise(trial({}))
+    if not gains(nearest, judge.noise(trial(None)), _WORTH_DB):
+        return {}
     monitor.stage(f"Rounding {len(layers)} weights", len(layers))
     found: dict[str, Rounded] = {}
     for part in _parts(layers):
-        for layer, hessian in zip(part, _hessians(model, part, picked), strict=True):
+        for layer, (hessian, rows) in zip(part, _hessians(model, part, picked), strict=True):
             if hessian is not None:
-                found[layer.point.tensor] = _rounded(model.graph, layer, hessian, grid)
+                damp = DAMP * max(1.0, _TRUSTED * layer.sizes[1] / rows)
+                found[layer.point.tensor] = _rounded(model.graph, layer, (hessian, damp), grid)
             monitor.advance()
     if not found:
         return {}
     monitor.stage("Judging", None)
-    judge = Judge(model, picked.judging)
-    return found if gains(judge.noise(trial({})), judge.noise(trial(found)), expected=True) else {}
+    return found if gains(nearest, judge.noise(trial(found)), expected=True) else {}
 
 
 # -- which -------------------------------------------------------------------------------------------------
@@ -163,8 +176,8 @@ def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
 # -- what they read ----------------------------------------------------------------------------------------
 
 
-def _hessians(model: Inspected, layers: Sequence[_Layer], picked: Picked) -> list[Floats | None]:
-    """H of each layer, (G, K, K); None where fewer rows were seen than it has inputs."""
+def _hessians(model: Inspected, layers: Sequence[_Layer], picked: Picked) -> list[tuple[Floats | None, int]]:
+    """H of each layer, (G, K, K), and of how many rows; None in its place where there are too few."""
     session = model.session(tuple(dict.fromkeys(layer.tensor for layer in layers)))
     keys = [_key(layer) for layer in layers]
     readers = dict(zip(keys, layers, strict=True))
@@ -183,9 +196,11 @@ def _hessians(model: Inspected, layers: Sequence[_Layer], picked: Picked) -> lis
             sums[key] = sums[key] + product if key in sums else product
             counts[key] += len(x)
     means = (
-        sums[key] / counts[key] if counts[key] >= x.sizes[1] else None for key, x in zip(keys, layers, strict=True)
+        sums[key] / counts[key] if counts[key] * _FEWEST >= x.sizes[1] else None
+        for key, x in zip(keys, layers, strict=True)
     )
-    return [None if mean is None or not np.isfinite(mean).all() else mean for mean in means]
+    whole = [None if mean is None or not np.isfinite(mean).all() else mean for mean in means]
+    return [(mean, counts[key]) for mean, key in zip(whole, keys, strict=True)]
 
 
 def _key(layer: _Layer) -> object:
@@ -213,13 +228,13 @@ def _by_group(x: Array, groups: int) -> Array:
 # -- rounding ----------------------------------------------------------------------------------------------
 
 
-def _rounded(graph: Graph, layer: _Layer, hessian: Floats, grid: tuple[QType, str]) -> Rounded:
-    qtype, method = grid
+def _rounded(graph: Graph, layer: _Layer, damped: tuple[Floats, float], grid: tuple[QType, str]) -> Rounded:
+    (qtype, method), (hessian, damp) = grid, damped
     weight = np.asarray(graph.const(layer.linear.weight), np.float32)
     params = weight_params(weight, layer.point.axis, cast("Literal['absmax', 'mse']", method), qtype)
     groups, _, outputs = layer.sizes
     scale = np.broadcast_to(params.scale.reshape(-1), (layer.linear.channels,)).reshape(groups, 1, outputs)
     steps = (weight_as_rows(graph, [layer.linear]) / scale).astype(np.float64)
-    codes = feedback(steps, hessian, np.ones((1, 1, 1)), qtype.qmax)
+    codes = feedback(steps, hessian, np.ones((1, 1, 1)), qtype.qmax, damp)
     stored = rows_as_weight(graph, layer.linear, codes).astype(np.int8)
     return Rounded(stored, params.scale, layer.params.scale, qtype.qmax)

@@ -32,11 +32,22 @@ PAYS_DB = {"free": GAIN_DB, "pointwise": GAIN_DB, "pad": 0.5}
 """What all of one cost must gain together at the model's outputs."""
 
 
+def promising(
+    possible: Sequence[Candidate], plans: tuple[Plan, Plan], tensors: Mapping[str, Histogram]
+) -> tuple[Candidate, ...]:
+    """Those of which the histograms promise a gain that is worth the cost.
+
+    Args:
+        possible: the groups that can have a zero point.
+        plans: resolved without any zero point, and with one wherever there can be one.
+        tensors: what was observed.
+    """
+    return tuple(c for c in possible if _gain(c, plans, tensors) > LEAST_DB[c.cost])
+
+
 def zero_points(
     model: Inspected,
-    possible: Sequence[Candidate],
-    plans: tuple[Plan, Plan],
-    tensors: Mapping[str, Histogram],
+    wanted: Sequence[Candidate],
     picked: Picked,
     trial: Callable[[Sequence[str]], Graph],
     monitor: Monitor = QUIET,
@@ -45,36 +56,34 @@ def zero_points(
 
     Args:
         model: the graph that is lowered, with the factors of smoothing in it.
-        possible: the groups that can have one.
-        plans: resolved without any zero point, and with one wherever there can be one.
-        tensors: what was observed.
+        wanted: the groups that promise to gain by one.
         picked: the samples.
         trial: tensors with a zero point -> the quantized model.
         monitor: progress.
     """
-    promising = [c for c in possible if _gain(c, plans, tensors) > LEAST_DB[c.cost]]
-    if not promising:
+    if not wanted:
         return ()
     monitor.stage("Judging zero points", None)
     judge = Judge(model, picked.judging)
     kept: list[Candidate] = []
     least = judge.noise(trial(()))
     tried = 0
-    queue = [[c for c in promising if c.cost == cost] for cost in COSTS]
+    queue = [[c for c in wanted if c.cost == cost] for cost in COSTS]
     while queue and tried < model.effort.trials:
         group = queue.pop(0)
         if not group:
             continue
         tried += 1
-        error = judge.noise(trial(_names([*kept, *group])))
+        error = judge.noise(trial(names_of([*kept, *group])))
         if gains(least, error, PAYS_DB[group[0].cost], expected=True):
             kept, least = [*kept, *group], error
         elif len(group) > 1:
             queue += [group[: len(group) // 2], group[len(group) // 2 :]]
-    return tuple(name for c in promising if c in kept for name in c.tensors)
+    return names_of([c for c in wanted if c in kept])
 
 
-def _names(chosen: Sequence[Candidate]) -> tuple[str, ...]:
+def names_of(chosen: Sequence[Candidate]) -> tuple[str, ...]:
+    """The tensors of all these groups."""
     return tuple(name for c in chosen for name in c.tensors)
 
 
