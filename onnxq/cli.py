@@ -54,9 +54,10 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         click.echo(f"error: {what_failed(error)}{f': {error.filename}' if error.filename else ''}", err=True)
-        click.echo(
-            f"  Temporary files go to {tempfile.gettempdir()}; the variable TMPDIR names another folder.", err=True
-        )
+        if error.errno in _FULL:
+            click.echo(
+                f"  Temporary files go to {tempfile.gettempdir()}; the variable TMPDIR names another folder.", err=True
+            )
         sys.exit(EXIT_FAILED)
     except MemoryError as error:
         click.echo(f"error: not enough memory{f': {error}' if str(error) else ''}", err=True)
