@@ -119,6 +119,7 @@ def show(model: Path, as_json: bool, verbose: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
 @click.option("--data", default="random:1", show_default=True, help="ort-*: what MODEL is run on, its first sample.")
 @click.option("--shapes", default="", help="ort-*: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
+@click.option("--preprocess", default="", help="ort-*: how images of --data become the input, as for `quantize`.")
 @click.option("--measure", is_flag=True, help="ort-*: measure latency against --float too.")
 @click.option("--float", "reference", type=click.Path(path_type=Path), help="The float model, for --measure.")
 @talk_options
@@ -187,8 +188,9 @@ def _proof(model: Path, target: str, **options: Any) -> tuple[Proof | None, str 
     from onnxq.proving import prove
 
     reference = options["reference"] if options["measure"] else None
+    given = {name: options[name] for name in ("shapes", "preprocess")}
     try:
-        return prove(model, target, options["data"], shapes=options["shapes"], reference=reference), None
+        return prove(model, target, options["data"], **given, reference=reference), None
     except (ProviderError, DataError) as error:  # without a GPU, or shapes for a run, the rules say enough
         if options["measure"] or target == "ort-cpu":
             raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq import proof
-from onnxq.data import input_specs, open_source, parse_shapes
+from onnxq.data import input_specs, open_source, parse_shapes, with_preprocess
 from onnxq.errors import RecipeError
 from onnxq.intake import load
 from onnxq.interface import coded, ports, with_float_ends
@@ -29,6 +29,7 @@ def prove(
     data: object = "random:1",
     *,
     shapes: str = "",
+    preprocess: str = "",
     reference: Model | None = None,
 ) -> Proof:
     """What ONNX Runtime really runs of a quantized model, optimized for the target's provider; see `onnxq.proof`.
@@ -39,6 +40,7 @@ def prove(
         data: the first sample is what it is run on; nothing is calibrated. That of the float model, where inputs are
             codes, which are made of it.
         shapes: sizes of dynamic inputs, as a recipe has them.
+        preprocess: how images become the input, as a recipe has it.
         reference: the float model, to measure latency against.
 
     Raises:
@@ -52,7 +54,10 @@ def prove(
     try_provider(PROVIDER_OF[target])
     sizes = parse_shapes(shapes) if shapes else None
     graph = load(model)
-    feed = next(iter(open_source(data, input_specs(with_float_ends(graph)), shapes=sizes)))
+    specs = input_specs(with_float_ends(graph))
+    if preprocess:
+        specs = with_preprocess(specs, preprocess)
+    feed = next(iter(open_source(data, specs, shapes=sizes)))
     own = coded(feed, ports(graph))
     with Scratch() as folder:
         compared = None if reference is None else _on_disk(reference, folder / "float.onnx")
