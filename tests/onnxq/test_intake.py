@@ -35,3 +35,9 @@ def test_nothing_is_checked_where_nothing_fails() -> None:
     with checked(BAD):
         pass
     assert api.make_plan(BAD).decisions
+
+
+def test_checks_of_a_model_that_is_none() -> None:
+    graph = graph_of("(float[1,3,4,4] x) => (float[1,2,4,4] y) { y = Conv(x) }")
+    with pytest.raises(ModelError, match="is not a valid ONNX model"):
+        api.check(graph, "tensorrt@10")
