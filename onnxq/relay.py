@@ -147,8 +147,9 @@ class Relay:
         for index, segment in enumerate(self.segments(feeds[-1])):
             session = self._session(segment)
             made = [session.run({n: arrays[n] for n in session.inputs}, session.outputs) for arrays in live]
-            yield made
             found = [dict(zip(session.outputs, outputs, strict=True)) for outputs in made]
+            del session  # the next one is not to be loaded beside it
+            yield made
             live = [self._kept({**old, **new}, index) for old, new in zip(live, found, strict=True)]
 
     def segments(self, feed: Feed) -> tuple[Segment, ...]:
@@ -194,6 +195,7 @@ class Relay:
             found = ((sample, arrays) for (sample, _), arrays in zip(block, live, strict=True))
             count_all(passing, found, count, None, self._monitor)
             live = passing.kept
+            del passing  # its session: the next one is not to be loaded beside it
 
     def _session(self, segment: Segment) -> Session:
         return session_for(self._graph, segment.tensors, *self._runtime, reads=segment.reads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import runpy
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,10 @@ from graphs import graph_of as text_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq import Recipe, Running, api
+from onnxq import Recipe, Running, api, relay
 from onnxq.checkpoint import Checkpoint, Keeper
 from onnxq.cli import cli
-from onnxq.collect import collect
+from onnxq.collect import collect, session_for
 from onnxq.data import input_specs, open_source
 from onnxq.errors import DataError, RecipeError
 from onnxq.memory import RESERVED, for_tensors, parse_bytes
@@ -311,3 +312,20 @@ def test_what_cannot_be_kept_is_said() -> None:
     source = open_source([sample()], input_specs(BLOCKS))
     collect_within(TINY, BLOCKS, OBSERVED, source, monitor=Monitor(warn=warned.append))
     assert [text for text in warned if "cannot be cut" in text]
+
+
+def test_one_segment_is_loaded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[object]] = []
+    beside: list[int] = []
+
+    def one(*args: Any, **options: Any) -> object:  # noqa: ANN401  as `session_for`
+        beside.append(sum(ref() is not None for ref in made))
+        session = session_for(*args, **options)
+        made.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(relay, "session_for", one)
+    feeds = [sample(2) for _ in range(2)]  # in batches, so that the trial of the first one is looked at too
+    within(TINY, BLOCKS, OBSERVED, feeds)
+    assert len(beside) > 10
+    assert not any(beside)
