@@ -22,11 +22,12 @@ from onnxq.data.source import Sample, Source
 from onnxq.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from onnxq.data.feeds import Array, InputSpec
 
 SUFFIXES = frozenset((".tar", ".tgz"))
+_ARRAYS = (".npy", ".npz")
 _PICKLES = frozenset((".pyd", ".pkl", ".pickle", ".pth", ".pt"))
 _HINT = "Write the tar anew, or copy it again."
 
@@ -53,16 +54,21 @@ def open_tars(text: str, inputs: tuple[InputSpec, ...]) -> Source:
     if any(spec.preprocess for spec in inputs):
         images.image_input(inputs, text)  # so that a missing Pillow is told now, and not of each sample
 
+    labels = {spec.name for spec in inputs if spec.label}
+
     def read() -> Iterator[Sample]:
         for tar in paths:
-            for key, members in itertools.groupby(_members(tar), lambda member: member[0]):
+            for key, members in itertools.groupby(_members(tar, labels), lambda member: member[0]):
                 yield _sample(tar, key, [(name, data) for _, name, data in members], inputs)
 
     return Source(text, inputs, read)
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, bytes | DataError]]:
-    """(key, rest of the name, content) of every file in a tar; the last has an error where the tar is damaged."""
+def _members(path: Path, labels: Collection[str]) -> Iterator[tuple[str, str, bytes | DataError]]:
+    """(key, rest of the name, content) of every file in a tar; the last has an error where the tar is damaged.
+
+    What is no array, image or label, a video for one, is not read.
+    """
     last = "its beginning"
     try:
         with tarfile.open(path, "r|*") as tar:
@@ -72,7 +78,8 @@ def _members(path: Path) -> Iterator[tuple[str, str, bytes | DataError]]:
                 if not (member.isfile() and stem and dot):
                     continue
                 file = tar.extractfile(member)
-                yield str(name.with_name(stem)), rest, file.read() if file is not None else b""
+                wanted = rest in labels or f".{rest.lower()}".endswith(_ARRAYS) or _is_image(rest)
+                yield str(name.with_name(stem)), rest, file.read() if wanted and file is not None else b""
                 last = f"member {member.name!r}"
     except Exception as error:  # noqa: BLE001  those of tarfile, zlib, bz2 and lzma, and TypeError for a cut header
         yield "", "", DataError(f"{path}: is damaged after {last}: {error}", _HINT)
