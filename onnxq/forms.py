@@ -4,6 +4,7 @@ integers, float8, ternary   DequantizeLinear(codes, scale, zero_point)
 codebooks                   codes (uint4) -> Cast -> Gather(levels) -> Mul(scale) -> Reshape -> Transpose
  - mxfp4                    scale = 2^(exponent - 127)
  - nvfp4                    scale = Cast(float8) * global
+nvfp4 where float4 is read  DequantizeLinear(codes, DequantizeLinear(float8 scales, global), block_size 16) -> Transpose
  - double                   scale = DequantizeLinear(int8 codes, block_size 256) + mean
 binary                      codes (uint8) -> BitShift -> BitwiseAnd(1) -> Reshape -> Cast -> Mul(2 scale) -> Sub(scale)
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from onnxq.formats.codebooks import E8M0_BIAS, LEVELS, SCALE_BLOCK
@@ -28,11 +30,18 @@ FLOAT32, INT32 = 1, 6
 DOMAIN = "com.microsoft"
 QUANT_TYPES = {"fp4": 0, "nf4": 1}
 """Type -> MatMulBnb4's attribute."""
+FLOAT4 = ("nvfp4",)
+"""Types that are written in float4 where the runtime reads it."""
 
 
-def write(graph: Graph, name: str, stored: Stored, dtype: str) -> Value:
-    """Add the constants and nodes that give the matrix [K, N] back, as a value of `dtype`."""
-    if stored.format.type in LEVELS:
+def write(graph: Graph, name: str, stored: Stored, dtype: str, *, float4: bool = False) -> Value:
+    """Add the constants and nodes that give the matrix [K, N] back, as a value of `dtype`.
+
+    `float4` says whether the runtime reads FLOAT4E2M1 codes, which need no table then.
+    """
+    if float4 and stored.format.type in FLOAT4:
+        real = _float4(graph, name, stored)
+    elif stored.format.type in LEVELS:
         real = _codebook(graph, name, stored)
     elif stored.format.type == "binary":
         real = _binary(graph, name, stored)
@@ -95,6 +104,23 @@ def _codebook(graph: Graph, name: str, stored: Stored) -> Value:
     if count * size != k:  # what filled up the last block
         flat = step("Slice", "cut", [flat, *(step.shape([v]) for v in (0, k, 1))])
     return step("Transpose", "dequantized", [flat], perm=[1, 0])
+
+
+def _float4(graph: Graph, name: str, stored: Stored) -> Value:
+    """NVFP4 in ONNX's own types, as ModelOpt writes it and TensorRT reads it: two levels of DequantizeLinear.
+
+    Codes [N, K] and scales [N, K / 16] lie as a Linear layer's weight does; no zero points, which would be as large as
+    the scales. The code of each level is E2M1's bit pattern.
+    """
+    step = _Steps(graph, name)
+    rows, count, size = stored.arrays["codes"].shape
+    bits = stored.arrays["codes"].astype(np.uint8).reshape(rows, count * size)
+    codes = step.constant("quantized", bits.view(ml_dtypes.float4_e2m1fn))
+    scales = stored.arrays["scale"].reshape(rows, count)
+    whole = step.constant("global", stored.arrays["global"].reshape(()))
+    scale = step("DequantizeLinear", "scales", [step.constant("scale", scales), whole])
+    real = step("DequantizeLinear", "rows", [codes, scale], axis=1, block_size=size)
+    return step("Transpose", "dequantized", [real], perm=[1, 0])
 
 
 def _scale(step: _Steps, stored: Stored) -> Value:

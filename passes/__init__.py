@@ -124,7 +124,10 @@ def lower(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Block
     if not narrow:
         return lowering(plan, target, recipe)
     rest = replace(plan, weights=tuple(w for w in plan.weights if w not in narrow))
-    return (NarrowWeights(replace(plan, weights=narrow), recipe.weight_range), *lowering(rest, target, recipe))
+    return (
+        NarrowWeights(replace(plan, weights=narrow), recipe.weight_range, float4=target.float4),
+        *lowering(rest, target, recipe),
+    )
 
 
 def _narrow(plan: Plan) -> tuple[WeightPoint, ...]:
@@ -203,7 +206,7 @@ def _lower_weights(
     ops = {d.node: d.op_type for d in plan.decisions}
     others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose"))
     return (
-        NarrowWeights(plan, recipe.weight_range, chosen or {}, recipe.format == "qoperator"),
+        NarrowWeights(plan, recipe.weight_range, chosen or {}, recipe.format == "qoperator", target.float4),
         QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),

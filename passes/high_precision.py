@@ -166,6 +166,8 @@ class _Work:
     def _kind(self, dequantize: Node) -> str:
         """What a DequantizeLinear feeds: "half" when anything computes in the type, "island", or "float"."""
         users = [(u, i) for u, i in self.graph.users(dequantize.outputs[0]) if not self.graph.in_body(u)]
+        # a scale that is stored in few bits itself is computed in float32: half precision would spoil small ones
+        users = [(u, i) for u, i in users if not (u.op_type == "DequantizeLinear" and i == 1)]
         if any(self._may_be_half(user, index) for user, index in users):
             return "half"
         return "island" if any(id(user) in self.islands for user, _ in users) else "float"

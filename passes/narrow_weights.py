@@ -32,12 +32,14 @@ class NarrowWeights:
         method: "absmax" or "mse", as `blocks.quantize_blocks` knows it.
         chosen: weight -> codes and scales [K, N] that were found from data (`onnxq.weights`); they win.
         operators: whether ONNX Runtime's operators take the place of products where there are such.
+        float4: whether the runtime reads float4 codes.
     """
 
     plan: Plan
     method: Any = "absmax"
     chosen: Mapping[str, Blocks] = field(default_factory=dict)
     operators: bool = False
+    float4: bool = False
 
     def __call__(self, graph: Graph) -> int:
         """Return how many weights were stored narrow."""
@@ -63,7 +65,7 @@ class NarrowWeights:
         if self.operators and has_operator(stored):
             write_operator(graph, str(value.name), stored, users)
             return
-        real = write(graph, str(value.name), stored, str(matrix.dtype))
+        real = write(graph, str(value.name), stored, str(matrix.dtype), float4=self.float4)
         for node in users:
             graph.set_input(node, 1, real)
             graph.set_attribute(node, "transB", None)

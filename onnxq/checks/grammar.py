@@ -31,7 +31,7 @@ from onnxq.checks.index import (
     is_integer_operator,
     is_qdq,
 )
-from onnxq.checks.scales import blocks, is_grid, is_vector, qtype, zero_point
+from onnxq.checks.scales import blocks, in_two_levels, is_grid, is_vector, qtype, zero_point
 from onnxq.checks.versions import FIRST_RELEASE
 
 if TYPE_CHECKING:
@@ -50,9 +50,11 @@ def two_inputs(model: Model) -> Iterator[Breach]:
 
 
 def scale_constant(model: Model) -> Iterator[Breach]:
-    """A scale is an initializer or Constant, not empty, float32, float16 or bfloat16."""
+    """A scale is an initializer or Constant, not empty, float32, float16 or bfloat16; for float4 scaled float8."""
     for node in model.pairs:
         tensor = model.constants.get(node.input[1])
+        if tensor is None and in_two_levels(model, node):
+            continue
         if tensor is None:
             yield error(node, f"scale {node.input[1]} is not a constant")
         elif not prod(tensor.dims):

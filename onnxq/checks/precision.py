@@ -8,7 +8,7 @@ from onnxq.checks.dtypes import FLOAT, FLOAT8E4M3FN, FLOATS, HALVES, INT8, type_
 from onnxq.checks.finding import Breach, error, warning
 from onnxq.checks.index import ACTIVATIONS, CONVS, COPIES, DQ, GATES, WEIGHTED, Q, is_addition, is_onnx
 from onnxq.checks.islands import fused, low_precision, precision
-from onnxq.checks.scales import qtype
+from onnxq.checks.scales import in_two_levels, qtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,8 @@ def _epilogue(model: Model, name: str) -> str:
 def one_low_type(model: Model) -> Iterator[Breach]:
     """Int8 and float8 are not mixed in one model."""
     kinds: dict[int | None, NodeProto] = {}
-    for node in model.pairs:
+    scales = {node.input[1] for node in model.pairs if in_two_levels(model, node)}  # no layer computes in their type
+    for node in (n for n in model.pairs if n.output[0] not in scales):
         kinds.setdefault(qtype(model, node), node)
     if INT8 in kinds and FLOAT8E4M3FN in kinds:
         yield warning(kinds[FLOAT8E4M3FN], "FLOAT8E4M3FN beside INT8 in one model")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.checks.index import Q, integer
+from onnxq.checks.dtypes import FLOAT4E2M1, FLOAT8E4M3FN
+from onnxq.checks.index import DQ, Q, integer
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -46,6 +47,14 @@ def blocks(model: Model, node: NodeProto) -> tuple[Shape, Shape] | None:
 def is_grid(dims: Shape) -> bool:
     """Whether a scale's shape has more than one axis and more than one element."""
     return len(dims) > 1 and any(dim != 1 for dim in dims)
+
+
+def in_two_levels(model: Model, node: NodeProto) -> bool:
+    """Whether a DQ of float4 has scales that are float8 constants behind a DQ of their own: NVFP4."""
+    maker = model.producers.get(node.input[1])
+    if qtype(model, node) != FLOAT4E2M1 or maker is None or maker.op_type != DQ:
+        return False
+    return all(name in model.constants for name in maker.input if name) and qtype(model, maker) == FLOAT8E4M3FN
 
 
 def same_scale(model: Model, *nodes: NodeProto | None) -> bool:

@@ -66,6 +66,9 @@ ROWS: tuple[Row, ...] = (
     Row("weights", ("log4",), ("block", "channel"), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
     Row("weights", ("mxfp4",), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(Pow(2, exponent))"),
     Row("weights", ("nvfp4",), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(float8 scale)"),
+    Row(
+        "weights", ("nvfp4",), ("block",), NEW_TENSORRT, 23, "DequantizeLinear(block_size), float8 scales: from 10.8 on"
+    ),
     Row("weights", ("binary",), ("channel",), ("ort-cpu",), 18, "BitShift, BitwiseAnd, Mul, Sub"),
     Row("weights", ("fp8e4m3", "fp8e5m2"), ("channel", "tensor"), ("ort-cpu",), 19, "DequantizeLinear"),
     Row("activations", ("int8",), ("tensor",), (*TENSORRT, "ort-cuda"), 13, "QuantizeLinear, DequantizeLinear"),
@@ -94,7 +97,8 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", ("int8",), TENSORRT, "TensorRT takes blocks of 4-bit weights only, and scales that are constants"),
     ("", ("int4", "int3"), ("tensorrt@8",), "TensorRT has 4-bit weights from 10 on"),
     ("", ("int4", "int3"), NEW_TENSORRT, "TensorRT takes 4-bit weights in blocks only"),
-    ("", ("nvfp4",), NEW_TENSORRT, "the float4 form that TensorRT takes from 10.8 on is not written yet"),
+    ("", ("nvfp4",), ("tensorrt@8",), "TensorRT has float4 from 10.8 on"),
+    ("", ("mxfp4",), TENSORRT, "TensorRT takes float4 in blocks of 16 with float8 scales only: nvfp4"),
     ("", (), TENSORRT, "TensorRT's parser has no such type, and would expand the tables that spell it to float"),
     ("activations", (), ("ort-cuda",), "on CUDA ONNX Runtime has integer products of int8 with one scale only"),
     ("weights", (), ("ort-cuda",), "on CUDA only MatMulNBits and MatMulBnb4 read narrow weights; this is neither"),

@@ -28,6 +28,9 @@ DEQUANTIZED_AGAIN = "a convolution would dequantize its weight on every call; a 
 COLUMNS_OF_2_BITS = 4
 """With other numbers of columns ONNX Runtime 1.31 fuses 2-bit codes to a MatMulNBits with wrong results."""
 
+COLUMNS_OF_FLOAT4 = 16
+"""Source: Torch-TensorRT's tutorial of NVFP4 weights."""
+
 
 def place_weights(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     """Decide for every node whether its weight is stored narrow."""
@@ -92,8 +95,15 @@ def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: Format) 
     k, n = (shape[1], shape[0]) if transposed else shape
     if wanted.kind.bits == 2 and isinstance(n, int) and n % COLUMNS_OF_2_BITS:
         return f"{n} columns: ONNX Runtime spoils 2-bit codes unless the columns are a multiple of {COLUMNS_OF_2_BITS}"
-    if blocked and target.placement == "tensorrt" and isinstance(k, int) and k % (wanted.block_size or 1):
+    return _why_not_whole(k, n, target, wanted) if blocked and target.placement == "tensorrt" else None
+
+
+def _why_not_whole(k: object, n: object, target: Target, wanted: Format) -> str | None:
+    """TensorRT takes whole blocks, and float4 matrices of whole tiles."""
+    if isinstance(k, int) and k % (wanted.block_size or 1):
         return f"{k} rows are no multiple of a block of {wanted.block_size}"
+    if wanted.type == "nvfp4" and target.float4 and isinstance(n, int) and n % COLUMNS_OF_FLOAT4:
+        return f"{n} columns: TensorRT wants both sides of a float4 matrix to be multiples of {COLUMNS_OF_FLOAT4}"
     return None
 
 

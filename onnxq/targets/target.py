@@ -35,6 +35,7 @@ class Target:
         tables: whether embedding tables are stored as GatherBlockQuantized.
         block_size: values of a weight's reduction axis that share a scale in 4 bits, unless the recipe says otherwise.
         blocked_bits: widths of weights that may be quantized in blocks.
+        float4: whether it reads DequantizeLinear of FLOAT4E2M1 codes in blocks of 16 with float8 scales.
         refuses: mode -> why the target has no use for it.
         next_step: what -> the command that builds from the emitted file; {model}, {engine}, {shapes} are filled in.
     """
@@ -58,5 +59,6 @@ class Target:
     tables: bool = False
     block_size: int = 128
     blocked_bits: frozenset[int] = frozenset({4})
+    float4: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict)
     next_step: Mapping[str, str] = field(default_factory=dict)

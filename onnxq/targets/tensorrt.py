@@ -23,6 +23,7 @@ TENSORRT_10 = Target(
     ),
     min_channels=16,  # ModelOpt's exclusion rules; int8 tensor cores want multiples of 16
     group_multiple=4,  # NvInfer.h, IConvolutionLayer::setNbGroups
+    float4=True,  # from 10.8 on
     refuses={"dynamic": "its parser takes scales that are constants, and no DynamicQuantizeLinear or MatMulInteger"},
     next_step={
         # From 10.12 on strong typing is what is not deprecated; the int8 and fp16 flags contradict it.
@@ -36,6 +37,7 @@ TENSORRT_8 = replace(
     name="tensorrt@8",
     weight_form="qdq",  # int8 constants were documented from 10 on
     blocked_bits=frozenset(),  # scales of blocks came with 10
+    float4=False,
     deconv_per_channel=False,  # builds failed or gave wrong results: TensorRT#1694, #1934
     next_step={
         # Weakly typed: the flags say which types the builder may use beside the Q/DQ pairs.
