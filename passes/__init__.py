@@ -167,10 +167,12 @@ def weight_grid(target: Target, recipe: Recipe) -> QType:
 
 
 def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+    own = replace(plan, weights=tuple(w for w in plan.weights if w.block_size is None))
     return (
         InsertQDQ(plan),
         remove_redundant_qdq,  # behind pairs that the model already had
-        QuantizeWeights(plan, weight_grid(target, recipe), recipe.weight_range, "dq"),
+        QuantizeWeights(own, weight_grid(target, recipe), recipe.weight_range, "dq"),
+        QuantizeTables(plan, recipe.weight_range),
         pad_channels,  # an image has three channels, and the fast kernels want four
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,  # a Gemm that writes float is replaced only with an int32 bias
@@ -219,6 +221,7 @@ def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ..
     return (
         DynamicProducts(plan, weight, recipe.weight_range, recipe.activations == "int8/token"),
         DynamicLSTM(plan, weight),
+        QuantizeTables(plan, recipe.weight_range),
         remove_unused,
     )
 

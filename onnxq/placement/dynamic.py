@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxq.placement.embeddings import STORED, stored_tables
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
 from onnxq.plan import Decision, Plan, WeightPoint
 
@@ -24,8 +25,13 @@ def place_dynamic(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     """Decide for every node whether it is computed on integers with scales found at run time."""
     uses: dict[tuple[str, int | None], list[tuple[str, int]]] = {}
     decisions = []
+    tables = stored_tables(graph, target, recipe)
+    stored = {name for table in tables for name, _ in table.uses}
     for node in graph.nodes:
         name = node.name or ""
+        if name in stored:
+            decisions.append(Decision(name, node.op_type, quantized=True, reason=STORED, macs=0))
+            continue
         reason = _why_float(graph, node, target, recipe)
         text = reason or "int8 weight, the input quantized at run time"
         decisions.append(Decision(name, node.op_type, reason is None, text, macs(graph, node, target)))
@@ -38,7 +44,7 @@ def place_dynamic(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     return Plan(
         target.name,
         {},
-        tuple(WeightPoint(n, tuple(where), axis) for (n, axis), where in uses.items()),
+        (*(WeightPoint(n, tuple(where), axis) for (n, axis), where in uses.items()), *tables),
         tuple(decisions),
     )
 

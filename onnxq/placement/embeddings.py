@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from onnxq.formats import Format
 from onnxq.placement.weighted import FLOAT_TYPES
+from onnxq.plan import WeightPoint
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node
+    from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
 
 LARGE = 1 << 16
@@ -36,3 +38,16 @@ def table_reason(graph: Graph, node: Node, target: Target) -> str | None:
     if graph.is_const(node.inputs[1]):
         return "its indices are constant"
     return None
+
+
+STORED = "table of int8 rows"
+
+
+def stored_tables(graph: Graph, target: Target, recipe: Recipe) -> tuple[WeightPoint, ...]:
+    """The tables whose rows are stored narrow, each with the nodes that gather from it."""
+    uses: dict[str, list[tuple[str, int]]] = {}
+    for node in graph.nodes:
+        excluded = recipe.rule_value(node.name or "", node.op_type, "quantize") is False
+        if node.op_type == "Gather" and not node.domain and not excluded and table_reason(graph, node, target) is None:
+            uses.setdefault(str(node.inputs[0].name), []).append((node.name or "", 0))  # type: ignore[union-attr]  # a table is a constant
+    return tuple(WeightPoint(name, tuple(where), None, TABLE) for name, where in uses.items())

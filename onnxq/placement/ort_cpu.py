@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.pairs import kept
+from onnxq.placement.embeddings import STORED, stored_tables
 from onnxq.placement.ort_cpu_kernels import is_product, why_no_kernel
 from onnxq.placement.ort_cpu_points import Island, points, weight_points
 from onnxq.placement.weighted import FLOAT_TYPES, macs
@@ -69,10 +70,12 @@ def place_cpu(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     for node in graph.nodes:
         if (clamp := island.clamp_of(node)) is not None:
             choice.floats[clamp.name or ""] = "vanishes: the zero point before it is where it clips"
+    found = stored_tables(graph, target, recipe)
+    choice.int8 |= {name: STORED for table in found for name, _ in table.uses}
     return Plan(
         target=target.name,
         points=points(island, recipe),
-        weights=weight_points(island, recipe),
+        weights=(*weight_points(island, recipe), *found),
         decisions=tuple(_decisions(choice)),
         kept=kept(graph),
         notes=_notes(graph),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.pairs import existing_pair, kept, origin
-from onnxq.placement.embeddings import TABLE, table_reason
+from onnxq.placement.embeddings import STORED, TABLE, table_reason
 from onnxq.placement.tensorrt import BOUNDED
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float, why_small
 from onnxq.plan import INT8, Decision, Plan, Point, WeightPoint
@@ -85,7 +85,7 @@ def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, label: str
         return "excluded by a rule", False
     if node.op_type == "Gather" and not node.domain:
         why = table_reason(graph, node, target)
-        return ("table of int8 rows", True) if why is None else (why, False)
+        return (STORED, True) if why is None else (why, False)
     if node.op_type not in target.weighted or node.domain:
         return (f"part of {label}, kept whole" if label else "has no integer kernel on CUDA"), False
     if is_quantized_already(graph, node, target):

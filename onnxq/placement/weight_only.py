@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxq.formats.codebooks import LEVELS
-from onnxq.placement.embeddings import TABLE, table_reason
+from onnxq.placement.embeddings import STORED, TABLE, table_reason
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
 from onnxq.plan import INT8, Decision, Plan, WeightPoint
 from onnxq.schemes import node_weights
@@ -58,7 +58,7 @@ def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: Fo
         return "excluded by a rule", None
     if node.op_type == "Gather" and not node.domain:
         reason = table_reason(graph, node, target)
-        return (reason, None) if reason is not None else ("table of int8 rows", TABLE)
+        return (reason, None) if reason is not None else (STORED, TABLE)
     if node.op_type not in target.weighted or node.domain:
         return "has no weight that is read narrow", None
     if is_quantized_already(graph, node, target):
