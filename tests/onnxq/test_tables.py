@@ -1,48 +1,102 @@
-"""Embedding tables of a model for ort-cpu: 8 bits in every mode, unless a rule leaves them."""
+"""What the command line prints of plans: complete tables, the lines below them, and what goes to another device."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 from graphs import graph_of
 
-import onnxq
-from onnxq import Recipe, Rule
-from onnxq.runtime import Session
+from onnxq import api, cli, tables
+from onnxq.recipe import Recipe
+from onnxq.report import Summary, summarize
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
 
-RNG = np.random.default_rng(0)
-FEEDS = [{"i": RNG.integers(0, 1024, (2, 5))} for _ in range(4)]
+W = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+TEXT = "(float[4,32] x) => (float[4,32] y) { a = MatMul(x, w) b = Erf(a) c = MatMul(b, w) y = EfficientNMS_TRT(c) }"
 
 
-def model(rows: int = 1024) -> Graph:
-    text = "(int64[2,5] i) => (float[2,5,64] y) { e = Gather(table, i) y = MatMul(e, w) }"
-    table, w = RNG.normal(size=(rows, 64)), RNG.normal(size=(64, 64))
-    return graph_of(text, 17, table=table.astype(np.float32), w=w.astype(np.float32))
+def graph() -> Graph:
+    return graph_of(TEXT, w=W)
 
 
-@pytest.mark.parametrize("mode", ["static", "dynamic", "weight-only"])
-def test_rows_are_stored_in_8_bits(mode: str) -> None:
-    graph = model()
-    made, plan = onnxq.quantize(graph, None if mode != "static" else FEEDS, Recipe(target="ort-cpu", mode=mode))
-    assert {d.op_type: d.quantized for d in plan.decisions}["Gather"]
-    stored = [n for n in made.nodes if n.op_type == "GatherBlockQuantized"]
-    assert len(stored) == 1
-    assert made.dtype(stored[0].inputs[0]) == "uint8"
-    exact = Session(graph.to_proto().SerializeToString()).run(FEEDS[0])[0]
-    found = Session(made.to_proto().SerializeToString()).run(FEEDS[0])[0]
-    assert 10 * np.log10(np.sum(exact**2) / np.sum((found - exact) ** 2)) > 30
+def test_sizes() -> None:
+    assert [tables.size(n) for n in (999, 99_999, 100_000, 12_345_678)] == ["1.0 kB", "100.0 kB", "0.10 MB", "12.35 MB"]
 
 
-@pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_a_rule_and_a_small_table_stay_float(mode: str) -> None:
-    rule = Recipe(target="ort-cpu", mode=mode, rules=(Rule(ops=("Gather",), quantize=False),))
-    for graph, recipe in ((model(), rule), (model(1023), Recipe(target="ort-cpu", mode=mode))):
-        small = [{"i": np.minimum(f["i"], 1022)} for f in FEEDS]
-        made, plan = onnxq.quantize(graph, small if mode == "static" else None, recipe)
-        assert not {d.op_type: d.quantized for d in plan.decisions}["Gather"]
-        assert "GatherBlockQuantized" not in {n.op_type for n in made.nodes}
+def test_a_table_holds_every_cell_whole() -> None:
+    long = "/a/very/[bold]long[/bold]/name" * 8
+    text = tables.table(("one", "two"), [("1", long), ("22", "b")])
+    assert "one" in text.splitlines()[1]
+    assert "".join(text.split()).count("[bold]") == 8  # folded, not cut, and no markup
+    assert not text.endswith("\n")
+
+
+def test_the_summary_says_what_falls_back() -> None:
+    found = Summary(3, 2, True, 0.5, 2000, 1000, (("too small", "Conv", 1),), (), (("Gemm", 2), ("Erf", 1)))
+    lines = list(tables.result(found, [Path("m.onnx"), Path("m.data")]))
+    assert lines[0] == "weighted operators left in float:"
+    assert "too small" in lines[1]
+    assert lines[2:] == [
+        "not for DLA, falls back to the GPU: 2 Gemm, 1 Erf",
+        "int8: 2 of 3 weighted operators, 50.0% of their MACs",
+        "wrote m.onnx (2.0 kB -> 1.0 kB), m.data",
+    ]
+    (last,) = tables.summary_lines(Summary(1, 1, False, 1.0, 0, 0, (), ()))
+    assert last.startswith("int8 weights only, all computed in float: 1 of 1")
+
+
+def test_decisions_of_every_node_or_of_the_int8_ones() -> None:
+    plan = api.make_plan(graph())
+    some, every = (tables.decisions(plan, every=every) for every in (False, True))
+    assert "MatMul:a" in some
+    assert "Erf:b" not in some
+    assert "Erf:b" in every
+    assert "custom operator" in every
+
+
+def test_summaries_of_other_targets_have_no_fallback() -> None:
+    assert summarize(api.make_plan(graph())).fallback == ()
+    dla = api.make_plan(graph(), Recipe(target="tensorrt@10+dla"))
+    assert dict(summarize(dla).fallback) == {"MatMul": 2, "Erf": 1, "EfficientNMS_TRT": 1}
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["onnxq", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+def test_the_command_line_shows_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(graph().to_proto(), tmp_path / "m.onnx")
+    assert call(monkeypatch, "plan", tmp_path / "m.onnx", "--target", "tensorrt@10+dla") == 0
+    out = capsys.readouterr().out
+    assert "not for DLA, falls back to the GPU: 2 MatMul" in out
+    assert "note: custom operators are left as they are: EfficientNMS_TRT of the default domain" in out
+
+
+def test_the_command_line_takes_custom_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extensions = pytest.importorskip("onnxruntime_extensions")
+    text = "(float[4,32] x) => (float[4,32] y) { a = MatMul(x, w) b, c = NegPos(a) y = MatMul(c, w) }"
+    proto = graph_of(text, w=W).to_proto()
+    proto.graph.node[1].domain = "ai.onnx.contrib"
+    onnx.save(proto, tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("quantize", "m.onnx", "--data", "random:4")
+    assert call(monkeypatch, *arguments) == 1
+    assert "lacks custom operators: NegPos of ai.onnx.contrib" in " ".join(capsys.readouterr().err.split())
+    assert call(monkeypatch, *arguments, "--custom-ops", extensions.get_library_path()) == 0
+    assert "int8: 2 of 2" in capsys.readouterr().out
