@@ -1,6 +1,6 @@
 """Measure onnxq: time and memory of calibration, the search for ranges, start-up, accuracy and latency.
 
-    python scripts/bench.py calibrate [--model NAME ...] [--samples 64] [--repeat 3] [--entropy-samples 8]
+    python scripts/bench.py calibrate [--model NAME ...] [--samples 64] [--repeat 3] [--peer-samples 8] [--limit 90]
     python scripts/bench.py search [--model NAME ...]
     python scripts/bench.py start
     python scripts/bench.py accuracy [--model NAME ...]
@@ -17,6 +17,7 @@ spinning, suffers more from neighbours than one without.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -36,7 +37,8 @@ DIGITS = ROOT / "models" / "digits"
 
 LENGTH = 128  # tokens of a text
 RATIO, SECONDS, MEMORY = 2.0, 1.0, 200.0  # the target: this many forward passes, seconds and MiB above one
-SEARCH_MS, IMPORT_S = 10.0, 0.15
+SEARCH_MS, IMPORT_S, START_S = 10.0, 0.15, 1.5
+CALIBRATE_RATIO, MINMAX_RATIO = {"mobilenet_v2": 3.0}, 1.2  # of the forward pass; 1.5 for other models
 QUANTIZE = "from onnxq.cli import main; main()"
 CALIBRATORS = ("minmax", "percentile", "mse", "entropy", "auto")
 
@@ -49,58 +51,133 @@ class Cost:
         seconds: wall time from its start to its end; of several runs the median.
         mib: the most memory it had resident, files mapped by it included.
         fastest: least seconds of several runs.
+        failed: why it did not come to its end.
+        cpu: least seconds of the processor, of all threads: what neighbours disturb least.
     """
 
     seconds: float
     mib: float
     fastest: float
+    failed: str = ""
+    cpu: float = math.nan
 
 
-def cost(*command: str) -> Cost:
-    """Run a command to its end; SystemExit with its output when it fails."""
+def cost(*command: str, limit: tuple[float, float] = (math.inf, math.inf)) -> Cost:
+    """Run a command to its end, or to a limit of (seconds, MiB) and kill it there.
+
+    Without limits SystemExit with its output when it fails; with them that is told by the result.
+    """
+    peak = 0.0
     with tempfile.TemporaryFile() as output:
         begun = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output)
+        failed = ""
+        while limit != (math.inf, math.inf) and not _ended(process):
+            peak, seconds = max(peak, _resident(process.pid)), time.perf_counter() - begun
+            if seconds > limit[0] or peak > limit[1]:
+                failed = f"killed at {limit[0]:.0f} s" if seconds > limit[0] else f"killed at {limit[1]:.0f} MiB"
+                process.kill()
+                break
+            time.sleep(_EVERY_S)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if process.returncode and not failed:
             output.seek(0)
-            raise SystemExit(f"{' '.join(command)}\n{output.read().decode()[-2000:]}")
-    return Cost(seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), seconds)
+            said = output.read().decode(errors="replace")
+            if limit == (math.inf, math.inf):
+                raise SystemExit(f"{' '.join(command)}\n{said[-2000:]}")
+            failed = (said.strip().splitlines() or [f"status {process.returncode}"])[-1][:80]
+    mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Cost(seconds, max(mib, peak), seconds, failed, usage.ru_utime + usage.ru_stime)
+
+
+_EVERY_S = 0.02
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended; it is still to be waited for, which tells its peak."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _resident(pid: int) -> float:
+    """MiB of a running process, 0 where the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def median(costs: list[Cost]) -> Cost:
     """Medians of time and memory, each by itself, and the fastest."""
     seconds, mib = (statistics.median(getattr(c, name) for c in costs) for name in ("seconds", "mib"))
-    return Cost(seconds, mib, min(c.fastest for c in costs))
+    return Cost(seconds, mib, min(c.fastest for c in costs), costs[0].failed, min(c.cpu for c in costs))
 
 
-def calibrate(names: list[str], samples: int, repeat: int, entropy_samples: int) -> None:
-    """Side by side with the bare forward pass and with ONNX Runtime's own calibration."""
+@dataclass(frozen=True)
+class Peers:
+    """How other tools are measured: on how many samples, and the limit of (seconds, MiB) at which one is killed."""
+
+    samples: int
+    limit: tuple[float, float]
+
+
+OURS = ("forward", "quantize", "calibrate", "minmax")
+OTHERS = {
+    "ort_minmax": "onnxruntime",
+    "ort_percentile": "onnxruntime",
+    "ort_entropy": "onnxruntime",
+    "modelopt": "modelopt",
+    "onnxsim": "onnxsim",
+}
+"""Method -> the environment of `peers.py` it runs in."""
+
+
+def calibrate(names: list[str], samples: int, repeat: int, peers: Peers) -> None:
+    """Side by side with the bare forward pass and with other tools, which hold every tensor of every sample."""
     for name in names:
-        jobs = [(method, samples) for method in ("forward", "quantize", "calibrate", "ort_minmax")]
-        found: dict[tuple[str, int], list[Cost]] = {job: [] for job in jobs}
+        found: dict[tuple[str, int], list[Cost]] = {(method, samples): [] for method in OURS}
         for _ in range(repeat):
-            for job in jobs:
-                found[job].append(_child(name, *job))
-        if entropy_samples:  # once: it is slow, and keeps every tensor of every sample
-            for job in (("forward", entropy_samples), ("ort_entropy", entropy_samples)):
-                found.setdefault(job, []).append(_child(name, *job))
+            for method in OURS:
+                found[method, samples].append(_child(name, method, samples))
+        if peers.samples:
+            for method in ("forward", "calibrate"):
+                found.setdefault((method, peers.samples), []).append(_child(name, method, peers.samples))
+            for method in OTHERS:
+                found[method, peers.samples] = [_peer(name, method, peers)]
         medians = {job: median(costs) for job, costs in found.items()}
-        _print_costs(f"{name}, {repeat} runs", medians)
+        _print_costs(f"{name}, {repeat} runs; of peers and what stands beside them, one", medians)
         _judge(medians["forward", samples], medians["quantize", samples])
+        _judge_calibration(name, medians, samples)
+        if peers.samples:
+            _judge_peers(medians, peers.samples)
 
 
-def _child(name: str, method: str, samples: int) -> Cost:
+def _peer(name: str, method: str, peers: Peers) -> Cost:
+    """Another tool in the environment that peers.py made for it; a row that says so where there is none."""
+    python = ROOT / ".venv-peers" / OTHERS[method] / "bin" / "python"
+    if not python.exists():
+        return Cost(math.nan, math.nan, math.nan, f"no environment: python scripts/peers.py {OTHERS[method]}")
+    return _child(name, method, peers.samples, str(python), peers.limit)
+
+
+def _child(
+    name: str,
+    method: str,
+    samples: int,
+    python: str = sys.executable,
+    limit: tuple[float, float] = (math.inf, math.inf),
+) -> Cost:
     model = str(MODELS / f"{name}.onnx")
-    return cost(sys.executable, str(SCRIPTS / "bench_child.py"), method, model, str(samples), str(LENGTH))
+    return cost(python, str(SCRIPTS / "bench_child.py"), method, model, str(samples), str(LENGTH), limit=limit)
 
 
 def _print_costs(title: str, medians: dict[tuple[str, int], Cost]) -> None:
     headers = (
         "wall / forward: medians",
         "fastest",
+        "CPU time",
         "fastest - forward, s (here, now)",
         "peak MiB",
         "peak - forward, MiB",
@@ -109,9 +186,37 @@ def _print_costs(title: str, medians: dict[tuple[str, int], Cost]) -> None:
     for (method, samples), own in medians.items():
         base = medians["forward", samples]
         ratio, best, more = own.seconds / base.seconds, own.fastest / base.fastest, own.fastest - base.fastest
-        cells = (f"{ratio:.2f}", f"{best:.2f}", f"{more:+.2f}", f"{own.mib:.0f}", f"{own.mib - base.mib:+.0f}")
-        table.add_row(method, str(samples), *cells)
+        cells = (
+            f"{ratio:.2f}",
+            f"{best:.2f}",
+            f"{own.cpu / base.cpu:.2f}",
+            f"{more:+.2f}",
+            f"{own.mib:.0f}",
+            f"{own.mib - base.mib:+.0f}",
+        )
+        table.add_row(f"{method}: {own.failed}" if own.failed else method, str(samples), *cells)
     Console(width=110).print(table)
+
+
+def _judge_calibration(name: str, medians: dict[tuple[str, int], Cost], samples: int) -> None:
+    forward = medians["forward", samples].fastest
+    for method, most in (("calibrate", CALIBRATE_RATIO.get(name, 1.5)), ("minmax", MINMAX_RATIO)):
+        ratio = medians[method, samples].fastest / forward
+        _say(ratio <= most, f"{method} {ratio:.2f} x forward, start-up of both in it, at most {most}")
+
+
+def _judge_peers(medians: dict[tuple[str, int], Cost], samples: int) -> None:
+    ours, base = medians["calibrate", samples], medians["forward", samples]
+    for method in OTHERS:
+        own = medians[method, samples]
+        if math.isnan(own.seconds) or (own.failed and "killed" not in own.failed):
+            print(f"not compared: {method}, {own.failed}")
+            continue
+        faster, smaller = own.seconds / ours.seconds, (own.mib - base.mib) / max(ours.mib - base.mib, 1.0)
+        histogram = method in ("ort_percentile", "ort_entropy")
+        least = f"{'at least ' if own.failed else ''}{faster:.1f} times as long as calibrate"
+        met = faster >= (5 if histogram else 1) and (not histogram or smaller >= 10)
+        _say(met, f"{method} takes {least}, and {smaller:.1f} times as much memory beyond the forward pass")
 
 
 def _judge(forward: Cost, ours: Cost) -> None:
@@ -181,6 +286,7 @@ def start(repeat: int) -> None:
                 str(model),
                 "--data",
                 str(DIGITS / "calib.npz"),
+                *("--effort", "fast"),
                 "-o",
                 out,
             ),
@@ -198,6 +304,8 @@ def start(repeat: int) -> None:
         table.add_row(name, ratio, f"{own.seconds:.3f}", f"{own.mib:.0f}")
     Console(width=110).print(table)
     alone = medians["import onnxq"].seconds - medians["python"].seconds
+    whole = medians["onnxq quantize"].fastest
+    _say(whole <= START_S, f"onnxq quantize {whole:.2f} s at effort fast, at most {START_S} s")
     _say(alone <= IMPORT_S, f"import onnxq {alone:.3f} s beyond python, at most {IMPORT_S} s")
 
 
@@ -213,11 +321,15 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="resnet50, bert_base, ...; may be repeated")
     parser.add_argument("--samples", type=int, action="append", default=[])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--entropy-samples", type=int, default=8, help="of ONNX Runtime's entropy; 0 leaves it out")
+    parser.add_argument("--peer-samples", type=int, default=8, help="of other tools, once; 0 leaves them out")
+    parser.add_argument("--limit", type=float, default=90, help="seconds after which another tool is killed")
+    parser.add_argument("--limit-mib", type=float, default=12_000, help="resident MiB at which it is")
     args = parser.parse_args()
     models = args.model or ["resnet50", "bert_base"]
     if args.what == "calibrate":
-        calibrate(models, (args.samples or [64])[0], args.repeat, args.entropy_samples)
+        calibrate(
+            models, (args.samples or [64])[0], args.repeat, Peers(args.peer_samples, (args.limit, args.limit_mib))
+        )
     elif args.what == "memory":
         memory(models, args.samples or [64, 512])
     elif args.what == "search":

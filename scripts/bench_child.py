@@ -8,8 +8,10 @@ inputs, 0 and 1 for integers, batch 1, any other free axis LENGTH long.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,15 @@ def calibrate(model: Path, samples: int, length: int) -> None:
         found.save(Path(folder) / "statistics.npz")
 
 
+def minmax(model: Path, samples: int, length: int) -> None:
+    """Do all of `onnxq calibrate --calibrator minmax`: bounds alone."""
+    from onnxq import api
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = api.calibrate(model, f"random:{samples}", replace(_recipe(model, length), calibrator="minmax"))
+        found.save(Path(folder) / "statistics.npz")
+
+
 def ort_minmax(model: Path, samples: int, length: int) -> None:
     """ONNX Runtime's quantize_static with its default calibration."""
     from onnxruntime import quantization  # noqa: TID251  the other side of the comparison
@@ -81,17 +92,50 @@ def ort_minmax(model: Path, samples: int, length: int) -> None:
 
 def ort_entropy(model: Path, samples: int, length: int) -> None:
     """ONNX Runtime's entropy calibration with as many bins as the original; no quantization after it."""
+    _ort_calibrator(model, samples, length, "Entropy", {"num_bins": BINS, "num_quantized_bins": 128})
+
+
+def ort_percentile(model: Path, samples: int, length: int) -> None:
+    """ONNX Runtime's percentile calibration with as many bins; no quantization after it."""
+    _ort_calibrator(model, samples, length, "Percentile", {"num_bins": BINS})
+
+
+def _ort_calibrator(model: Path, samples: int, length: int, method: str, options: dict[str, int]) -> None:
     from onnxruntime.quantization import CalibrationMethod, calibrate  # noqa: TID251  as above
 
     with tempfile.TemporaryDirectory() as folder:
         made = calibrate.create_calibrator(
             model,
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=CalibrationMethod.Entropy,
-            extra_options={"num_bins": BINS, "num_quantized_bins": 128},
+            calibrate_method=CalibrationMethod[method],
+            extra_options=options,
         )
         made.collect_data(_reader(model, samples, length))
         made.compute_data()
+
+
+def modelopt(model: Path, samples: int, length: int) -> None:
+    """ModelOpt's int8 quantization of files, its defaults."""
+    _peer("modelopt_int8", model, samples, length)
+
+
+def onnxsim(model: Path, samples: int, length: int) -> None:
+    """Onnxsim's quantize_static behind its simplify."""
+    _peer("onnxsim_static", model, samples, length)
+
+
+def _peer(variant: str, model: Path, samples: int, length: int) -> None:
+    import onnxruntime  # noqa: TID251  as above
+    from peers import VARIANTS
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    data = list(feeds(session, samples, length))
+    del session
+    _, function, options = VARIANTS[variant]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "float.onnx"
+        shutil.copyfile(model, source)
+        function(source, data, Path(folder) / "int8.onnx", **options)
 
 
 def _reader(model: Path, samples: int, length: int) -> Any:  # noqa: ANN401  as above
@@ -124,7 +168,11 @@ METHODS: dict[str, Callable[[Path, int, int], None]] = {
     "quantize": quantize,
     "calibrate": calibrate,
     "ort_minmax": ort_minmax,
+    "minmax": minmax,
     "ort_entropy": ort_entropy,
+    "ort_percentile": ort_percentile,
+    "modelopt": modelopt,
+    "onnxsim": onnxsim,
 }
 
 
