@@ -21,7 +21,7 @@ from onnxq.exposing import expose
 from onnxq.files import SPILL_BYTES, for_runtime, weight_bytes
 from onnxq.graph import begin_at, remove_unread_inputs
 from onnxq.monitor import QUIET, Monitor
-from onnxq.runtime import Session
+from onnxq.runtime import Session, unused_gpu
 from onnxq.seen import Sample, Seen
 from onnxq.timing import paced, timed
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph, Value
     from onnxq.statistics import Statistics
+
+    Arrays = dict[str, Any]
+    """Tensors of a sample, or histograms where it was counted where the model ran."""
 
 _ROWS_TRIED = 8
 
@@ -76,9 +79,8 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
         StatisticsError: the checkpoint does not belong to this run.
     """
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
-    names = (*tensors, *(name for name in bounds if name not in tensors))
     with timed(monitor, "loading into ONNX Runtime"):
-        session = session or session_for(graph, names, providers, custom_ops)
+        runner, run = _runner(graph, (tensors, bounds), (providers, custom_ops), monitor, session)
     if not custom_ops and custom_nodes(graph):
         monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
     seen = Seen.of(graph.digest(), tensors, bounds)
@@ -88,7 +90,7 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     def current() -> Checkpoint:
         return Checkpoint(start.statistics + seen.statistics(), start.counted + seen.counted)
 
-    def count(arrays: dict[str, npt.NDArray[Any]], sample: Sample, room: Event) -> None:
+    def count(arrays: Arrays, sample: Sample, room: Event) -> None:
         try:
             with timed(monitor, "counting, beside the next forward pass"):
                 seen.count(arrays, sample.label, monitor, room)
@@ -99,8 +101,8 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
             room.set()  # a failure is told by the future
 
     try:
-        found = fresh(samples(session, source, monitor), left)
-        count_all(partial(observed, session, names), found, count, source.bad, monitor)
+        found = fresh(samples(runner, source, monitor), left)
+        count_all(run, found, count, source.bad, monitor)
     except KeyboardInterrupt:
         if keeper is not None and seen.samples:  # the counting thread has ended: no sample is half counted
             keeper.keep(current, now=True)
@@ -111,6 +113,29 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     if not total.samples:
         raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
     return total
+
+
+def _runner(
+    graph: Graph,
+    names: tuple[Sequence[str], Sequence[str]],
+    runtime: tuple[Sequence[str], Sequence[str]],
+    monitor: Monitor,
+    session: Session | None,
+) -> tuple[Runner, Callable[[Feed], Arrays]]:
+    """What runs the model, and what gives what is to be counted of a sample: on a GPU counts, else tensors."""
+    from onnxq.on_device import LOWEST_OPSET, OnDevice  # it makes a session by what is below
+
+    tensors, bounds = names
+    every = (*tensors, *(name for name in bounds if name not in tensors))
+    if session is None and runtime[0][0] == "cuda" and graph.opset >= LOWEST_OPSET:
+        device = OnDevice(graph, tensors, bounds, runtime)
+        return device, device.observed
+    if session is None and runtime[0][0] == "cuda":
+        monitor.warn(f"tensors are counted on the CPU: opset {graph.opset} cannot, {LOWEST_OPSET} could on the GPU")
+    if session is None and unused_gpu(runtime[0]):
+        monitor.warn("calibrating on the CPU, although there is a GPU: --providers cuda runs and counts on it")
+    session = session or session_for(graph, every, *runtime)
+    return session, partial(observed, session, every)
 
 
 def nothing_seen(graph: Graph, tensors: Sequence[str], bounds: Sequence[str] = ()) -> Statistics:
@@ -129,9 +154,9 @@ def fresh(found: Iterable[tuple[str, Feed]], left: Counter[int]) -> Iterator[tup
 
 
 def count_all(
-    run: Callable[[Feed], dict[str, npt.NDArray[Any]]],
+    run: Callable[[Feed], Arrays],
     found: Iterable[tuple[Sample, Feed]],
-    count: Callable[[dict[str, npt.NDArray[Any]], Sample, Event], None],
+    count: Callable[[Arrays, Sample, Event], None],
     bad: Callable[[DataError], None] | None,
     monitor: Monitor = QUIET,
 ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LOG2_BINS = LOG2_BINS
-_NO_EXPONENT = -1074
+NO_EXPONENT = -1074
 """Of a histogram without nonzero values: below the exponent of every float64."""
 
 _BLOCK = BLOCK
@@ -58,7 +58,7 @@ class Histogram:
     def empty() -> Histogram:
         """The histogram of no values: the neutral element of +."""
         nothing = np.zeros(BINS, np.int64)
-        return Histogram(_NO_EXPONENT, nothing, nothing, 0, 0, 0, 0, math.inf, -math.inf)
+        return Histogram(NO_EXPONENT, nothing, nothing, 0, 0, 0, 0, math.inf, -math.inf)
 
     @staticmethod
     def of(array: npt.NDArray[Any]) -> Histogram:
@@ -107,6 +107,11 @@ class Histogram:
     def count(self) -> int:
         """Finite values seen, zeros among them."""
         return int(self.folded().sum()) + self.zeros
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the counts."""
+        return self.positive.nbytes + self.negative.nbytes
 
     @property
     def nonfinite(self) -> int:
@@ -187,6 +192,15 @@ class Extent:
         for block in blocks(array, _BLOCK):
             self.look(block)
 
+    def take(self, found: Histogram) -> None:
+        """Add what another looked at."""
+        self._nan, self._pos_inf, self._neg_inf = (
+            self._nan + found.nan,
+            self._pos_inf + found.pos_inf,
+            self._neg_inf + found.neg_inf,
+        )
+        self._min, self._max = min(self._min, found.min), max(self._max, found.max)
+
     def look(self, block: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
         """Look at what `blocks` gives; return its finite values and the largest |x| of them, 0 where there are none."""
         found = bounds(block)
@@ -208,7 +222,7 @@ class Tally:
     """A histogram while it is being filled: many arrays are added in place, at less than the price of a sum each."""
 
     def __init__(self) -> None:
-        self._exponent = _NO_EXPONENT
+        self._exponent = NO_EXPONENT
         self._sides = np.zeros((2, BINS), np.int64)  # positive and negative
         self._zeros = 0
         self._extent = Extent()
@@ -236,6 +250,14 @@ class Tally:
                 self._reach(math.frexp(largest)[1])
             if finite.size:
                 self._zeros += count(finite, self._exponent, self._sides, scratch)
+
+    def take(self, found: Histogram) -> None:
+        """Add what another counted."""
+        self._reach(found.exponent)
+        for side, counts in enumerate((found.positive, found.negative)):
+            self._sides[side] += _widen(counts, self._exponent - found.exponent)
+        self._zeros += found.zeros
+        self._extent.take(found)
 
     def _reach(self, exponent: int) -> None:
         """Widen the range to [0, 2**exponent) where it is smaller."""

@@ -159,6 +159,19 @@ def try_provider(provider: str) -> None:
         ort.set_default_logger_severity(2)
 
 
+DRIVER = Path("/proc/driver/nvidia/version")
+"""What is there where Linux has loaded NVIDIA's driver."""
+
+
+def unused_gpu(providers: Sequence[str]) -> bool:
+    """Whether there is a GPU that ONNX Runtime here can use, and none of the providers does."""
+    if not DRIVER.exists() or {"cuda", "tensorrt"} & set(providers):
+        return False
+    import onnxruntime as ort  # noqa: TID251  this is the wall
+
+    return PROVIDERS["cuda"] in ort.get_available_providers()
+
+
 def provider_names(providers: Sequence[str]) -> list[str]:
     """ONNX Runtime's provider names for onnxq's short ones, the CPU last."""
     unknown = [p for p in providers if p not in PROVIDERS]

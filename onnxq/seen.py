@@ -6,14 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxq.histogram import Extent, Tally
+from onnxq.histogram import Extent, Histogram, Tally
 from onnxq.statistics import Statistics, merge_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from threading import Event
-
-    import numpy.typing as npt
 
     from onnxq.monitor import Monitor
     from onnxq.statistics import Bounds
@@ -54,8 +52,10 @@ class Seen:
         self.nonfinite: dict[str, str] = {}
         self.counted: Counter[int] = Counter()
 
-    def count(self, arrays: dict[str, npt.NDArray[Any]], label: str, monitor: Monitor, room: Event) -> None:
-        """Add a sample's tensors, which are used up; say once per tensor that it held NaN or infinity.
+    def count(self, arrays: dict[str, Any], label: str, monitor: Monitor, room: Event) -> None:
+        """Add a sample's tensors, or what was counted of them, which are used up.
+
+        Say once per tensor that it held NaN or infinity.
 
         `room` is set when so few of them are left that the next sample may run.
         """
@@ -66,7 +66,11 @@ class Seen:
             left -= arrays[name].nbytes
             tally = self.tensors[name]
             before = tally.nonfinite
-            tally.add(arrays.pop(name))
+            found = arrays.pop(name)
+            if isinstance(found, Histogram):  # counted where the model ran
+                tally.take(found)
+            else:
+                tally.add(found)
             odd = tuple(after - earlier for after, earlier in zip(tally.nonfinite, before, strict=True))
             if not any(odd):
                 continue

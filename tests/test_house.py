@@ -57,7 +57,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "precision",
         "placement",
     ),
-    ("passes", "collect", "parts", "relay", "intake", "comparison", "proof", "improvement", "weights"),
+    ("passes", "collect", "on_device", "parts", "relay", "intake", "comparison", "proof", "improvement", "weights"),
     ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving", "handout"),
     (
         "cli",
