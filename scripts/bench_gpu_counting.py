@@ -4,7 +4,7 @@
 
 Without a GPU that ONNX Runtime can use it says so and ends with status 0. One session each; both run the same samples
 in turns. `same bits`: tensors whose two histograms are one. ONNX Runtime may fuse the two graphs differently, and CUDA
-may choose other algorithms: what differs then is the tensor, not its counting, which tests/onnxq/test_on_device.py holds.
+may choose other algorithms: then the tensors differ, not their counting (tests/onnxq/test_on_device.py).
 `--dry-run` goes the same way on the CPU provider, to see that all of it works; its times say nothing of a GPU.
 """
 
