@@ -47,6 +47,8 @@ def resolve(
     notes = list(plan.notes)
     if cache is not None:
         notes += _cache_notes(plan, cache, target, measured=statistics is not None)
+        if recipe.effort != "fast":
+            notes.append(f"effort is fast, not {recipe.effort}: a calibration cache is of the model as it is")
     points: dict[str, Point] = {}
     counted = {} if statistics is None else statistics.tensors
     seen = {} if statistics is None else statistics.ranges

@@ -61,21 +61,29 @@ def improved(
     if needs_data(recipe, ready.plan.mode):
         source = rereadable(source)
         better, chosen = from_data(ready, source, api.smoothed, monitor)
-        return replace(api.observe(better, source, monitor, running=running), **chosen)
+        names = _names(better, all_tensors=all_tensors)
+        return replace(api.observe(better, source, monitor, names, running), **chosen)
     # Factors and codes are chosen for the steps of 8-bit integers.
     fits = not get_target(recipe.target).every_tensor and backend(recipe).activation.dtype in ("int8", "uint8")
     if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
         source = rereadable(source)
         picked, factors = _factors(ready, source, monitor)
     better = api.smoothed(ready, factors)
-    unseen = set() if recipe.custom_ops else behind_customs(better.graph)
-    others = [name for name in api.activations(better.graph) if name not in unseen] if all_tensors else []
-    names = tuple(dict.fromkeys([*better.plan.observe, *others]))
+    names = _names(better, all_tensors=all_tensors)
     found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
     if picked is None:
         return found
     found = replace(found, zero_points=_zero_points(better, found, picked, monitor))
     return replace(found, rounding=_rounding(better, found, picked, monitor))
+
+
+def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:
+    """What is observed: what the plan asks for, and every float activation if `all_tensors`."""
+    if not all_tensors:
+        return ready.plan.observe
+    unseen = set() if ready.recipe.custom_ops else behind_customs(ready.graph)
+    others = (name for name in api.activations(ready.graph) if name not in unseen)
+    return tuple(dict.fromkeys([*ready.plan.observe, *others]))
 
 
 def _factors(ready: api.Prepared, source: Source, monitor: Monitor) -> tuple[Picked | None, dict[str, Factor]]:

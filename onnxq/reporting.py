@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from onnxq.collect import sample_hash
 from onnxq.errors import OnnxqError
 from onnxq.inventory import look_at
 from onnxq.monitor import QUIET, Monitor
+from onnxq.smallest import Smallest, copied
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,19 +104,10 @@ def _page(models: tuple[Path, Path], found: Comparison | None, known: page.Known
 
 def _picked(source: Source) -> list[Feed]:
     """The samples of the smallest hashes."""
-    heap: list[tuple[int, int, Feed]] = []
-    for index, (_, feed) in enumerate(source.samples()):
-        item = (-sample_hash(feed), index, feed)
-        if len(heap) < PICKED:
-            heapq.heappush(heap, (item[0], index, _copied(feed)))
-        elif item > heap[0]:
-            heapq.heapreplace(heap, (item[0], index, _copied(feed)))
-    return [feed for *_, feed in sorted(heap, key=lambda item: -item[0])]
-
-
-def _copied(feed: Feed) -> Feed:
-    """Whoever made the feed may use its arrays again."""
-    return {name: array.copy() for name, array in feed.items()}
+    kept: Smallest[Feed] = Smallest(PICKED)
+    for _, feed in source.samples():
+        kept.offer(sample_hash(feed), partial(copied, feed))
+    return kept.values()
 
 
 def _plan_beside(quantized: Path) -> dict[str, Any]:

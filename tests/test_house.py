@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram"),
-        *("monitor", "scratch", "timing"),
+        *("monitor", "scratch", "smallest", "timing"),
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "formats", "memory"),
     (

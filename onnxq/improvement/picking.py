@@ -5,8 +5,8 @@ Neither the order of the samples nor their batches matter, and no sample that a 
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from onnxq.collect import named, sample_hash, samples, session_for
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import INT8
+from onnxq.smallest import Smallest, copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -151,8 +152,7 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
     monitor.stage(f"Looking at {len(axes)} layer inputs on {source.name}", source.length)
     session = model.session(tuple(axes))
     largest = 1
-    kept: dict[int, Feed] = {}
-    heap: list[int] = []
+    kept: Smallest[Feed] = Smallest(max(2 * model.judges, model.effort.picked))
     reach: Reach = {}
     for where, feed in samples(session, source, monitor, tried=True):
         with named(where):
@@ -164,16 +164,12 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
             count = before[2] + arrays[name].size // max(low.size, 1)
             reach[name] = np.minimum(before[0], low), np.maximum(before[1], high), count
         key, largest = sample_hash(feed), max(largest, sum(array.nbytes for array in feed.values()))
-        most = max(2 * model.judges, min(model.effort.picked, _BYTES // largest))  # it only falls
-        if key not in kept and (len(heap) < most or key < -heap[0]):
-            kept[key] = {name: array.copy() for name, array in feed.items()}
-            heapq.heappush(heap, -key)
-        while len(heap) > most:
-            del kept[-heapq.heappop(heap)]
+        kept.shrink(max(2 * model.judges, min(model.effort.picked, _BYTES // largest)))
+        kept.offer(key, partial(copied, feed))
     if len(kept) < LEAST:
         monitor.warn(f"{len(kept)} different samples are too few to improve the model on: effort is fast")
         return None
-    return Picked([kept[key] for key in sorted(kept)], reach, model.judges)
+    return Picked(kept.values(), reach, model.judges)
 
 
 def run(session: Session, feed: Feed) -> dict[str, Array]:

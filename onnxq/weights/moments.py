@@ -6,8 +6,8 @@ data changes a bit. Gram matrices are [K, K]; the model is run once for as many 
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from onnxq.collect import named, sample_hash, samples, session_for
 from onnxq.errors import DataError
 from onnxq.monitor import QUIET, Monitor
+from onnxq.smallest import Smallest, copied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,10 @@ class Moments:
     rows: int
 
 
+def _named(where: str, feed: Feed) -> Named:
+    return where, copied(feed)
+
+
 def picked(graph: Graph, source: Source, providers: Sequence[str], custom_ops: Sequence[str] = ()) -> list[Named]:
     """The samples of the smallest hashes, in their order, equal ones once, each behind where it came from.
 
@@ -59,19 +64,12 @@ def picked(graph: Graph, source: Source, providers: Sequence[str], custom_ops: S
         DataError: there is no sample, or it does not fit the model.
     """
     session = session_for(graph, (), providers, custom_ops)
-    kept: dict[int, Named] = {}
-    heap: list[int] = []
+    kept: Smallest[Named] = Smallest(SAMPLES)
     for where, feed in samples(session, source, QUIET, tried=True):
-        key = sample_hash(feed)
-        if key in kept or (len(heap) == SAMPLES and key > -heap[0]):
-            continue
-        kept[key] = where, {name: array.copy() for name, array in feed.items()}
-        heapq.heappush(heap, -key)
-        if len(heap) > SAMPLES:
-            del kept[-heapq.heappop(heap)]
+        kept.offer(sample_hash(feed), partial(_named, where, feed))
     if not kept:
         raise DataError("the calibration data holds no sample", "Give at least one; 128 are usual.")
-    return [kept[key] for key in sorted(kept)]
+    return kept.values()
 
 
 def moments(
