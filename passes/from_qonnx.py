@@ -3,6 +3,10 @@
 QONNX (Pappalardo et al. 2022, arXiv 2206.07527): Quant(x, scale, zeropt, bitwidth; signed, narrow, rounding_mode) is
 (clip(round(x / s + z), lo, hi) - z) s, with lo, hi those of the bit width. Up to 8 bits that is an int8 or uint8 pair,
 behind a Clip where fewer codes are used. A quantized weight is stored as its codes.
+
+BipolarQuant(x, scale) is s where x >= 0 and -s below: codes 1 and -1. Trunc(x, scale, zeropt, in_bits, out_scale,
+out_bits) drops the low bits of what was quantized by s: floor(round(x / s) / t) out_scale with t = out_scale / s, a
+power of two; then a pair by out_scale, exact since its input lies on that grid.
 """
 
 from __future__ import annotations
@@ -15,11 +19,15 @@ import numpy as np
 from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
 
 DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
+DROPPING = {"FLOOR": "Floor", "CEIL": "Ceil", "ROUND": "Round", "HALF_EVEN": "Round"}
+"""Trunc's rounding -> ONNX's operator."""
 ROUNDING = ("ROUND", "ROUND_EVEN", "HALF_EVEN")
 
 
@@ -36,17 +44,21 @@ class _Grid:
 
 
 def from_qonnx(graph: Graph) -> int:
-    """Rewrite every Quant node of the main graph; return how many.
+    """Rewrite every Quant, BipolarQuant and Trunc node of the main graph; return how many.
 
     Raises:
         ModelError: one of more than 8 bits, with computed scales, or with a rounding that ONNX has not.
     """
-    found = [node for node in graph.nodes if node.domain in DOMAINS and node.op_type == "Quant"]
+    found = [node for node in graph.nodes if node.domain in DOMAINS and node.op_type in GRIDS]
     for node in found:
-        grid = _grid(graph, node)
+        grid = GRIDS[node.op_type](graph, node)
         source = node.inputs[0]
-        assert source is not None  # noqa: S101  Quant has an input
+        assert source is not None  # noqa: S101  they have an input
         array = graph.const(source)
+        if node.op_type == "BipolarQuant":
+            source, array = _signs(graph, node, source, array, grid)
+        elif node.op_type == "Trunc":
+            source, array = _without_low_bits(graph, node, source, grid), None
         real = _pair(graph, node, source, grid) if array is None else _codes(graph, source, array, grid)
         real.shape = node.outputs[0].shape or source.shape
         graph.absorb(node, real)
@@ -83,6 +95,73 @@ def _grid(graph: Graph, node: Node) -> _Grid:
             f"Quant node {node.name!r} has the zero point {middle}, which is no {kind}", "Export it with one inside."
         )
     return _Grid(scale, middle, low, high, kind, axis)
+
+
+def _bipolar(graph: Graph, node: Node) -> _Grid:
+    scale = graph.const(node.inputs[1])
+    axes = [] if scale is None else [axis for axis, size in enumerate(scale.shape) if size > 1]
+    if scale is None or len(axes) > 1 or (axes and not graph.is_const(node.inputs[0])):
+        raise ModelError(
+            f"BipolarQuant node {node.name!r} has a computed scale, or several that Q/DQ pairs cannot have",
+            "One constant scale can be written, and for a weight one per channel.",
+        )
+    axis = axes[0] - scale.ndim + (graph.rank(node.inputs[0]) or scale.ndim) if axes else None
+    return _Grid(scale, 0, -128, 127, "int8", axis)  # only 1 and -1 are met: nothing to clip
+
+
+def _signs(
+    graph: Graph, node: Node, source: Value, array: npt.NDArray[Any] | None, grid: _Grid
+) -> tuple[Value, npt.NDArray[Any] | None]:
+    """What to quantize: s where x >= 0, else -s."""
+    if array is not None:
+        return source, np.where(array >= 0, grid.scale, -grid.scale)
+    name, scale = str(source.name), grid.scale.reshape(-1)[0]
+    zero = graph.constant(f"{name}_zero", np.asarray(0, scale.dtype))
+    above = graph.add("GreaterOrEqual", [source, zero], name=f"{name}_not_negative", before=node)
+    graph.retype(above, "bool")
+    ends = [graph.constant(f"{name}_end", np.asarray(end, scale.dtype)) for end in (scale, -scale)]
+    return graph.add("Where", [above, *ends], name=f"{name}_sign", before=node, like=source), None
+
+
+def _truncated(graph: Graph, node: Node) -> _Grid:
+    given = [graph.const(v) for v in node.inputs[1:]]
+    if len(given) != 5 or any(array is None or array.size != 1 for array in given):
+        raise ModelError(
+            f"Trunc node {node.name!r} has no single constant scale before and behind it",
+            "Export it again with Brevitas 0.12 or later, in evaluation mode.",
+        )
+    scale, zero, _, out, width = (float(np.asarray(array).reshape(-1)[0]) for array in given)
+    rounding = str(graph.attribute(node, "rounding_mode", "FLOOR")).upper()
+    times = out / scale if scale > 0 and out > 0 else np.nan
+    whole = abs(np.log2(times) - np.rint(np.log2(times))) < 1e-3 and width.is_integer() and 2 <= width <= 8
+    if zero or rounding not in DROPPING or not whole:
+        said = f"zero point {zero:g}, {width:g} bits, rounding {rounding}, scale times {times:g}"
+        raise ModelError(
+            f"Trunc node {node.name!r} cannot be written: {said}",
+            "Taken are zero point 0, 2 to 8 bits, FLOOR, CEIL or ROUND, and scales that differ by a power of two.",
+        )
+    signed, narrow = bool(graph.attribute(node, "signed", 1)), int(graph.attribute(node, "narrow", 0))
+    steps = 1 << int(width)
+    low, high = (narrow - steps // 2, steps // 2 - 1) if signed else (0, steps - 1 - narrow)
+    return _Grid(np.asarray(given[3]), 0, low, high, "int8" if signed else "uint8", None)
+
+
+def _without_low_bits(graph: Graph, node: Node, source: Value, grid: _Grid) -> Value:
+    """floor(round(x / s) / t) out_scale, in the numbers that x has."""
+    name, scale = str(source.name), graph.const(node.inputs[1])
+    assert scale is not None  # noqa: S101  `_truncated` has looked
+    out = grid.scale.reshape(-1)[0]
+    factor = np.exp2(np.rint(np.log2(float(out) / float(scale.reshape(-1)[0]))))
+    rounding = DROPPING[str(graph.attribute(node, "rounding_mode", "FLOOR")).upper()]
+    numbers = {"step": scale.reshape(-1)[0], "low_bits": np.asarray(factor, out.dtype), "scale_out": out}
+    step, low_bits, last = (graph.constant(f"{name}_{what}", np.asarray(n)) for what, n in numbers.items())
+    for op, more in (("Div", [step]), ("Round", []), ("Div", [low_bits]), (rounding, []), ("Mul", [last])):
+        source = graph.add(op, [source, *more], name=f"{name}_{op.lower()}", before=node, like=source)
+    return source
+
+
+GRIDS: dict[str, Callable[[Graph, Node], _Grid]] = {"Quant": _grid, "BipolarQuant": _bipolar, "Trunc": _truncated}
+"""Operator -> the grid that its output lies on."""
 
 
 def _parameters(graph: Graph, name: str, grid: _Grid) -> tuple[list[Value], dict[str, int]]:
