@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxq import api
@@ -32,14 +33,18 @@ from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
     from onnxq.placement.zero_points import Candidate
+    from onnxq.plan import Plan
     from onnxq.recipe import Recipe
     from onnxq.statistics import Factor, Rounded, Statistics
+
+NEAREST: Mapping[str, Rounded] = {}
+"""No codes that were chosen: every weight is rounded to the nearest."""
 
 
 def improved(
@@ -107,10 +112,14 @@ def _inspected(ready: api.Prepared) -> Inspected:
     plain = _in_float32(ready)
     recipe = plain.recipe
 
+    quick = replace(
+        plain, recipe=replace(recipe, calibrator="mse" if recipe.calibrator == "auto" else recipe.calibrator)
+    )
+
     def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
-        trial = api.smoothed(plain, factors)
-        seen = api.observe(trial, list(feeds), SILENT)
-        return api.lowered(trial, replace(seen, zero_points=names_of(_promising(trial, seen))), SILENT)[0]
+        trial = api.smoothed(quick, factors)
+        ranges = _Ranges(trial, api.observe(trial, list(feeds), SILENT))
+        return ranges.lowered(names_of(ranges.promising()))
 
     grid, level = get_target(recipe.target).activation, LEVELS[recipe.effort]
     grid = INT8_ASYMMETRIC if _shifts(recipe) else grid  # most of what gains by a zero point can have one
@@ -119,15 +128,9 @@ def _inspected(ready: api.Prepared) -> Inspected:
 
 def _zero_points(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> tuple[str, ...]:
     """Tensors that get a zero point where the target's grid has none."""
-    if not _shifts(better.recipe):
-        return ()
-    plain = _in_float32(better)
-    wanted = _promising(plain, statistics)
-
-    def trial(tensors: Sequence[str]) -> Graph:
-        return api.lowered(plain, replace(statistics, smoothing={}, zero_points=tuple(tensors)), SILENT)[0]
-
-    return zero_points(_inspected(better), wanted, picked, trial, monitor)
+    ranges = _Ranges(_in_float32(better), statistics)
+    wanted = ranges.promising()
+    return zero_points(_inspected(better), wanted, picked, ranges.lowered, monitor) if wanted else ()
 
 
 def _shifts(recipe: Recipe) -> bool:
@@ -136,27 +139,42 @@ def _shifts(recipe: Recipe) -> bool:
     return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
 
 
-def _promising(plain: api.Prepared, statistics: Statistics) -> tuple[Candidate, ...]:
-    recipe, target = plain.recipe, get_target(plain.recipe.target)
-    if not _shifts(recipe):
-        return ()
-    plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
-    every = with_zero_points(plain.graph, plan, tuple(plan.points))
-    resolved = (resolve(plan, statistics, recipe, target), resolve(every, statistics, recipe, target))
-    return promising(candidates(plain.graph, plan), resolved, statistics.tensors)
+class _Ranges:
+    """The ranges of one model, with zero points and without: found once, for all that is tried with them."""
+
+    def __init__(self, plain: api.Prepared, statistics: Statistics) -> None:
+        recipe, target = plain.recipe, get_target(plain.recipe.target)
+        plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
+        self._plain, self._statistics = plain, statistics
+        self.possible = candidates(plain.graph, plan) if _shifts(recipe) else ()
+        self.symmetric = self.shifted = resolve(plan, statistics, recipe, target)
+        if self.possible:
+            moved = with_zero_points(plain.graph, plan, names_of(self.possible))
+            points = {n: self.symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
+            self.shifted = resolve(replace(moved, points=points), statistics, recipe, target)
+
+    def promising(self) -> tuple[Candidate, ...]:
+        """The groups that promise to gain by a zero point."""
+        return promising(self.possible, (self.symmetric, self.shifted), self._statistics.tensors)
+
+    def plan(self, tensors: Collection[str]) -> Plan:
+        """The resolved plan with zero points at these tensors."""
+        found = {n: (self.shifted if n in tensors else self.symmetric).points[n] for n in self.symmetric.points}
+        return replace(self.symmetric, points=found)
+
+    def lowered(self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST) -> Graph:
+        """The quantized model with them and with these codes; None: with weights in float."""
+        plan = self.plan(tensors)
+        ready = replace(self._plain, plan=plan if rounding is not None else replace(plan, weights=()))
+        nothing_else = replace(self._statistics, smoothing={}, zero_points=(), rounding=rounding or {})
+        return api.lowered(ready, nothing_else, SILENT)[0]
 
 
 def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> dict[str, Rounded]:
     """Codes for the weights of the smoothed model."""
     plain = _in_float32(better)
     recipe, target = plain.recipe, get_target(plain.recipe.target)
-    plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
-    plan = with_zero_points(plain.graph, plan, statistics.zero_points)
-    plan = resolve(plan, statistics, recipe, target)
-
-    def trial(codes: Mapping[str, Rounded] | None) -> Graph:
-        made = plain if codes is not None else replace(plain, plan=replace(plain.plan, weights=()))
-        return api.lowered(made, replace(statistics, smoothing={}, rounding=codes or {}), SILENT)[0]
-
+    ranges = _Ranges(plain, statistics)
     grid = (weight_grid(target, recipe), recipe.weight_range)
-    return rounded_weights(_inspected(better), plan, picked, grid, trial, monitor)
+    trial = partial(ranges.lowered, statistics.zero_points)
+    return rounded_weights(_inspected(better), ranges.plan(statistics.zero_points), picked, grid, trial, monitor)

@@ -80,7 +80,7 @@ def rounded_weights(
         return {}
     judge = Judge(model, picked.judging)
     nearest = judge.noise(trial({}))
-    if not gains(nearest, judge.noise(trial(None)), _WORTH_DB):
+    if not gains(nearest, judge.noise(trial(None)), _WORTH_DB, expected=True):
         return {}
     monitor.stage(f"Rounding {len(layers)} weights", len(layers))
     found: dict[str, Rounded] = {}
