@@ -118,17 +118,17 @@ def _inspected(ready: api.Prepared) -> Inspected:
 
     def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
         trial = api.smoothed(quick, factors)
-        ranges = _Ranges(trial, api.observe(trial, list(feeds), SILENT))
+        ranges = _Ranges(trial, api.observe(trial, list(feeds), SILENT), shifts=_shifts(ready.recipe))
         return ranges.lowered(names_of(ranges.promising()))
 
     grid, level = get_target(recipe.target).activation, LEVELS[recipe.effort]
-    grid = INT8_ASYMMETRIC if _shifts(recipe) else grid  # most of what gains by a zero point can have one
+    grid = INT8_ASYMMETRIC if _shifts(ready.recipe) else grid  # most of what gains by a zero point can have one
     return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list, grid, level)
 
 
 def _zero_points(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> tuple[str, ...]:
     """Tensors that get a zero point where the target's grid has none."""
-    ranges = _Ranges(_in_float32(better), statistics)
+    ranges = _Ranges(_in_float32(better), statistics, shifts=_shifts(better.recipe))
     wanted = ranges.promising()
     return zero_points(_inspected(better), wanted, picked, ranges.lowered, monitor) if wanted else ()
 
@@ -142,11 +142,11 @@ def _shifts(recipe: Recipe) -> bool:
 class _Ranges:
     """The ranges of one model, with zero points and without: found once, for all that is tried with them."""
 
-    def __init__(self, plain: api.Prepared, statistics: Statistics) -> None:
+    def __init__(self, plain: api.Prepared, statistics: Statistics, *, shifts: bool) -> None:
         recipe, target = plain.recipe, get_target(plain.recipe.target)
         plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
         self._plain, self._statistics = plain, statistics
-        self.possible = candidates(plain.graph, plan) if _shifts(recipe) else ()
+        self.possible = candidates(plain.graph, plan) if shifts else ()
         self.symmetric = self.shifted = resolve(plan, statistics, recipe, target)
         if self.possible:
             moved = with_zero_points(plain.graph, plan, names_of(self.possible))
@@ -174,7 +174,7 @@ def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, moni
     """Codes for the weights of the smoothed model."""
     plain = _in_float32(better)
     recipe, target = plain.recipe, get_target(plain.recipe.target)
-    ranges = _Ranges(plain, statistics)
+    ranges = _Ranges(plain, statistics, shifts=_shifts(better.recipe))
     grid = (weight_grid(target, recipe), recipe.weight_range)
     trial = partial(ranges.lowered, statistics.zero_points)
     return rounded_weights(_inspected(better), ranges.plan(statistics.zero_points), picked, grid, trial, monitor)
