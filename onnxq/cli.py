@@ -22,8 +22,7 @@ from onnxq.cli_options import resumable
 from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
 from onnxq.cli_options import unjudged_options as _unjudged_options
-from onnxq.errors import OnnxqError, OutputError, RecipeError
-from onnxq.scratch import what_failed
+from onnxq.errors import OnnxqError, OutputError, RecipeError, what_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -53,6 +53,11 @@ class PassError(OnnxqError):
     """A pass broke the graph: a fault in onnxq or in a user's own pass, never in the model."""
 
 
+def what_failed(error: OSError) -> str:
+    """What went wrong with a file, in the system's words; numpy has none for a write that stopped half way."""
+    return error.strerror or f"the disk is full ({error})"
+
+
 def known_names(word: str, words: Iterable[str]) -> str:
     """The hint for an unknown name: the nearest known one, if any is near, and all of them."""
     words = list(words)

@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
 
 from onnxq.customs import needs_stand_in, stand_in
-from onnxq.errors import ModelError, OutputError
+from onnxq.errors import ModelError, OutputError, what_failed
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
 from onnxq.graph.shelf import FileTensor, Shelf, from_file
 from onnxq.runtime import Loadable
-from onnxq.scratch import Scratch, alone, what_failed
+from onnxq.scratch import Scratch, alone
 
 if TYPE_CHECKING:
     import os

@@ -54,11 +54,6 @@ class Scratch:
         self.close()
 
 
-def what_failed(error: OSError) -> str:
-    """What went wrong with a file, in the system's words; numpy has none for a write that stopped half way."""
-    return error.strerror or f"the disk is full ({error})"
-
-
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Nobody else who asks for the same runs meanwhile, in this process or another; waited for some seconds at most."""
