@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxq.checks.precision import SHAPES
 from onnxq.patterns.pairs import arrives_quantized, existing_pair, origin
 from onnxq.placement.tensorrt import BOUNDED
 from onnxq.placement.weighted import FLOAT_TYPES
@@ -50,8 +51,13 @@ def cover(graph: Graph, plan: Plan, target: Target, recipe: Recipe) -> Plan:
         recipe: its rules count.
     """
     points, joins = dict(plan.points), dict.fromkeys(plan.joins)
+    if "" not in graph.domains:  # no node is onnx's own, and a pair would be the first
+        return plan
+    sizes = _of_shapes(graph)
     for value in graph.values():
         if not value.name or graph.dtype(value) not in FLOAT_TYPES or arrives_quantized(graph, value):
+            continue
+        if value.name in sizes:
             continue
         uses = _uses(graph, value, recipe)
         if (pair := existing_pair(graph, value)) is not None:
@@ -68,6 +74,22 @@ def cover(graph: Graph, plan: Plan, target: Target, recipe: Recipe) -> Plan:
 
 
 # -- points -------------------------------------------------------------------------------------------------
+
+
+def _of_shapes(graph: Graph) -> set[str]:
+    """Names of what shapes are computed from, up to where a Shape or Size node takes it from the data."""
+    found: set[str] = set()
+    ends = [(node, slot) for node in graph.nodes for slot in SHAPES.get(node.op_type, ())]
+    stack = [node.inputs[slot] for node, slot in ends if slot < len(node.inputs)]
+    while stack:
+        value = stack.pop()
+        if value is None or not value.name or value.name in found:
+            continue
+        found.add(value.name)
+        node = graph.producer(value)
+        if node is not None and node.op_type not in ("Shape", "Size"):
+            stack.extend(node.inputs)
+    return found
 
 
 def _uses(graph: Graph, value: Value, recipe: Recipe) -> tuple[tuple[str, int], ...]:

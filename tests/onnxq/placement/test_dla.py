@@ -210,3 +210,22 @@ def test_next_steps(target: str) -> None:
     assert "--useDLACore=0 --allowGPUFallback" in build
     assert ("--int8" in build) == (target != "tensorrt@11+dla")
     assert (" --fp16" in build) == (target != "tensorrt@11+dla")
+
+
+@EACH
+def test_what_a_shape_is_computed_from_stays_float(target: str) -> None:
+    text = "(float[4] x, float n) => (float[M] y) { s = Mul(n, two) r = Range(zero, s, one) q = Sqrt(r) y = Relu(q) }"
+    numbers = {name: np.array(n, np.float32) for name, n in (("zero", 0), ("one", 1), ("two", 2))}
+    plan = api.make_plan(graph_of(text, **numbers), Recipe(target=target))
+    assert not {"n", "s"} & set(plan.points)
+    assert {"r", "q", "y"} <= set(plan.points)
+
+
+@EACH
+def test_a_model_without_operators_of_onnx_gets_no_pair(target: str) -> None:
+    graph = graph_of("(float[1,4] x) => (float[1,4] y) { y = Binarizer(x) }")
+    proto = graph.to_proto()
+    proto.graph.node[0].domain = "ai.onnx.ml"
+    del proto.opset_import[:]
+    proto.opset_import.add(domain="ai.onnx.ml", version=3)
+    assert not api.make_plan(proto, Recipe(target=target)).points
