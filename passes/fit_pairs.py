@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from onnxq.numerics import QType
 
 
+UINT8 = 2  # TensorProto.UINT8, as output_dtype has it
+
+
 @dataclass(frozen=True)
 class FitPairs:
     """Give pairs with a zero point one without.
@@ -106,16 +109,29 @@ def _parameters(graph: Graph, node: Node) -> tuple[npt.NDArray[Any], npt.NDArray
     zero = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
     if scale is None or scale.dtype.kind != "f":
         return None
-    if zero is None and node.op_type == "QuantizeLinear" and len(node.inputs) < 3:
-        zero = np.zeros(scale.shape, np.uint8)  # ONNX's default
+    if zero is None and (len(node.inputs) < 3 or node.inputs[2] is None) and _is_uint8(graph, node):
+        zero = np.zeros(scale.shape, np.uint8)  # what ONNX means, and TensorRT does not
     if zero is None or zero.dtype not in (np.uint8, np.int8) or zero.shape != scale.shape:
         return None
     return (scale, zero) if zero.dtype == np.uint8 or zero.any() else None
+
+
+def _is_uint8(graph: Graph, node: Node) -> bool:
+    """Whether a Q or DQ without a zero point has uint8 codes."""
+    if node.op_type == "QuantizeLinear":
+        return int(graph.attribute(node, "output_dtype", 0)) in (0, UINT8)
+    codes, maker = graph.const(node.inputs[0]), graph.producer(node.inputs[0], "QuantizeLinear")
+    if codes is not None or maker is None:
+        return bool(codes is not None and codes.dtype == np.uint8)
+    zero = graph.const(maker.inputs[2]) if len(maker.inputs) > 2 else None
+    return bool(zero.dtype == np.uint8) if zero is not None else _is_uint8(graph, maker)
 
 
 def _write(graph: Graph, nodes: list[Node], scale: npt.NDArray[Any], zero: npt.NDArray[Any]) -> None:
     name = str(nodes[-1].outputs[0].name)
     made: list[Value] = [graph.constant(f"{name}_scale", scale), graph.constant(f"{name}_zero_point", zero)]
     for node in nodes:
+        if node.op_type == "QuantizeLinear":
+            graph.set_attribute(node, "output_dtype", None)  # the zero point says it now
         for index, value in enumerate(made, 1):
             graph.set_input(node, index, value)

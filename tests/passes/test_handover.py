@@ -96,6 +96,34 @@ def test_weights_with_zero_points(zero: int) -> None:
     assert (np.abs(exact - found) <= step / 2 + 1e-6).all()
 
 
+def test_weights_of_uint8_without_a_zero_point() -> None:
+    """ONNX means 0 there; TensorRT refuses the codes."""
+    held: dict[str, Array] = {
+        "w": RNG.integers(0, 256, (8, 6)).astype(np.uint8),
+        "s": np.linspace(0.01, 0.05, 6).astype(np.float32),
+    }
+    text = "(float[N,8] x) => (float[N,6] y) { d = DequantizeLinear<axis=1>(w, s) y = MatMul(x, d) }"
+    graph, plain = graph_of(text, 17, **held), graph_of(text, 17, **held)
+    assert FitPairs(INT8)(graph) == 1
+    assert {graph.dtype(v) for v in graph.weights.values()} >= {"int8"}
+    feed = {"x": np.eye(8, dtype=np.float32)}
+    exact, found = run(plain, feed)[0], run(graph, feed)[0]
+    assert (np.abs(exact - found) <= exact.max(axis=0) / 254 + 1e-6).all()
+
+
+@pytest.mark.parametrize(("said", "fitted"), [("", 1), ("<output_dtype=2>", 1), ("<output_dtype=3>", 0)])
+def test_pairs_without_zero_points(said: str, fitted: int) -> None:
+    text = f"(float[N,8] x) => (float[N,8] y) {{ q = QuantizeLinear{said}(x, s) y = DequantizeLinear(q, s) }}"
+    graph, plain = (graph_of(text, 21, s=np.array(0.1, np.float32)) for _ in range(2))
+    assert FitPairs(INT8)(graph) == fitted
+    feed = {"x": np.linspace(0, 12, 64, dtype=np.float32).reshape(8, 8)}
+    np.testing.assert_allclose(run(graph, feed)[0], run(plain, feed)[0], atol=0.0 if not fitted else 0.16)
+    if fitted:
+        scales, zeros, kinds = zip(*parameters(graph), strict=True)
+        assert (zeros, kinds) == ((0, 0), ("int8", "int8"))
+        np.testing.assert_allclose(scales, 0.1 * 255 / 127, rtol=1e-6)
+
+
 # -- torch.ao -----------------------------------------------------------------------------------------------------
 
 
