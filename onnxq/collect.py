@@ -127,10 +127,10 @@ def _runner(
 
     tensors, bounds = names
     every = (*tensors, *(name for name in bounds if name not in tensors))
-    if session is None and runtime[0][0] == "cuda" and graph.opset >= LOWEST_OPSET:
+    if session is None and tuple(runtime[0][:1]) == ("cuda",) and graph.opset >= LOWEST_OPSET:
         device = OnDevice(graph, tensors, bounds, runtime)
         return device, device.observed
-    if session is None and runtime[0][0] == "cuda":
+    if session is None and tuple(runtime[0][:1]) == ("cuda",):
         monitor.warn(f"tensors are counted on the CPU: opset {graph.opset} cannot, {LOWEST_OPSET} could on the GPU")
     if session is None and unused_gpu(runtime[0]):
         monitor.warn("calibrating on the CPU, although there is a GPU: --providers cuda runs and counts on it")
