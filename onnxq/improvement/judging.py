@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.collect import session_for
+from onnxq.customs import behind_customs
 from onnxq.patterns.pairs import origin
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ class Judge:
     """
 
     def __init__(self, model: Inspected, feeds: Sequence[Feed]) -> None:
-        self._scores = scores(model.graph)
-        session = model.session(tuple(dict.fromkeys(self._scores.values())))
+        unseen = set() if model.custom_ops else behind_customs(model.graph)
+        found = {name: inner for name, inner in scores(model.graph).items() if inner not in unseen}
+        session = model.session(tuple(dict.fromkeys(found.values())))
+        self._scores = found or {name: name for name in session.outputs}
         self._model, self._feeds = model, feeds
         runs = [session.run({n: f[n] for n in session.inputs}, session.outputs) for f in feeds]
         self._exact = [dict(zip(session.outputs, found, strict=True)) for found in runs]
@@ -44,6 +47,8 @@ class Judge:
         """Noise over signal of the outputs, of each sample."""
         there = {str(v.name) for v in quantized.values()}
         names = [inner if inner in there else name for name, inner in self._scores.items()]
+        if not there.issuperset(names):
+            return np.full(len(self._feeds), np.inf)  # nothing to compare is no gain
         session = session_for(quantized, tuple(names), self._model.providers, self._model.custom_ops)
         exact = [[found[name] for name in names] for found in self._exact]
         return output_noise(session, self._feeds, names, exact)
