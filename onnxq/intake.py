@@ -65,7 +65,8 @@ def checked(model: Model) -> Iterator[None]:
 
 def _blame(model: Model, error: Exception) -> None:
     try:
-        onnx.checker.check_model(load(model).to_proto(), full_check=True)
+        path = isinstance(model, str | os.PathLike)  # the file itself: loading mends some of what is wrong
+        onnx.checker.check_model(str(model) if path else load(model).to_proto(), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as refusal:
         name = str(model) if isinstance(model, str | os.PathLike) else "the model"
         said = " ".join(str(refusal).split())[:300]

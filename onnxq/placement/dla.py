@@ -99,6 +99,7 @@ def _uses(graph: Graph, value: Value, recipe: Recipe) -> tuple[tuple[str, int], 
         name = user.name or ""
         skip = graph.in_body(user) or user.op_type in _SHAPES or (user.op_type == "QuantizeLinear" and index == 0)
         parameter = user.op_type == "Resize" and index > 0  # sizes and scales, which the parser wants in float
+        parameter |= user.op_type in ("Conv", "ConvTranspose", "Gemm") and index == 2  # a bias, which stays float
         if not skip and not parameter and recipe.rule_value(name, user.op_type, "quantize") is not False:
             found.append((name, index))
     return tuple(found)
