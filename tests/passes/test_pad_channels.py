@@ -26,6 +26,7 @@ def conv(
     *,
     per_channel: bool = True,
     zero: int = 128,
+    kernel: int = 3,
 ) -> Graph:
     rng = np.random.default_rng(0)
     axis = "<axis=0>" if per_channel else ""
@@ -33,7 +34,7 @@ def conv(
                q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z) wd = DequantizeLinear{axis}(w, ws, wz)
                c = Conv<group={group}>(xd, wd) {tail} }}"""
     weights: dict[str, npt.ArrayLike] = {"s": F32(0.03), "z": np.uint8(zero)}
-    weights["w"] = rng.integers(-127, 128, (out, channels // group, 3, 3)).astype(np.int8)
+    weights["w"] = rng.integers(-127, 128, (out, channels // group, kernel, kernel)).astype(np.int8)
     weights["ws"] = rng.uniform(0.01, 0.02, out).astype(F32) if per_channel else F32(0.01)
     weights["wz"] = np.zeros(out, np.int8) if per_channel else np.int8(0)
     return graph_of(text, 17, **weights)
@@ -44,10 +45,11 @@ def conv(
     [
         conv(channels=4),
         conv(out=8),
+        conv(kernel=5),
         conv(channels=6, out=16, group=2),
         conv(tail="r = Sigmoid(xd) e = ReduceMean<keepdims=0>(r) y = Add(c, e)"),
     ],
-    ids=["whole", "few outputs", "groups", "read by others"],
+    ids=["whole", "few outputs", "large kernel", "groups", "read by others"],
 )
 def test_others_are_left_alone(graph: Graph) -> None:
     assert pad_channels(graph) == 0
