@@ -45,6 +45,7 @@ from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
 from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.share_weights import share_weights
 from onnxq.passes.smooth import Smooth
+from onnxq.passes.split_gemms import split_gemms
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
@@ -209,6 +210,7 @@ def _lower_weights(
     others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose"))
     return (
         NarrowWeights(plan, recipe.weight_range, chosen or {}, recipe.format == "qoperator", target.float4),
+        *((split_gemms,) if target.placement != "tensorrt" else ()),  # or ONNX Runtime widens their weights
         QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),
