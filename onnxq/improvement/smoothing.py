@@ -11,7 +11,7 @@ output channel of W'. Pure numpy; the rows come in an order that does not depend
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -43,9 +43,6 @@ _EXPONENTS = (*_PROBES, (0.25, 0.75), (0.75, 0.25), (0.85, 0.15), (0.5, 0.0), (0
 _SHARES = np.geomspace(1.0, 2.0**-4, 21)
 _VALUES = 16384
 """Values of a tensor that are looked at to find its range."""
-
-_OUTPUTS = 256
-"""Outputs of a group that are looked at."""
 
 _SPAN = 2.0**12
 """Ratio of the largest to the smallest factor of a site: float16, in which x' may be computed, holds so much."""
@@ -93,7 +90,6 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
     if not (np.isfinite(low) & np.isfinite(high)).all():
         return None
     columns = _columns(readings, low.size)
-    readings = [_thinned(r) for r in readings]
     exact = [_outputs(r.rows, r.weight) for r in readings]
     powers = [float(np.square(y - y.mean(axis=1, keepdims=True)).sum(dtype=np.float64)) for y in exact]
 
@@ -119,14 +115,6 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
     least, found = best([shifted.shift], _EXPONENTS)
     before = noise(np.ones_like(still), still)
     return found if least < before * 10 ** (-allowed.margin / 10) else None
-
-
-def _thinned(reading: Reading) -> Reading:
-    """The same with some of the outputs alone, evenly spaced: they tell as much of the noise."""
-    if reading.weight is None or reading.weight.shape[2] <= _OUTPUTS:
-        return reading
-    step = -(-reading.weight.shape[2] // _OUTPUTS)
-    return replace(reading, weight=np.ascontiguousarray(reading.weight[:, :, ::step]))
 
 
 def _scale(reach: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], a: float, b: float) -> Floats:
