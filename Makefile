@@ -13,7 +13,7 @@ demo: $(VENV)/.installed  ## Quantize the digits model and show its accuracy bef
 
 test: $(VENV)/.installed-dev lint  ## Lint, types, and every test, on the larger real models too where they can be made
 	-$(BIN)/python scripts/fetch_models.py --all
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Temporary folders that the next run clears away, where the one that made them was killed before it could.
 
-Each is locked (flock) as long as its maker lives: the system lets go of a lock when a process dies, however it dies.
+A file in each is locked (flock) as long as its maker lives: the system lets go of a lock when a process dies, however
+it dies. The folder itself is what `alone` locks, so that outputs can be written into such a folder too.
 Where locks do not work, on Windows and some network file systems, nothing is cleared away and nobody is waited for.
 """
 
@@ -25,6 +26,9 @@ PREFIX = "onnxq-scratch-"
 _NAME = re.compile(rf"\.?{PREFIX}[a-z0-9_]{{8}}")
 """What `mkdtemp` makes of it: a user's own folder of a similar name is never cleared away."""
 
+ALIVE = ".alive"
+"""The file in each whose lock says that its maker lives."""
+
 WAIT = 10.0
 """Seconds that another run's moving of its outputs into place is waited for."""
 
@@ -44,7 +48,8 @@ class Scratch:
         with alone(above):
             _sweep(above)
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=above))
-            lock = _locked(self.path)
+            (self.path / ALIVE).touch()
+            lock = _locked(self.path / ALIVE)
         self.close = weakref.finalize(self, _remove, self.path, lock)
 
     def __enter__(self) -> Path:
@@ -70,14 +75,14 @@ _TAKEN = -1
 _NONE = -2
 
 
-def _locked(folder: Path) -> int:
-    """What holds the lock of a folder: a file descriptor; or that it is taken, or that there are no locks here."""
+def _locked(path: Path) -> int:
+    """What holds the lock of a file or folder: a descriptor; or that it is taken, or that there is no such lock."""
     try:
         import fcntl
     except ImportError:  # Windows
         return _NONE
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
     except OSError:
         return _NONE
     try:
@@ -104,10 +109,11 @@ def _sweep(above: Path) -> None:
     except OSError:
         return  # making the folder will say what is wrong
     for path in found:
-        if (lock := _locked(path)) >= 0:
+        if (lock := _locked(path / ALIVE)) >= 0:
             _remove(path, lock)
 
 
 def _remove(path: Path, lock: int) -> None:
     shutil.rmtree(path, ignore_errors=True)
     _let_go(lock)
+    shutil.rmtree(path, ignore_errors=True)  # on network file systems an open file goes when it is closed

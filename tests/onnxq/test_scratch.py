@@ -87,3 +87,11 @@ def test_where_there_are_no_locks_nothing_is_cleared_away(tmp_path: Path, monkey
     with alone(tmp_path), Scratch(tmp_path) as folder:
         assert sorted(tmp_path.iterdir()) == sorted([stale, folder])
     assert list(tmp_path.iterdir()) == [stale]
+
+
+def test_outputs_can_be_written_into_one_at_once() -> None:
+    begun = time.monotonic()
+    with Scratch() as folder, Scratch(folder) as inner:
+        assert inner.parent == folder
+        with alone(folder):
+            assert time.monotonic() - begun < scratch.WAIT  # the folder's own lock is not waited for
