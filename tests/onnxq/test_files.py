@@ -427,7 +427,7 @@ def test_weights_in_the_users_files_stay_there(tmp_path: Path) -> None:
     expected = runs(files.load(path))
     spilled = files.spill(files.load(path))
     assert spilled.shelf is not None
-    assert not list(spilled.shelf.iterdir())
+    assert not list(spilled.shelf.glob("weights*"))
     assert files.for_runtime(spilled).folder == path.parent
     np.testing.assert_equal(runs(spilled), expected)
 
@@ -454,11 +454,11 @@ def test_what_was_made_for_a_copy_goes_with_it(tmp_path: Path) -> None:
     inner = copy.copy()
     del copy
     gc.collect()
-    assert len(list(folder.iterdir())) == 1  # the copy's copy needs it
+    assert len(list(folder.glob("weights*"))) == 1  # the copy's copy needs it
     np.testing.assert_array_equal(inner.const(inner.weights["large"]), 1)
     del inner, value
     gc.collect()
-    assert not list(folder.iterdir())
+    assert not list(folder.glob("weights*"))
     del graph
     gc.collect()
     assert not folder.exists()

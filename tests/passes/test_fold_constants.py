@@ -128,8 +128,13 @@ def test_untouched_weights_are_not_read() -> None:
     assert graph.weights["w"].const_value is kept
 
 
+CHAINS = st.lists(st.sampled_from(["Neg", "Abs", "Relu", "Exp", "Transpose"]), min_size=1, max_size=5).filter(
+    lambda ops: ops.count("Exp") < 3  # four of them overflow
+)
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from(["Neg", "Abs", "Relu", "Exp", "Transpose"]), min_size=1, max_size=5), st.integers(0, 4))
+@given(CHAINS, st.integers(0, 4))
 def test_any_chain(ops: list[str], entry: int) -> None:
     """Only the part before the activation enters folds."""
     names = [f"v{i}" for i in range(len(ops) + 1)]
