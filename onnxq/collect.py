@@ -22,7 +22,7 @@ from onnxq.files import SPILL_BYTES, for_runtime, weight_bytes
 from onnxq.graph import begin_at, remove_unread_inputs
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session, unused_gpu
-from onnxq.seen import Sample, Seen
+from onnxq.seen import Sample, Seen, asked_for
 from onnxq.timing import paced, timed
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
     with timed(monitor, "loading into ONNX Runtime"):
         runner, run = _runner(graph, (tensors, bounds), (providers, custom_ops), monitor, session)
-    if not custom_ops and custom_nodes(graph):
-        monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
+    warn_of_customs(graph, custom_ops, monitor)
     seen = Seen.of(graph.digest(), tensors, bounds)
     start = Checkpoint(seen.statistics()) if keeper is None else keeper.begin(seen.statistics())
     left = Counter(start.counted)
@@ -126,7 +125,7 @@ def _runner(
     from onnxq.on_device import LOWEST_OPSET, OnDevice  # it makes a session by what is below
 
     tensors, bounds = names
-    every = (*tensors, *(name for name in bounds if name not in tensors))
+    every = asked_for(tensors, bounds)
     if session is None and tuple(runtime[0][:1]) == ("cuda",) and graph.opset >= LOWEST_OPSET:
         device = OnDevice(graph, tensors, bounds, runtime)
         return device, device.observed
@@ -136,6 +135,12 @@ def _runner(
         monitor.warn("calibrating on the CPU, although there is a GPU: --providers cuda runs and counts on it")
     session = session or session_for(graph, every, *runtime)
     return session, partial(observed, session, every)
+
+
+def warn_of_customs(graph: Graph, custom_ops: Sequence[str], monitor: Monitor) -> None:
+    """Say so where the model has custom operators and runs without them."""
+    if not custom_ops and custom_nodes(graph):
+        monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
 
 
 def nothing_seen(graph: Graph, tensors: Sequence[str], bounds: Sequence[str] = ()) -> Statistics:

@@ -78,8 +78,7 @@ def improved(
     found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
     if picked is None:
         return found
-    found = replace(found, zero_points=_zero_points(better, found, picked, monitor))
-    return replace(found, rounding=_rounding(better, found, picked, monitor))
+    return _refined(better, found, picked, monitor)
 
 
 def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:
@@ -126,11 +125,14 @@ def _inspected(ready: api.Prepared) -> Inspected:
     return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list, grid, level)
 
 
-def _zero_points(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> tuple[str, ...]:
-    """Tensors that get a zero point where the target's grid has none."""
-    ranges = _Ranges(_in_float32(better), statistics, shifts=_shifts(better.recipe))
-    wanted = ranges.promising()
-    return zero_points(_inspected(better), wanted, picked, ranges.lowered, monitor) if wanted else ()
+def _refined(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> Statistics:
+    """The statistics with the tensors that get a zero point where the target's grid has none, and codes of weights."""
+    plain, model = _in_float32(better), _inspected(better)
+    ranges = _Ranges(plain, statistics, shifts=_shifts(better.recipe))
+    points = zero_points(model, ranges.promising(), picked, ranges.lowered, monitor)
+    grid = (weight_grid(get_target(plain.recipe.target), plain.recipe), plain.recipe.weight_range)
+    rounding = rounded_weights(model, ranges.plan(points), picked, grid, partial(ranges.lowered, points), monitor)
+    return replace(statistics, zero_points=points, rounding=rounding)
 
 
 def _shifts(recipe: Recipe) -> bool:
@@ -168,13 +170,3 @@ class _Ranges:
         ready = replace(self._plain, plan=plan if rounding is not None else replace(plan, weights=()))
         nothing_else = replace(self._statistics, smoothing={}, zero_points=(), rounding=rounding or {})
         return api.lowered(ready, nothing_else, SILENT)[0]
-
-
-def _rounding(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> dict[str, Rounded]:
-    """Codes for the weights of the smoothed model."""
-    plain = _in_float32(better)
-    recipe, target = plain.recipe, get_target(plain.recipe.target)
-    ranges = _Ranges(plain, statistics, shifts=_shifts(better.recipe))
-    grid = (weight_grid(target, recipe), recipe.weight_range)
-    trial = partial(ranges.lowered, statistics.zero_points)
-    return rounded_weights(_inspected(better), ranges.plan(statistics.zero_points), picked, grid, trial, monitor)

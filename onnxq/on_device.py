@@ -16,6 +16,7 @@ import numpy as np
 from onnxq.collect import session_for
 from onnxq.counting import BINS, LOG2_BINS
 from onnxq.histogram import NO_EXPONENT, Histogram
+from onnxq.seen import asked_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,11 +57,11 @@ class OnDevice:
         runtime: tuple[Sequence[str], Sequence[str]],
     ) -> None:
         self._graph, self._runtime = graph, runtime
-        self._names = (*tensors, *(name for name in bounds if name not in tensors))
-        inputs = {str(v.name) for v in graph.inputs}
+        self._names = asked_for(tensors, bounds)
+        counted, inputs = set(tensors), {str(v.name) for v in graph.inputs}
         kinds = {str(v.name): graph.dtype(v) for v in graph.values()}
         self._counted = tuple(n for n in tensors if n not in inputs and kinds.get(n) in _KINDS)
-        self._bounded = tuple(n for n in bounds if n not in tensors and n not in inputs and kinds.get(n) in _KINDS)
+        self._bounded = tuple(n for n in bounds if n not in counted and n not in inputs and kinds.get(n) in _KINDS)
         self._exponents = dict.fromkeys(self._counted, NO_EXPONENT)
         plain = [n for n in self._names if n not in {*self._counted, *self._bounded}]
         copy = graph.copy()

@@ -21,6 +21,8 @@ from onnxq.errors import DataError, OnnxqError, RecipeError
 from onnxq.graph import Graph
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.scratch import Scratch
+from onnxq.seen import asked_for
+from onnxq.smallest import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +122,7 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
         ModelError: as `collect`.
         StatisticsError: as `collect`.
     """
-    names = (*tensors, *(name for name in bounds if name not in tensors))
+    names = asked_for(tensors, bounds)
     session = session_for(graph, names, providers, custom_ops)  # tells whether batches can be split
     total = Total(nothing_seen(graph, tensors, bounds), keeper)
     waiting: deque[tuple[Future[Statistics], _Group]] = deque()
@@ -214,8 +216,7 @@ def _loaded(work: Work) -> tuple[Graph, Session]:
     """The graph and the session of a model, made once in each worker."""
     model = work.model if isinstance(work.model, bytes) else work.model.read_bytes()
     graph = Graph.from_proto(onnx.ModelProto.FromString(model))
-    names = (*work.tensors, *(name for name in work.bounds if name not in work.tensors))
-    return graph, session_for(graph, names, work.providers, work.custom_ops)
+    return graph, session_for(graph, asked_for(work.tensors, work.bounds), work.providers, work.custom_ops)
 
 
 def _submitter(executor: Workers, work: Work, folder: Path) -> tuple[Callable[[list[Feed]], Future[Statistics]], int]:
@@ -253,7 +254,7 @@ def _groups(found: Iterator[tuple[str, Feed]], left: Counter[int]) -> Iterator[_
         if left[key]:
             left[key] -= 1
             continue
-        group.append(_Sample(key, {name: array.copy() for name, array in feed.items()}, label))
+        group.append(_Sample(key, copied(feed), label))
         size += sum(array.nbytes for array in feed.values())
         if size >= _TASK_BYTES or len(group) == _TASK_SAMPLES:
             yield group

@@ -11,14 +11,14 @@ import gc
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from onnxq.collect import count_all, fresh, nothing_seen, observed, samples, session_for
-from onnxq.customs import custom_nodes
+from onnxq.collect import count_all, fresh, nothing_seen, observed, samples, session_for, warn_of_customs
 from onnxq.errors import DataError
 from onnxq.memory import for_tensors
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import Total
-from onnxq.seen import Seen
+from onnxq.seen import Seen, asked_for
 from onnxq.segments import Segment, cut, sample_sizes
+from onnxq.smallest import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,9 +65,8 @@ def collect_within(  # noqa: PLR0913  as `collect`, and within how much memory
         StatisticsError: as `collect`.
     """
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
-    if not custom_ops and custom_nodes(graph):
-        monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
-    names = (*tensors, *(name for name in bounds if name not in tensors))
+    warn_of_customs(graph, custom_ops, monitor)
+    names = asked_for(tensors, bounds)
     empty = nothing_seen(graph, tensors, bounds)
     total = Total(empty, keeper)
     odd: dict[str, str] = {}  # what was said of NaN and infinity
@@ -169,7 +168,7 @@ class Relay:
         """The samples, so many at a time as may be kept."""
         block: Block = []
         for sample, feed in found:
-            block.append((sample, {name: array.copy() for name, array in feed.items()}))
+            block.append((sample, copied(feed)))
             if len(block) >= self._room(feed):
                 yield block
                 block = []

@@ -20,6 +20,11 @@ _AHEAD_BYTES = 48_000_000
 """Bytes of one sample's tensors that may wait to be counted while the next sample runs."""
 
 
+def asked_for(tensors: Sequence[str], bounds: Sequence[str]) -> tuple[str, ...]:
+    """All that is observed: of `tensors` histograms are made, of `bounds` that are not among them bounds alone."""
+    return tuple(dict.fromkeys((*tensors, *bounds)))
+
+
 @dataclass(frozen=True)
 class Sample:
     """What is remembered of a sample: the words that say where it came from, its hash and the shapes of its inputs."""

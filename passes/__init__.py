@@ -167,12 +167,16 @@ def weight_grid(target: Target, recipe: Recipe) -> QType:
     return replace(target.weight, limit=REDUCED) if recipe.reduce_range else target.weight
 
 
+def _without_blocks(plan: Plan) -> Plan:
+    """The plan without the tables, which `QuantizeTables` writes."""
+    return replace(plan, weights=tuple(w for w in plan.weights if w.block_size is None))
+
+
 def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
-    own = replace(plan, weights=tuple(w for w in plan.weights if w.block_size is None))
     return (
         InsertQDQ(plan),
         remove_redundant_qdq,  # behind pairs that the model already had
-        QuantizeWeights(own, weight_grid(target, recipe), recipe.weight_range, "dq"),
+        QuantizeWeights(_without_blocks(plan), weight_grid(target, recipe), recipe.weight_range, "dq"),
         QuantizeTables(plan, recipe.weight_range),
         pad_channels,  # an image has three channels, and the fast kernels want four
         fit_weight_scales,  # before biases are rounded in steps of them
@@ -188,8 +192,7 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
 def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     if not plan.points and not plan.joins:
         return _lower_weights(plan, target, recipe)  # without data
-    products = tuple(w for w in plan.weights if w.block_size is None)
-    *pairs, unused = _lower_qdq(replace(plan, weights=products), target, recipe)
+    *pairs, unused = _lower_qdq(_without_blocks(plan), target, recipe)
     return (
         *pairs,
         integer_products,  # behind the change of the float type: the accumulators of a product stay in float32
@@ -219,7 +222,7 @@ def _lower_weights(
 
 
 def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
-    weight = replace(target.weight, limit=REDUCED) if recipe.reduce_range else target.weight
+    weight = weight_grid(target, recipe)
     return (
         DynamicProducts(plan, weight, recipe.weight_range, recipe.activations == "int8/token"),
         DynamicLSTM(plan, weight),

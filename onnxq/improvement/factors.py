@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.improvement.judging import Judge, gains
+from onnxq.improvement.judging import Judge, confirmed, gains, halves
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
 from onnxq.improvement.smoothing import EXPLICIT_DB, MARGIN_DB, Allowed, Reading, choose
@@ -189,21 +189,14 @@ def _confirmed(model: Inspected, found: Mapping[Site, Factor], picked: Picked, m
         return judge.noise(model.quantizer({s.name: found[s] for s in sites}, picked.learning[: 2 * picked.judges]))
 
     monitor.stage("Judging", None)
-    kept: list[Site] = []
-    least = noise(())
     everything = list(found)
-    groups = [everything]
     kinds = [[s for s in everything if (s.explicit, s.convolves) == kind] for kind in _KINDS]
-    tried = 0
-    while groups and tried < model.effort.trials:
-        group, tried = groups.pop(0), tried + 1
-        error = noise([*kept, *group])
-        if gains(least, error):
-            kept, least = [*kept, *group], error
-        elif group is everything and sum(map(bool, kinds)) > 1:
-            groups += [kind for kind in kinds if kind]
-        elif len(group) > 1:
-            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+    kinds = [kind for kind in kinds if kind]
+
+    def parts(group: list[Site]) -> list[list[Site]]:
+        return kinds if group is everything and len(kinds) > 1 else halves(group)
+
+    kept = confirmed([everything], noise, lambda _, before, after: gains(before, after), model.effort.trials, parts)
     return {s.name: found[s] for s in everything if s in kept}
 
 

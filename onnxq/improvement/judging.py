@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from onnxq.customs import behind_customs
 from onnxq.patterns.pairs import origin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from onnxq.runtime import Session
 
     Floats = npt.NDArray[np.float64]
+
+_T = TypeVar("_T")
 
 GAIN_DB = 0.1
 """The least gain at the model's outputs that is kept."""
@@ -54,6 +56,11 @@ class Judge:
         return output_noise(session, self._feeds, names, exact)
 
 
+def halves(group: list[_T]) -> list[list[_T]]:
+    """Both halves of a group; nothing of a single one."""
+    return [group[: len(group) // 2], group[len(group) // 2 :]] if len(group) > 1 else []
+
+
 def scores(graph: Graph) -> dict[str, str]:
     """Output -> what the Softmax or Sigmoid that makes it reads; itself where nothing such makes it."""
     found = {}
@@ -81,6 +88,37 @@ def gains(before: Floats, after: Floats, least: float = GAIN_DB, *, expected: bo
     gained = 10 * (np.log10(np.maximum(before, floor)) - np.log10(np.maximum(after, floor)))
     error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
     return float(gained.mean()) > (least - error if expected else max(least, error))
+
+
+def confirmed(
+    groups: Sequence[list[_T]],
+    noise: Callable[[Sequence[_T]], Floats],
+    accepts: Callable[[list[_T], Floats, Floats], bool],
+    trials: int,
+    parts: Callable[[list[_T]], list[list[_T]]] = halves,
+) -> list[_T]:
+    """What is kept of the groups, each tried beside what is kept already; of a group that is not, its parts are tried.
+
+    Args:
+        groups: what is tried first, in this order.
+        noise: the changes that are made -> noise over signal of each judging sample.
+        accepts: (group, noise without it, noise with it) -> whether it is kept.
+        trials: groups that are tried at most.
+        parts: what a group is divided into.
+    """
+    kept: list[_T] = []
+    least = noise(kept)
+    queue = list(groups)
+    for _ in range(trials):
+        if not queue:
+            break
+        group = queue.pop(0)
+        error = noise([*kept, *group])
+        if accepts(group, least, error):
+            kept, least = [*kept, *group], error
+        else:
+            queue += parts(group)
+    return kept
 
 
 def output_noise(session: Session, feeds: Sequence[Feed], names: Sequence[str], exact: Sequence[list[Any]]) -> Floats:

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxq.calibrators._error import expected_error
 from onnxq.histogram import Histogram
-from onnxq.improvement.judging import GAIN_DB, Judge, gains
+from onnxq.improvement.judging import GAIN_DB, Judge, confirmed, gains
 from onnxq.monitor import QUIET, Monitor
 from onnxq.placement.zero_points import COSTS
 
@@ -65,20 +65,13 @@ def zero_points(
         return ()
     monitor.stage("Judging zero points", None)
     judge = Judge(model, picked.judging)
-    kept: list[Candidate] = []
-    least = judge.noise(trial(()))
-    tried = 0
-    queue = [[c for c in wanted if c.cost == cost] for cost in COSTS]
-    while queue and tried < model.effort.trials:
-        group = queue.pop(0)
-        if not group:
-            continue
-        tried += 1
-        error = judge.noise(trial(names_of([*kept, *group])))
-        if gains(least, error, PAYS_DB[group[0].cost], expected=True):
-            kept, least = [*kept, *group], error
-        elif len(group) > 1:
-            queue += [group[: len(group) // 2], group[len(group) // 2 :]]
+    groups = [[c for c in wanted if c.cost == cost] for cost in COSTS]
+    kept = confirmed(
+        [group for group in groups if group],
+        lambda chosen: judge.noise(trial(names_of(chosen))),
+        lambda group, before, after: gains(before, after, PAYS_DB[group[0].cost], expected=True),
+        model.effort.trials,
+    )
     return names_of([c for c in wanted if c in kept])
 
 

@@ -12,6 +12,7 @@ from onnxq.collect import named, sample_hash, samples
 from onnxq.errors import DataError
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.search.noise import run
+from onnxq.smallest import copied
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -107,7 +108,7 @@ def _taken(session: Session, source: Source, keys: Collection[int]) -> tuple[Fee
         if key in keys and key not in kept:
             with named(where):  # later runs on it know no more where it came from
                 run(session, feed)
-            kept[key] = {name: array.copy() for name, array in feed.items()}
+            kept[key] = copied(feed)
     return tuple(kept[key] for key in sorted(kept))
 
 

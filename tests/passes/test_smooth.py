@@ -46,6 +46,7 @@ ATTENTION = (
     "v0 = MatMul(x, w) v = Add(b, v0) c = Reshape(v, cut) t = Transpose<perm = [{perm}]>(c) p = {mixing} {more} "
     "m = MatMul(p, t) u = Transpose<perm = [0,2,1,3]>(m) r = Reshape(u, whole) y = MatMul(r, o) }}"
 )
+ATTENTION_WEIGHTS = {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6)}
 ATTENTION_SHAPES = {"cut": np.array([2, 5, 2, 4]), "whole": np.array([2, 5, 8])}
 FREE_SHAPES = {"cut": np.array([0, 0, -1, 4]), "whole": np.array([0, 0, -1])}
 CASES = {
@@ -117,29 +118,29 @@ CASES = {
     ),
     "attention": (
         ATTENTION.format(perm="0,2,1,3", mixing="Softmax(s)", more=""),
-        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {**ATTENTION_WEIGHTS, **ATTENTION_SHAPES},
         {"explicit": False, "shifts": True},
     ),
     "attention of free sizes": (
         ATTENTION.replace("[2,5,", "[N,L,").replace("[2,2,5,5]", "[N,2,L,L]").format(
             perm="0,2,1,3", mixing="Softmax(s)", more=""
         ),
-        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **FREE_SHAPES},
+        {**ATTENTION_WEIGHTS, **FREE_SHAPES},
         {"explicit": False, "shifts": True},
     ),
     "rows that do not sum to 1": (
         ATTENTION.format(perm="0,2,1,3", mixing="Sigmoid(s)", more=""),
-        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {**ATTENTION_WEIGHTS, **ATTENTION_SHAPES},
         {"explicit": True, "shifts": True},
     ),
     "softmax over another axis": (
         ATTENTION.format(perm="0,2,1,3", mixing="Softmax<axis = 2>(s)", more=""),
-        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {**ATTENTION_WEIGHTS, **ATTENTION_SHAPES},
         {"explicit": True, "shifts": True},
     ),
     "values read by others": (
         ATTENTION.format(perm="0,2,1,3", mixing="Softmax(s)", more="k = Sigmoid(c)").replace("y)", "y, float k)", 1),
-        {"w": floats(8, 8), "b": floats(8), "o": floats(8, 6), **ATTENTION_SHAPES},
+        {**ATTENTION_WEIGHTS, **ATTENTION_SHAPES},
         {"explicit": True, "shifts": True},
     ),
     "batch norm": (
