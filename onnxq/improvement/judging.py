@@ -39,7 +39,8 @@ class Judge:
     def __init__(self, model: Inspected, feeds: Sequence[Feed]) -> None:
         unseen = set() if model.custom_ops else behind_customs(model.graph)
         found = {name: inner for name, inner in scores(model.graph).items() if inner not in unseen}
-        session = model.session(tuple(dict.fromkeys(found.values())))
+        # The outputs too: what a Softmax reads may not be there any more where it became an integer operator.
+        session = model.session(tuple(dict.fromkeys((*found.values(), *found))))
         self._scores = found or {name: name for name in session.outputs}
         self._model, self._feeds = model, feeds
         runs = [session.run({n: f[n] for n in session.inputs}, session.outputs) for f in feeds]

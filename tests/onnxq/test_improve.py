@@ -131,6 +131,20 @@ def test_what_does_not_help_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found.rounding
 
 
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_outputs_of_integer_operators_are_judged(form: str) -> None:
+    """What their Sigmoid reads is no tensor of the quantized model any more."""
+    rng = np.random.default_rng(1)
+    text = """(float[2,8,50] x) => (float[2,8,47] y) {
+              c = Conv(x, w) h = Relu(c) d = Conv<dilations=[2], pads=[0,3]>(h, v) y = Sigmoid(d) }"""
+    w, v = ((rng.normal(size=shape) / 8).astype(np.float32) for shape in ((32, 8, 3), (8, 32, 3)))
+    feeds = [{"x": rng.normal(size=(2, 8, 50)).astype(np.float32)} for _ in range(20)]
+    graph = graph_of(text, w=w, v=v)
+    made, _ = api.quantize(graph, feeds, Recipe(target="ort-cpu", format=form))
+    for expected, got in zip(run(graph, feeds[0]), run(made, feeds[0]), strict=True):
+        assert sqnr_db(expected, got) > 30
+
+
 def test_gains_beyond_chance() -> None:
     before = np.full(8, 1e-2)
     assert gains(before, before / 2)
