@@ -175,7 +175,7 @@ def check(model: Model, target: str = "tensorrt") -> checks.Report:
 
     Args:
         model: quantized, by whatever tool; a file is checked as it stands, its external weights are not read.
-        target: tensorrt@8, tensorrt@10 or tensorrt@11; `tensorrt` is the newest.
+        target: tensorrt@8, tensorrt@10 or tensorrt@11, for a DLA with `+dla` behind it; `tensorrt` is the newest.
 
     Raises:
         ModelError: the model cannot be read.

@@ -1,4 +1,4 @@
-"""`onnxq check`: will TensorRT take this file, and run it in int8? The rules P1 to P35, without TensorRT.
+"""`onnxq check`: will TensorRT take this file, and run it in int8? The rules P1 to P36, without TensorRT.
 
 The rules are NVIDIA's guide on explicit quantization, NvInfer.h and the open-source parser, as far as they can be
 read off a file; what runs in which precision is a prediction. Weights are never read, only scales and zero points.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.checks import build, coverage, grammar, operators, ort_cuda, placement, precision, residual, sizes, validity
+from onnxq.checks import build, coverage, dla, grammar, operators, ort_cuda, placement, precision, residual, sizes, validity
 from onnxq.checks.finding import Finding
 from onnxq.checks.versions import get_version
 
@@ -39,12 +39,15 @@ class Check:
         severity: those it can have.
         hint: what to do.
         source: where the rule comes from.
+        gpu: whether it is about what a GPU fuses or gains: not held against a model for a DLA, whose regions run in
+            int8 as a whole.
     """
 
     find: Callable[[Model], Iterator[Breach]]
     severity: str
     hint: str
     source: str
+    gpu: bool = False
 
     @property
     def rule(self) -> str:
@@ -163,12 +166,15 @@ CHECKS: Mapping[str, Check] = {
         "W",
         "Remove the pair on the convolution's side of the addition; keep the one on the other side.",
         "guide, recommendation 4; ModelOpt #450",
+        gpu=True,
+        gpu=True,
     ),
     "P23": Check(
         residual.int8_in_and_out,
         "W",
         "Quantize all that the operator reads and what it writes, or nothing.",
         "guide, recommendation 5",
+        gpu=True,
     ),
     "P24": Check(
         placement.concat_scales,
@@ -180,17 +186,21 @@ CHECKS: Mapping[str, Check] = {
         placement.one_pair_per_tensor, "W", "Keep one pair per tensor, shared by its readers.", "guide, limitations"
     ),
     "P26": Check(
-        placement.needless_pairs, "W", "Remove the pair, or move it in front of the Pad.", "ModelOpt; TensorRT#2592"
+        placement.needless_pairs, "W", "Remove the pair, or move it in front of the Pad.", "ModelOpt; TensorRT#2592",
+        gpu=True,
     ),
     "P27": Check(
         sizes.conv_channels,
         "W/I",
         "Leave this convolution in float: it is not faster in int8.",
         "TREx ConvLinter; NvInfer.h setNbGroups; ModelOpt",
+        gpu=True,
     ),
     "P28": Check(sizes.matrix_size, "W", "Leave this product in float: it is not faster in int8.", "ModelOpt"),
     "P29": Check(
-        sizes.attention, "W", "Leave the attention's products in float; give the Softmax the range 0 to 1.", "ModelOpt"
+        sizes.attention, "W", "Leave the attention's products in float; give the Softmax the range 0 to 1.", "ModelOpt",
+        gpu=True,
+        gpu=True,
     ),
     "P30": Check(
         precision.convolutions_write_int8,
@@ -218,8 +228,12 @@ CHECKS: Mapping[str, Check] = {
         "ONNX specification; onnx.checker",
     ),
     "P35": Check(coverage.coverage, "I", "`onnxq plan` says why its own placement leaves a node in float.", "onnxq"),
+    "P36": Check(
+        dla.every_tensor, "W", "Quantize with a `+dla` target; a rule may have left it out.", "ModelOpt #1661; TensorRT#2222"
+    ),
 }
-"""Id -> rule. P1 to P22 are about what is taken and fused at all, P23 to P33 about speed, P34 and P35 the whole."""
+"""Id -> rule. P1 to P22 are about what is taken and fused at all, P23 to P33 about speed, P34 and P35 the whole; P36 is
+for DLAs."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +291,7 @@ def check(model: ModelProto | str | os.PathLike[str], target: str = "tensorrt", 
     found = [
         Finding(name, breach.severity, breach.where, breach.message, rule.hint, rule.source, breach.op)
         for name, rule in CHECKS.items()
+        if not (rule.gpu and version.every_tensor)
         for graph in graphs
         for breach in rule.find(graph)
     ]

@@ -27,7 +27,7 @@ class Finding:
     """A breach with what the table knows of its rule.
 
     Attributes:
-        id: of the rule, P1 to P35.
+        id: of the rule, P1 to P36.
         severity: E, W or I.
         where: name of the node; of its first output when it has none; of the tensor when `op` is empty.
         message: what is wrong there.

@@ -6,7 +6,7 @@ error for the line; a type that a later release of the line brings is a warning 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from onnxq.checks.dtypes import FLOAT4E2M1, FLOAT8E4M3FN, INT4
@@ -28,6 +28,7 @@ class Version:
         even_rows: whether some release wants four-bit tensors with an even last dimension (10.1 does).
         strongly_typed: whether every layer runs in the type that the model says, without asking.
         max_opset: the newest that the parser's table of operators names (of 8.6); None when that is no limit here.
+        every_tensor: whether it is for a DLA, which runs in int8 where every tensor has a scale.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Version:
     even_rows: bool
     strongly_typed: bool
     max_opset: int | None
+    every_tensor: bool = False
 
 
 TENSORRT_8 = Version(
@@ -75,9 +77,12 @@ TENSORRT_11 = Version(
     max_opset=None,
 )
 
+_LINES = (TENSORRT_8, TENSORRT_10, TENSORRT_11)
+
 VERSIONS = {
     "tensorrt": TENSORRT_11,
-    **{version.name: version for version in (TENSORRT_8, TENSORRT_10, TENSORRT_11)},
+    **{line.name: line for line in _LINES},
+    **{f"{line.name}+dla": replace(line, name=f"{line.name}+dla", every_tensor=True) for line in _LINES},
 }
 """Name on the command line -> version; without a number, the newest."""
 
