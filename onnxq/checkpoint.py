@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.errors import StatisticsError
+from onnxq.errors import DataError, StatisticsError
 from onnxq.files import write_aside
 from onnxq.statistics import Statistics
 
@@ -41,6 +41,10 @@ class Checkpoint:
 
     statistics: Statistics
     counted: Counter[int] = field(default_factory=Counter)
+
+    def __add__(self, other: Checkpoint) -> Checkpoint:
+        """What both saw together; neither has a sample that the other counted."""
+        return Checkpoint(self.statistics + other.statistics, self.counted + other.counted)
 
     def save(self, path: Path) -> None:
         """Write a zip of two members, whole or not at all.
@@ -137,11 +141,53 @@ def checkpoint_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def gone(left: Counter[int], path: Path) -> StatisticsError | None:
-    """The error that samples of a checkpoint were not met again; None where all were."""
-    if not (count := left.total()):
-        return None
-    return StatisticsError(
-        f"{count} samples that the checkpoint {path} counted are no longer in the data",
-        "Give the same data again, or remove the checkpoint and run without --resume.",
-    )
+class Total:
+    """What a collection saw, in one run or over several: it starts with the checkpoint that is taken up, if any.
+
+    Attributes:
+        left: samples of that checkpoint that were not met again yet: they are not to be run.
+    """
+
+    def __init__(self, empty: Statistics, keeper: Keeper | None) -> None:
+        begun = Checkpoint(empty) if keeper is None else keeper.begin(empty)
+        self._statistics, self._counted, self._keeper = begun.statistics, begun.counted, keeper
+        self.left = Counter(begun.counted)
+
+    def add(self, found: Checkpoint) -> None:
+        """Add what was seen of some samples."""
+        self._statistics += found.statistics
+        self._counted.update(found.counted)  # in place: `+` takes as long as there are samples
+
+    def keep(self, more: Callable[[], Checkpoint] | None = None, *, now: bool = False) -> None:
+        """Write a checkpoint, if there is a keeper and it is time for one or `now`, and any sample was counted.
+
+        Args:
+            more: gives what was seen beside what was added.
+            now: do not wait until it is time.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+
+        def current() -> Checkpoint:
+            own = Checkpoint(self._statistics, self._counted)
+            return own if more is None else own + more()
+
+        if self._keeper is not None and not (now and not current().counted):
+            self._keeper.keep(current, now=now)
+
+    def whole(self) -> Statistics:
+        """The statistics of all samples.
+
+        Raises:
+            DataError: there was none.
+            StatisticsError: samples of the checkpoint are no longer there.
+        """
+        if self._keeper is not None and (count := self.left.total()):
+            raise StatisticsError(
+                f"{count} samples that the checkpoint {self._keeper.path} counted are no longer in the data",
+                "Give the same data again, or remove the checkpoint and run without --resume.",
+            )
+        if not self._statistics.samples:
+            raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
+        return self._statistics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from onnxq.checkpoint import Checkpoint, gone
+from onnxq.checkpoint import Total
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
@@ -26,6 +25,7 @@ from onnxq.seen import Sample, Seen, asked_for
 from onnxq.timing import paced, timed
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
@@ -83,35 +83,25 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
         runner, run = _runner(graph, (tensors, bounds), (providers, custom_ops), monitor, session)
     warn_of_customs(graph, custom_ops, monitor)
     seen = Seen.of(graph.digest(), tensors, bounds)
-    start = Checkpoint(seen.statistics()) if keeper is None else keeper.begin(seen.statistics())
-    left = Counter(start.counted)
-
-    def current() -> Checkpoint:
-        return Checkpoint(start.statistics + seen.statistics(), start.counted + seen.counted)
+    total = Total(seen.statistics(), keeper)
 
     def count(arrays: Arrays, sample: Sample, room: Event) -> None:
         try:
             with timed(monitor, "counting, beside the next forward pass"):
                 seen.count(arrays, sample.label, monitor, room)
             seen.note(sample)
-            if keeper is not None:
-                keeper.keep(current)
+            total.keep(seen.checkpoint)
         finally:
             room.set()  # a failure is told by the future
 
     try:
-        found = fresh(samples(runner, source, monitor), left)
+        found = fresh(samples(runner, source, monitor), total.left)
         count_all(run, found, count, source.bad, monitor)
     except KeyboardInterrupt:
-        if keeper is not None and seen.samples:  # the counting thread has ended: no sample is half counted
-            keeper.keep(current, now=True)
+        total.keep(seen.checkpoint, now=True)  # the counting thread has ended: no sample is half counted
         raise
-    if keeper is not None and (lost := gone(left, keeper.path)) is not None:
-        raise lost
-    total = current().statistics
-    if not total.samples:
-        raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
-    return total
+    total.add(seen.checkpoint())
+    return total.whole()
 
 
 def _runner(

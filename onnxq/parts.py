@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 
-from onnxq.checkpoint import Checkpoint, gone
+from onnxq.checkpoint import Checkpoint, Total
 from onnxq.collect import collect, nothing_seen, sample_hash, samples, session_for
 from onnxq.data import InputSpec, Source, input_specs, label_specs, open_source
 from onnxq.errors import DataError, OnnxqError, RecipeError
@@ -130,11 +130,12 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
     def take() -> None:
         future, group = waiting.popleft()
         try:
-            total.add(_result(future), Counter(s.key for s in group))
+            total.add(Checkpoint(_result(future), Counter(s.key for s in group)))
         except DataError:
             if source.bad is None:
                 raise
-            total.add(*_without_bad(graph, tensors, bounds, session, group, source.bad))
+            total.add(_without_bad(graph, tensors, bounds, session, group, source.bad))
+        total.keep()
 
     with Scratch() as folder:
         work = Work(graph.to_proto().SerializeToString(), *map(tuple, (tensors, bounds, providers, custom_ops)))
@@ -147,44 +148,12 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
             while waiting:
                 take()
         except KeyboardInterrupt:
-            total.stopped()
+            total.keep(now=True)
             raise
         finally:
             for future, _ in waiting:
                 future.cancel()
     return total.whole()
-
-
-class Total:
-    """What all workers saw so far, and a checkpoint of it."""
-
-    def __init__(self, empty: Statistics, keeper: Keeper | None) -> None:
-        start = Checkpoint(empty) if keeper is None else keeper.begin(empty)
-        self.left = Counter(start.counted)  # samples of the checkpoint that were not met yet
-        self._keeper, self._statistics, self._counted = keeper, start.statistics, Counter(start.counted)
-
-    def add(self, found: Statistics, hashes: Counter[int]) -> None:
-        """Add a group."""
-        self._statistics += found
-        self._counted += hashes
-        if self._keeper is not None:
-            self._keeper.keep(self._checkpoint)
-
-    def stopped(self) -> None:
-        """Keep what there is."""
-        if self._keeper is not None and self._counted:
-            self._keeper.keep(self._checkpoint, now=True)
-
-    def whole(self) -> Statistics:
-        """The statistics of all samples."""
-        if self._keeper is not None and (lost := gone(self.left, self._keeper.path)) is not None:
-            raise lost
-        if not self._statistics.samples:
-            raise DataError("the calibration data holds no sample", "Give at least one; 100 to 500 are usual.")
-        return self._statistics
-
-    def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(self._statistics, Counter(self._counted))
 
 
 @dataclass(frozen=True)
@@ -270,7 +239,7 @@ def _without_bad(
     session: Session,
     group: _Group,
     bad: Callable[[DataError], None],
-) -> tuple[Statistics, Counter[int]]:
+) -> Checkpoint:
     """A group that a worker failed on, run here sample by sample; `bad` is told of those that cannot be run."""
     total, counted = nothing_seen(graph, tensors, bounds), Counter[int]()
     for sample in group:
@@ -281,7 +250,7 @@ def _without_bad(
             bad(error)
             continue
         counted[sample.key] += 1
-    return total, counted
+    return Checkpoint(total, counted)
 
 
 def _result(future: Future[Statistics]) -> Statistics:

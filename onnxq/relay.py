@@ -11,11 +11,11 @@ import gc
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from onnxq.checkpoint import Total
 from onnxq.collect import count_all, fresh, nothing_seen, observed, samples, session_for, warn_of_customs
 from onnxq.errors import DataError
 from onnxq.memory import for_tensors
 from onnxq.monitor import QUIET, Monitor
-from onnxq.parts import Total
 from onnxq.seen import Seen, asked_for
 from onnxq.segments import Segment, cut, sample_sizes
 from onnxq.smallest import copied
@@ -75,9 +75,10 @@ def collect_within(  # noqa: PLR0913  as `collect`, and within how much memory
         for block in relay.blocks(fresh(samples(relay, source, monitor), total.left)):
             seen = _counted(relay, block, lambda: Seen.of(empty.model, tensors, bounds, odd), monitor, source.bad)
             odd.update(seen.nonfinite)
-            total.add(seen.statistics(), seen.counted)
+            total.add(seen.checkpoint())
+            total.keep()
     except KeyboardInterrupt:
-        total.stopped()
+        total.keep(now=True)
         raise
     return total.whole()
 

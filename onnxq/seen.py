@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from onnxq.checkpoint import Checkpoint
 from onnxq.histogram import Extent, Histogram, Tally
 from onnxq.statistics import Statistics, merge_shapes
 
@@ -104,3 +105,7 @@ class Seen:
             dict(self.nonfinite),
             bounds={name: extent.bounds for name, extent in self.tensors.items() if isinstance(extent, Extent)},
         )
+
+    def checkpoint(self) -> Checkpoint:
+        """The same, with the samples that it is of."""
+        return Checkpoint(self.statistics(), Counter(self.counted))
