@@ -115,7 +115,9 @@ def show(model: Path, as_json: bool, verbose: bool) -> None:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11, each with +dla; ort-cpu, ort-cuda.")
+@click.option(
+    "--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11, these +dla; ort-cpu, ort-cuda."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
 @click.option("--data", default="random:1", show_default=True, help="ort-*: what MODEL is run on, its first sample.")
 @click.option("--shapes", default="", help="ort-*: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")

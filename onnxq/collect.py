@@ -63,6 +63,7 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     monitor: Monitor = QUIET,
     keeper: Keeper | None = None,
     session: Session | None = None,
+    digest: str | None = None,
 ) -> Statistics:
     """Run the prepared graph over the data and return what was seen of the named tensors.
 
@@ -82,7 +83,7 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     with timed(monitor, "loading into ONNX Runtime"):
         runner, run = _runner(graph, (tensors, bounds), (providers, custom_ops), monitor, session)
     warn_of_customs(graph, custom_ops, monitor)
-    seen = Seen.of(graph.digest(), tensors, bounds)
+    seen = Seen.of(digest or graph.digest(), tensors, bounds)
     total = Total(seen.statistics(), keeper)
 
     def count(arrays: Arrays, sample: Sample, room: Event) -> None:
@@ -133,9 +134,11 @@ def warn_of_customs(graph: Graph, custom_ops: Sequence[str], monitor: Monitor) -
         monitor.warn("calibrating without the custom operators: nothing that is observed depends on them")
 
 
-def nothing_seen(graph: Graph, tensors: Sequence[str], bounds: Sequence[str] = ()) -> Statistics:
-    """The statistics of these tensors over no sample."""
-    return Seen.of(graph.digest(), tensors, bounds).statistics()
+def nothing_seen(
+    graph: Graph, tensors: Sequence[str], bounds: Sequence[str] = (), digest: str | None = None
+) -> Statistics:
+    """The statistics of these tensors over no sample; `digest` as for `collect`."""
+    return Seen.of(digest or graph.digest(), tensors, bounds).statistics()
 
 
 def fresh(found: Iterable[tuple[str, Feed]], left: Counter[int]) -> Iterator[tuple[Sample, Feed]]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import onnx
+import numpy as np
 
+from onnxq import files
 from onnxq.checkpoint import Checkpoint, Total
 from onnxq.collect import collect, nothing_seen, sample_hash, samples, session_for
 from onnxq.data import InputSpec, Source, input_specs, label_specs, open_source
 from onnxq.errors import DataError, OnnxqError, RecipeError
-from onnxq.graph import Graph
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.scratch import Scratch
 from onnxq.seen import asked_for
@@ -26,11 +27,13 @@ from onnxq.smallest import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+
+    import numpy.typing as npt
 
     from onnxq.checkpoint import Keeper
     from onnxq.data import Feed
     from onnxq.data.source import Sample
+    from onnxq.graph import Graph
     from onnxq.runtime import Session
     from onnxq.statistics import Statistics
 
@@ -67,6 +70,9 @@ _AHEAD = 32
 _TASK_BYTES = 8_000_000
 """Inputs that go to a worker at a time: enough to run for longer than sending them takes."""
 _TASK_SAMPLES = 16
+
+SENT_BYTES = 256_000_000
+"""A model with more weight bytes than this is read by Dask's workers from its file, where all of them see it."""
 
 
 def shard(source: Source, index: int, count: int) -> Source:
@@ -124,7 +130,8 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
     """
     names = asked_for(tensors, bounds)
     session = session_for(graph, names, providers, custom_ops)  # tells whether batches can be split
-    total = Total(nothing_seen(graph, tensors, bounds), keeper)
+    empty = nothing_seen(graph, tensors, bounds)
+    total = Total(empty, keeper)
     waiting: deque[tuple[Future[Statistics], _Group]] = deque()
 
     def take() -> None:
@@ -134,12 +141,13 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
         except DataError:
             if source.bad is None:
                 raise
-            total.add(_without_bad(graph, tensors, bounds, session, group, source.bad))
+            total.add(_without_bad(graph, work, session, group, source.bad))
         total.keep()
 
     with Scratch() as folder:
-        work = Work(graph.to_proto().SerializeToString(), *map(tuple, (tensors, bounds, providers, custom_ops)))
-        submit, ahead = _submitter(executor, work, folder)
+        path = files.save(graph, folder / "model.onnx", external_bytes=files.SPILL_BYTES)[0]
+        work = Work(path, empty.model, *map(tuple, (tensors, bounds, providers, custom_ops)))
+        submit, ahead = _submitter(executor, work, small=files.weight_bytes(graph) <= SENT_BYTES)
         try:
             for group in _groups(samples(session, source, monitor), total.left):
                 waiting.append((submit([s.feed for s in group]), group))
@@ -158,9 +166,19 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs once: the prepared model, as bytes or a file of them, and the arguments of `collect`."""
+    """What a worker needs once: the prepared model, and the arguments of `collect`.
 
-    model: bytes | Path
+    Attributes:
+        model: its file, or name and content of all its files, for workers that do not see them.
+        digest: of the model; two of one digest are the same to a worker.
+        tensors: as `collect`.
+        bounds: as `collect`.
+        providers: as `collect`.
+        custom_ops: as `collect`.
+    """
+
+    model: Path | tuple[tuple[str, npt.NDArray[np.uint8]], ...] = field(compare=False)
+    digest: str
     tensors: tuple[str, ...]
     bounds: tuple[str, ...]
     providers: tuple[str, ...]
@@ -169,9 +187,22 @@ class Work:
 
 def observed(work: Work, feeds: Sequence[Feed]) -> Statistics:
     """The statistics of some samples, in a worker."""
-    graph, session = _loaded(work)
-    source = open_source(list(feeds), _specs(graph, feeds[0]))
-    return collect(graph, work.tensors, source, bounds=work.bounds, custom_ops=work.custom_ops, session=session)
+    loaded = _loaded(work)
+    source = open_source(list(feeds), _specs(loaded.graph, feeds[0]))
+    return _collected(loaded.graph, work, source, loaded.session)
+
+
+def _collected(graph: Graph, work: Work, source: Source, session: Session, monitor: Monitor = QUIET) -> Statistics:
+    return collect(
+        graph,
+        work.tensors,
+        source,
+        bounds=work.bounds,
+        custom_ops=work.custom_ops,
+        monitor=monitor,
+        session=session,
+        digest=work.digest,
+    )
 
 
 def _specs(graph: Graph, feed: Feed) -> tuple[InputSpec, ...]:
@@ -180,27 +211,55 @@ def _specs(graph: Graph, feed: Feed) -> tuple[InputSpec, ...]:
     return (*inputs, *label_specs(sorted(feed.keys() - {spec.name for spec in inputs})))
 
 
+class _Loaded(NamedTuple):
+    """A model in a worker, and the folder that its weights may lie in."""
+
+    graph: Graph
+    session: Session
+    folder: Scratch
+
+
 @lru_cache(maxsize=1)
-def _loaded(work: Work) -> tuple[Graph, Session]:
+def _loaded(work: Work) -> _Loaded:
     """The graph and the session of a model, made once in each worker."""
-    model = work.model if isinstance(work.model, bytes) else work.model.read_bytes()
-    graph = Graph.from_proto(onnx.ModelProto.FromString(model))
-    return graph, session_for(graph, asked_for(work.tensors, work.bounds), work.providers, work.custom_ops)
+    folder, path = Scratch(), work.model
+    if not isinstance(path, Path):
+        for name, content in path:
+            (folder.path / name).write_bytes(content)
+        path = folder.path / path[0][0]
+    graph = files.load(path)
+    session = session_for(graph, asked_for(work.tensors, work.bounds), work.providers, work.custom_ops)
+    return _Loaded(graph, session, folder)
 
 
-def _submitter(executor: Workers, work: Work, folder: Path) -> tuple[Callable[[list[Feed]], Future[Statistics]], int]:
+def _submitter(executor: Workers, work: Work, *, small: bool) -> tuple[Callable[[list[Feed]], Future[Statistics]], int]:
     """What sends a group of samples to a worker, and how many groups may wait.
 
-    The model goes to Dask's workers once, over the network; the processes of an executor of this machine read a file.
+    The processes of an executor of this machine read the model's file; so do Dask's workers if it is not `small` and
+    all of them see it. Else it goes to them once, over the network.
     """
     if isinstance(executor, Executor):
-        path = folder / "model.onnx"
-        path.write_bytes(work.model if isinstance(work.model, bytes) else b"")
-        shared = replace(work, model=path)
-        return lambda feeds: executor.submit(observed, shared, feeds), _AHEAD
+        return lambda feeds: executor.submit(observed, work, feeds), _AHEAD
+    if isinstance(work.model, Path) and (small or not _all_see(executor, work.model)):
+        work = replace(work, model=tuple(_contents(work.model.parent)))
     sent = executor.scatter(work, broadcast=True)
     threads = sum(executor.nthreads().values())
     return lambda feeds: executor.submit(observed, sent, feeds, pure=False), max(_AHEAD, 3 * threads)
+
+
+def _all_see(client: Workers, path: Path) -> bool:
+    """Whether all workers have that file, of that size."""
+    return set(client.run(_size, path).values()) == {_size(path)}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
+
+
+def _contents(folder: Path) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    """The model's files, it first; mapped, not read."""
+    for path in sorted(folder.glob("model.onnx*"), key=lambda path: len(path.name)):
+        yield path.name, np.memmap(path, np.uint8, "r").view(np.ndarray)
 
 
 class _Sample(NamedTuple):
@@ -233,24 +292,17 @@ def _groups(found: Iterator[tuple[str, Feed]], left: Counter[int]) -> Iterator[_
 
 
 def _without_bad(
-    graph: Graph,
-    tensors: Sequence[str],
-    bounds: Sequence[str],
-    session: Session,
-    group: _Group,
-    bad: Callable[[DataError], None],
+    graph: Graph, work: Work, session: Session, group: _Group, bad: Callable[[DataError], None]
 ) -> Checkpoint:
     """A group that a worker failed on, run here sample by sample; `bad` is told of those that cannot be run."""
-    total, counted = nothing_seen(graph, tensors, bounds), Counter[int]()
+    total = Checkpoint(nothing_seen(graph, work.tensors, work.bounds, work.digest))
     for sample in group:
         one = Source(sample.label, _specs(graph, sample.feed), partial(list, [(sample.label, sample.feed)]))
         try:
-            total += collect(graph, tensors, one, bounds=bounds, monitor=SILENT, session=session)
+            total += Checkpoint(_collected(graph, work, one, session, SILENT), Counter([sample.key]))
         except DataError as error:
             bad(error)
-            continue
-        counted[sample.key] += 1
-    return Checkpoint(total, counted)
+    return total
 
 
 def _result(future: Future[Statistics]) -> Statistics:

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxq
-from onnxq import Recipe, api
+from onnxq import Recipe, api, files
 from onnxq.collect import sample_hash
 from onnxq.intake import open_data
 from onnxq.parts import Work, observed
+from onnxq.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,9 @@ def measure(model: Path, data: str, samples: int) -> tuple[float, float]:
     recipe = Recipe(effort="fast", max_samples=samples)
     ready = api.prepared(model, recipe)
     plan = ready.plan
-    work = Work(ready.graph.to_proto().SerializeToString(), plan.observe, plan.probes, recipe.provider_list, ())
+    folder = Scratch()
+    path = files.save(ready.graph, folder.path / "model.onnx", external_bytes=files.SPILL_BYTES)[0]
+    work = Work(path, ready.graph.digest(), plan.observe, plan.probes, recipe.provider_list, ())
     begun = time.process_time()
     feeds = list(open_data(data, ready.graph, recipe))
     for feed in feeds:

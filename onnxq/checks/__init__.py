@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.checks import build, coverage, dla, grammar, operators, ort_cuda, placement, precision, residual, sizes, validity
+from onnxq.checks import (
+    build,
+    coverage,
+    dla,
+    grammar,
+    operators,
+    ort_cuda,
+    placement,
+    precision,
+    residual,
+    sizes,
+    validity,
+)
 from onnxq.checks.finding import Finding
 from onnxq.checks.versions import get_version
 
@@ -160,13 +172,14 @@ CHECKS: Mapping[str, Check] = {
     "P20": Check(
         placement.both_operands, "W", "Quantize the input and the weight, or neither.", "guide, recommendation 1"
     ),
-    "P21": Check(placement.fusion_whole, "W", "Move the pair behind the activation.", "guide, recommendations 2 and 3"),
+    "P21": Check(
+        placement.fusion_whole, "W", "Move the pair behind the activation.", "guide, recommendations 2 and 3", gpu=True
+    ),
     "P22": Check(
         residual.residual_identity,
         "W",
         "Remove the pair on the convolution's side of the addition; keep the one on the other side.",
         "guide, recommendation 4; ModelOpt #450",
-        gpu=True,
         gpu=True,
     ),
     "P23": Check(
@@ -186,7 +199,10 @@ CHECKS: Mapping[str, Check] = {
         placement.one_pair_per_tensor, "W", "Keep one pair per tensor, shared by its readers.", "guide, limitations"
     ),
     "P26": Check(
-        placement.needless_pairs, "W", "Remove the pair, or move it in front of the Pad.", "ModelOpt; TensorRT#2592",
+        placement.needless_pairs,
+        "W",
+        "Remove the pair, or move it in front of the Pad.",
+        "ModelOpt; TensorRT#2592",
         gpu=True,
     ),
     "P27": Check(
@@ -196,10 +212,14 @@ CHECKS: Mapping[str, Check] = {
         "TREx ConvLinter; NvInfer.h setNbGroups; ModelOpt",
         gpu=True,
     ),
-    "P28": Check(sizes.matrix_size, "W", "Leave this product in float: it is not faster in int8.", "ModelOpt"),
+    "P28": Check(
+        sizes.matrix_size, "W", "Leave this product in float: it is not faster in int8.", "ModelOpt", gpu=True
+    ),
     "P29": Check(
-        sizes.attention, "W", "Leave the attention's products in float; give the Softmax the range 0 to 1.", "ModelOpt",
-        gpu=True,
+        sizes.attention,
+        "W",
+        "Leave the attention's products in float; give the Softmax the range 0 to 1.",
+        "ModelOpt",
         gpu=True,
     ),
     "P30": Check(
@@ -229,7 +249,10 @@ CHECKS: Mapping[str, Check] = {
     ),
     "P35": Check(coverage.coverage, "I", "`onnxq plan` says why its own placement leaves a node in float.", "onnxq"),
     "P36": Check(
-        dla.every_tensor, "W", "Quantize with a `+dla` target; a rule may have left it out.", "ModelOpt #1661; TensorRT#2222"
+        dla.every_tensor,
+        "W",
+        "Quantize with a `+dla` target; a rule may have left it out.",
+        "ModelOpt #1661; TensorRT#2222",
     ),
 }
 """Id -> rule. P1 to P22 are about what is taken and fused at all, P23 to P33 about speed, P34 and P35 the whole; P36 is

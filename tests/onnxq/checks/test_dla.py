@@ -33,7 +33,10 @@ KEPT = {
         f"{pair('xd', 'x')} k = Mul(n, n) i = Cast<to=7>(k) r = Reshape(xd, i) {pair('y', 'r')}",
         f"{X8}, float[4] n",
     ),
-    "read for its shape alone": (f"{pair('xd', 'x')} i = Shape(v) r = Reshape(xd, i) {pair('y', 'r')}", f"{X8}, {X8[:-1]}v"),
+    "read for its shape alone": (
+        f"{pair('xd', 'x')} i = Shape(v) r = Reshape(xd, i) {pair('y', 'r')}",
+        f"{X8}, {X8[:-1]}v",
+    ),
     "integers": (f"{pair('xd', 'x')} k = Add(n, n) r = Reshape(xd, k) {pair('y', 'r')}", f"{X8}, int64[4] n"),
 }
 
