@@ -27,6 +27,7 @@ from onnxq.checks import (
 )
 from onnxq.checks.finding import Finding
 from onnxq.checks.versions import get_version
+from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -301,10 +302,14 @@ def check(model: ModelProto | str | os.PathLike[str], target: str = "tensorrt", 
         ModelError: the file cannot be read or is no ONNX model.
         RecipeError: there is no such target.
     """
+    from onnxq.graph import axes_problem  # it loads onnx, which `import onnxq.checks` does not
+
     version = None if target == CUDA else get_version(target)
     if isinstance(model, str | os.PathLike):
         base_dir = str(Path(model).parent) if base_dir is None else base_dir
         model = build.read(model)
+    if (problem := axes_problem(model.graph)) is not None:
+        raise ModelError(f"the model is not valid: {problem}", "Export it again.")
     folder = base_dir or ""
     if version is None:
         return Report(target, *ort_cuda.check(model, folder))

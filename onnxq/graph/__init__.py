@@ -12,6 +12,7 @@ from onnxq.graph.beginning import begin_at, fix_shapes, remove_unread_inputs
 from onnxq.graph.graph import Attribute, Graph, Node, Value
 from onnxq.graph.normal import Body, normalize
 from onnxq.graph.sharing import share
+from onnxq.graph.signatures import axes_problem
 from onnxq.graph.validity import check_proto, tensor_bytes
 from onnxq.graph.values import Dim
 
@@ -22,6 +23,7 @@ __all__ = [
     "Graph",
     "Node",
     "Value",
+    "axes_problem",
     "begin_at",
     "check_proto",
     "fix_shapes",

@@ -13,6 +13,7 @@ import onnx_ir as ir  # noqa: TID251  this is the wall
 
 from onnxq.errors import ModelError
 from onnxq.graph.normal import bodies, home_of
+from onnxq.graph.signatures import axes_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,6 +55,7 @@ def _problems(proto: onnx.ModelProto) -> Iterator[str]:
         yield from _not_text([function.name, function.domain, *function.input, *function.output])
         yield from _node_problems(function.node, function.output, (set(function.input),))
     yield from _not_text(opset.domain for opset in proto.opset_import)
+    yield from filter(None, [axes_problem(proto.graph)])
 
 
 def _graph_problems(graph: onnx.GraphProto, outer: _Scopes[str]) -> Iterator[str]:

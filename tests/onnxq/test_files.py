@@ -505,3 +505,19 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
         (tmp_path / "m.onnx").write_bytes(data.replace(name, b"\xff" + name[1:]))
         with pytest.raises(ModelError, match="is not text"):
             files.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("body", ["y = Expand(x, s)", "y = Reshape(x, s)", "y = ConstantOfShape(s)"])
+def test_a_shape_of_more_numbers_than_a_tensor_has_axes(body: str, inside: bool) -> None:
+    """At which onnx's shape inference, and with it its version converter, counts for ever: so nothing may call it."""
+    text = "agraph (float[4] x, int64[{}] s, bool c) => (float[N] y) {{ {} }}"
+    if inside:
+        parts = (f"{part}_branch = {part} () => (float[M] y) {{ {body} }}" for part in ("then", "else"))
+        body = f"y = If (c) <{', '.join(parts)}>"
+    head = '<ir_version: 8, opset_import: ["" : 13]>'
+    long = onnx.parser.parse_model(head + text.format(1 << 40, body))
+    for refuses in (Graph.from_proto, onnxq.make_plan, onnxq.check):
+        with pytest.raises(ModelError, match="reads 's' as a shape, which has 1,099,511,627,776 numbers"):
+            refuses(long)
+    assert Graph.from_proto(onnx.parser.parse_model(head + text.format(1, body))).nodes
