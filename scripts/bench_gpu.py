@@ -12,7 +12,6 @@ other machines. The table goes into docs/benchmarks.md, and `onnxq.modes` follow
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -24,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gpu import MODELS, is_there, may_measure, options
 
 from onnxq import api, intake, pipeline
-from onnxq.errors import ModelError, ProviderError, RecipeError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.numerics import sqnr_db
 from onnxq.passes.high_precision import HighPrecision
 from onnxq.precision import with_float_types
 from onnxq.recipe import Recipe, Rule
-from onnxq.runtime import try_provider
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     Feed = dict[str, npt.NDArray[Any]]
 
-MODELS = Path(__file__).resolve().parents[1] / ".cache" / "models"
 NAMES = {"minilm": "minilm/minilm.onnx", "bert_base": "bert_base.onnx", "vit_b16": "vit_b16.onnx"}
 NAMES |= {"resnet50": "resnet50.onnx"}
 SMALL = {name: f"{name}.onnx" for name in ("bert_small", "vit_small", "resnet_small")}  # for a dry run
@@ -80,18 +78,6 @@ class Run:
     outside: Counter[str]
     inside: Counter[str]
     output: npt.NDArray[Any]
-
-
-def why_no_gpu() -> str | None:
-    """Why nothing can be measured here; None when ONNX Runtime runs a model on a CUDA device."""
-    import onnxruntime as ort  # noqa: TID251  measured bare, outside the engine
-
-    ort.set_default_logger_severity(4)
-    try:
-        try_provider("cuda")
-    except ProviderError as error:
-        return error.message
-    return None
 
 
 @dataclass(frozen=True)
@@ -197,26 +183,19 @@ def table(name: str, size: str, runs: list[Run]) -> list[str]:
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=[*NAMES, *SMALL], default=list(NAMES))
+    parser = options(str(__doc__), [*NAMES, *SMALL], list(NAMES))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--tokens", nargs="+", type=int, default=[4, 16, 128], help="lengths of a text")
     parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU provider: see that it works")
     given = parser.parse_args()
-    reason = None if given.dry_run else why_no_gpu()
-    if reason is not None:
-        sys.stdout.write(f"nothing measured: {reason}\n")
+    if not may_measure(dry_run=given.dry_run):
         return
     device = Device("cpu", CPU) if given.dry_run else Device("cuda", CUDA)
-    if given.dry_run:
-        sys.stdout.write("dry run on the CPU provider: the ratios say nothing of a GPU\n")
     sys.stdout.write("| model | batch x tokens | form | / fp32 | / fp16 | SQNR dB | kernels | on another provider |\n")
     sys.stdout.write("|---|---|---|---|---|---|---|---|\n")
     for name in given.model:
         path = MODELS / (NAMES | SMALL)[name]
-        if not path.exists():
-            sys.stdout.write(f"{path} is not there: run `make models`\n")
+        if not is_there(path):
             continue
         with tempfile.TemporaryDirectory() as folder:
             made = forms(path, Path(folder))

@@ -10,12 +10,11 @@ may choose other algorithms: then the tensors differ, not their counting (tests/
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench_gpu import why_no_gpu
+from gpu import MODELS, is_there, may_measure, options
 
 from onnxq import Recipe, api
 from onnxq.collect import observed, session_for
@@ -23,7 +22,9 @@ from onnxq.histogram import Histogram, Tally
 from onnxq.intake import open_data
 from onnxq.on_device import OnDevice
 
-MODELS = Path(__file__).resolve().parents[1] / ".cache" / "models"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 NAMES = ("resnet50", "mobilenet_v2", "vit_b16", "bert_base")
 TEXT = ",".join(f"{name}:1x128" for name in ("input_ids", "attention_mask", "token_type_ids"))
 
@@ -62,23 +63,17 @@ def measure(path: Path, samples: int, provider: str) -> str:
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=NAMES, default=list(NAMES))
+    parser = options(str(__doc__), NAMES, list(NAMES))
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU provider: see that it works")
     given = parser.parse_args()
-    reason = None if given.dry_run else why_no_gpu()
-    if reason is not None:
-        sys.stdout.write(f"nothing measured: {reason}\n")
+    if not may_measure(dry_run=given.dry_run):
         return
     sys.stdout.write("| model | run and fetch, ms | and count on the CPU | count on the device | ratio | same bits |\n")
     sys.stdout.write("|---|---|---|---|---|---|\n")
     for name in given.model:
         path = MODELS / f"{name}.onnx"
-        if path.exists():
+        if is_there(path):
             sys.stdout.write(measure(path, given.samples, "cpu" if given.dry_run else "cuda") + "\n")
-        else:
-            sys.stdout.write(f"{path} is not there: run `make models`\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq import files
+from onnxq import api, files
 from onnxq.errors import ModelError, OnnxqError, OutputError
 from onnxq.graph import Graph
 from onnxq.graph.shelf import SHELVED_BYTES, FileTensor
@@ -517,7 +517,7 @@ def test_a_shape_of_more_numbers_than_a_tensor_has_axes(body: str, inside: bool)
         body = f"y = If (c) <{', '.join(parts)}>"
     head = '<ir_version: 8, opset_import: ["" : 13]>'
     long = onnx.parser.parse_model(head + text.format(1 << 40, body))
-    for refuses in (Graph.from_proto, onnxq.make_plan, onnxq.check):
+    for refuses in (Graph.from_proto, api.make_plan, api.check):
         with pytest.raises(ModelError, match="reads 's' as a shape, which has 1,099,511,627,776 numbers"):
             refuses(long)
     assert Graph.from_proto(onnx.parser.parse_model(head + text.format(1, body))).nodes
