@@ -225,7 +225,7 @@ def _loaded(work: Work) -> _Loaded:
     folder, path = Scratch(), work.model
     if not isinstance(path, Path):
         for name, content in path:
-            (folder.path / name).write_bytes(content)
+            content.tofile(folder.path / name)
         path = folder.path / path[0][0]
     graph = files.load(path)
     session = session_for(graph, asked_for(work.tensors, work.bounds), work.providers, work.custom_ops)

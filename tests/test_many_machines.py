@@ -18,7 +18,7 @@ import pytest
 from graphs import graph_of
 
 import onnxq
-from onnxq import Recipe, Running, files, parts
+from onnxq import Recipe, Running, collect, files, parts
 from onnxq.checkpoint import Checkpoint, Keeper
 from onnxq.graph import Graph
 from onnxq.monitor import Monitor
@@ -55,17 +55,21 @@ def test_executors(make: Callable[[int], Executor], alone: bytes, tmp_path: Path
 def test_a_model_too_large_for_one_message(
     make: Callable[[int], Executor], alone: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limits are lowered: weights lie in a file beside the model, which no message could hold as a whole."""
-    monkeypatch.setattr(files, "SPILL_BYTES", 10_000)
-    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 20_000)
-    monkeypatch.setattr(Graph, "to_proto", no_message)
+    no_messages(monkeypatch)
     with make(1) as pool:
         found = onnxq.calibrate(MODEL, DATA, FAST, running=Running(pool))
     assert saved(found, tmp_path / "s") == alone
 
 
-def no_message(_: object) -> None:
-    raise ValueError("Message onnx.ModelProto exceeds maximum protobuf size of 2GB")
+def no_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lower the limits so that weights lie in a file beside the model, and let no message hold them with it."""
+
+    def too_large(_: object) -> None:
+        raise ValueError("Message onnx.ModelProto exceeds maximum protobuf size of 2GB")
+
+    monkeypatch.setattr(files, "SPILL_BYTES", 10_000)
+    monkeypatch.setattr(collect, "SPILL_BYTES", 10_000)
+    monkeypatch.setattr(Graph, "to_proto", too_large)
 
 
 @pytest.mark.filterwarnings("default")  # Dask's own, as below
@@ -74,14 +78,18 @@ def test_such_a_model_with_dask(shared: bool, alone: bytes, tmp_path: Path, monk
     """Workers read its file where they see it; else its files' contents are sent."""
     from distributed import Client, LocalCluster  # noqa: TID251  the peer that is tested with
 
-    monkeypatch.setattr(files, "SPILL_BYTES", 10_000)
+    no_messages(monkeypatch)
     monkeypatch.setattr(parts, "SENT_BYTES", 10_000)
-    monkeypatch.setattr(Graph, "to_proto", no_message)
-    asked, sent = list[Path](), list[parts.Work]()
+    sent: list[str] = []
     if not shared:
-        monkeypatch.setattr(parts, "_all_see", lambda _, path: bool(asked.append(path)))
-    make = parts.replace
-    monkeypatch.setattr(parts, "replace", lambda work, **new: sent.append(made := make(work, **new)) or made)
+        monkeypatch.setattr(parts, "_all_see", lambda *_: False)
+
+    def contents(folder: Path) -> list[tuple[str, np.ndarray[Any, Any]]]:
+        found = [(path.name, np.fromfile(path, np.uint8)) for path in sorted(folder.glob("model.onnx*"))]
+        sent.extend(Path(name).suffix for name, _ in found)
+        return found
+
+    monkeypatch.setattr(parts, "_contents", contents)
     with (
         LocalCluster(  # type: ignore[no-untyped-call]  # no annotations
             n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
@@ -90,9 +98,7 @@ def test_such_a_model_with_dask(shared: bool, alone: bytes, tmp_path: Path, monk
     ):
         found = onnxq.calibrate(MODEL, DATA, FAST, running=Running(client))
     assert saved(found, tmp_path / "s") == alone
-    assert len(asked) == (not shared)
-    names = [name for work in sent if not isinstance(work.model, Path) for name, _ in work.model]
-    assert [Path(name).suffix for name in names] == ([] if shared else [".onnx", ".data"])
+    assert sent == ([] if shared else [".onnx", ".data"])
 
 
 def test_workers_skip_what_cannot_be_run_and_pass_labels_over(tmp_path: Path) -> None:
