@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+    Rounding = Callable[[Floats], Floats]
 
 DAMP = 0.01
 """Share of H's mean diagonal that is added to the diagonal, as in the paper: what few rows say of rare directions is
@@ -29,8 +32,13 @@ _BLOCK = 32
 """Inputs after which errors are carried over to all that come behind, in one product."""
 
 
-def feedback(weight: Floats, hessian: Floats, scale: Floats, limit: int, damp: float = DAMP) -> Floats:
-    """Codes of the weight, whole numbers in float64 of shape (G, K, N).
+def whole(limit: int) -> Rounding:
+    """Rounding to whole numbers from -limit to limit."""
+    return lambda x: np.clip(np.rint(x), -limit, limit)
+
+
+def feedback(weight: Floats, hessian: Floats, scale: Floats, nearest: Rounding, damp: float = DAMP) -> Floats:
+    """The numbers that stand for the weight, number * scale, in float64 of shape (G, K, N).
 
     Inputs are rounded in the order of falling H_kk ("act-order" of the authors' code): what is large first, while all
     others can make up for it. An input that was never seen, H_kk = 0, is rounded to nearest.
@@ -39,7 +47,7 @@ def feedback(weight: Floats, hessian: Floats, scale: Floats, limit: int, damp: f
         weight: (G, K, N), K inputs and N outputs in each of G groups.
         hessian: (G, K, K), symmetric and positive semidefinite; its size does not matter.
         scale: of the codes, broadcast to the weight's shape.
-        limit: codes go from -limit to limit.
+        nearest: x / scale -> the nearest numbers there are: `whole` ones, or the levels of a table.
         damp: see `DAMP`.
     """
     groups, size, _ = weight.shape
@@ -53,7 +61,7 @@ def feedback(weight: Floats, hessian: Floats, scale: Floats, limit: int, damp: f
         stop = min(start + _BLOCK, size)
         moved = wanted[:, start:stop] + upper[:, :start, start:stop].transpose(0, 2, 1) @ errors[:, :start]
         for k in range(start, stop):
-            codes[:, k] = np.clip(np.rint(moved[:, k - start] / steps[:, k]), -limit, limit)
+            codes[:, k] = nearest(moved[:, k - start] / steps[:, k])
             errors[:, k] = wanted[:, k] - codes[:, k] * steps[:, k]
             moved[:, k - start + 1 :] += upper[:, k, k + 1 : stop, None] * errors[:, None, k]
     unordered = np.empty_like(codes)

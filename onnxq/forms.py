@@ -2,7 +2,7 @@
 
 integers, float8, ternary   DequantizeLinear(codes, scale, zero_point)
 codebooks                   codes (uint4) -> Cast -> Gather(levels) -> Mul(scale) -> Reshape -> Transpose
- - mxfp4                    scale = 2^(exponent - 127)
+ - mxfp4, mxfp8             scale = 2^(exponent - 127); the codes of mxfp8 are float8, and need no Gather
  - nvfp4                    scale = Cast(float8) * global
 nvfp4 where float4 is read  DequantizeLinear(codes, DequantizeLinear(float8 scales, global), block_size 16) -> Transpose
  - double                   scale = DequantizeLinear(int8 codes, block_size 256) + mean
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from onnxq.formats.codebooks import E8M0_BIAS, LEVELS, SCALE_BLOCK
+from onnxq.formats.codebooks import CODEBOOKS, E8M0_BIAS, LEVELS, SCALE_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def write(graph: Graph, name: str, stored: Stored, dtype: str, *, float4: bool =
     """
     if float4 and stored.format.type in FLOAT4:
         real = _float4(graph, name, stored)
-    elif stored.format.type in LEVELS:
+    elif stored.format.type in CODEBOOKS:
         real = _codebook(graph, name, stored)
     elif stored.format.type == "binary":
         real = _binary(graph, name, stored)
@@ -94,9 +94,12 @@ def _affine(graph: Graph, name: str, stored: Stored) -> Value:
 def _codebook(graph: Graph, name: str, stored: Stored) -> Value:
     step = _Steps(graph, name)
     codes = graph.constant(f"{name}_quantized", stored.arrays["codes"])
-    levels = graph.constant(f"{name}_levels", np.array(LEVELS[stored.format.type], np.float32))
-    index = step("Cast", "index", [codes], "int32", to=INT32)
-    real = step("Gather", "levelled", [levels, index])
+    if stored.format.type in LEVELS:
+        levels = graph.constant(f"{name}_levels", np.array(LEVELS[stored.format.type], np.float32))
+        index = step("Cast", "index", [codes], "int32", to=INT32)
+        real = step("Gather", "levelled", [levels, index])
+    else:
+        real = step("Cast", "levelled", [codes], to=FLOAT32)
     scaled = step("Mul", "scaled", [real, _scale(step, stored)])
     k, n = stored.shape
     count, size = stored.arrays["codes"].shape[1:]

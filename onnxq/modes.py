@@ -44,10 +44,12 @@ def check_mode(recipe: Recipe, target: Target) -> None:
             f"weight_bits and block_size are choices of mode weight-only, not of {recipe.mode}",
             "Add mode = 'weight-only', or leave them out.",
         )
-    if recipe.weight_method != "nearest" and recipe.mode not in ("weight-only", "auto"):
+    if recipe.weight_method != "nearest" and recipe.mode not in ("weight-only", "dynamic", "auto"):
         raise RecipeError(
-            f"weight_method {recipe.weight_method} is a choice of mode weight-only, not of {recipe.mode}",
-            "Add mode = 'weight-only', or leave it out.",
+            f"weight_method {recipe.weight_method} is a choice of the modes weight-only and dynamic, not of "
+            f"{recipe.mode}",
+            "Leave it out. With static activations --effort balanced rounds by GPTQ's recursion, against the inputs as "
+            "they are quantized, and scales channels, where samples that had no part in it confirm it.",
         )
     _check_outliers(recipe)
     blocked = bits in (3, 4) or size is not None

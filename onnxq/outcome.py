@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GroupError:
-    """What one group of layers costs in int8.
+    """What one group of layers costs quantized.
 
     Attributes:
         name: the group's first layer.
         nodes: its layers, which turn to float together.
         macs: their multiply-accumulates, unknown dimensions counted as 1.
         share: those of the whole model's, 0 to 1.
-        own_db: SQNR at the layers' outputs with only this group in int8, the worst of them; None where the
-            quantized graph has no such tensor.
-        output_db: SQNR at the model's outputs with only this group in int8, the worst of them; inf when equal.
-        accumulated_db: SQNR at the layers' outputs with every group in int8; None as above.
-        ratios: noise over signal of each float output with only this group in int8, as `output_db`.
+        own_db: SQNR at the layers' outputs with only this group quantized, the worst of them; None where
+            the quantized graph has no such tensor.
+        output_db: SQNR at the model's outputs with only this group quantized, the worst of them; inf when equal.
+        accumulated_db: SQNR at the layers' outputs with every group quantized; None as above.
+        ratios: noise over signal of each float output with only this group quantized, as `output_db`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Sensitivity:
     Attributes:
         groups: one entry a group.
         samples: how many samples it was measured on, none of which calibrated.
-        int8_db: SQNR of the model with every group in int8, its worst output.
+        int8_db: SQNR of the model with every group quantized, its worst output.
         passes: forward passes over these samples that it took; results read from an earlier run took none.
     """
 
@@ -99,7 +99,7 @@ class Tried:
 
     Attributes:
         reverted: names of the groups in float.
-        mac_share: share of the multiply-accumulates that stay in int8, 0 to 1.
+        mac_share: share of the multiply-accumulates that stay quantized, 0 to 1.
         sqnr_db: SQNR on the samples that the search goes by.
         drop: how much the metric fell there, in the budget's terms; None without a metric.
         verdicts: what the held-back samples said of it, where they were asked.
@@ -129,7 +129,7 @@ class Reverted:
         name: the group's first layer.
         nodes: its layers.
         share: of the model's multiply-accumulates, 0 to 1.
-        output_db: SQNR of the model with only this group in int8, on the samples that the search goes by.
+        output_db: SQNR of the model with only this group quantized, on the samples that the search goes by.
     """
 
     name: str
@@ -140,7 +140,7 @@ class Reverted:
     @property
     def reason(self) -> str:
         """Why, for a person."""
-        return f"in int8 alone it leaves the model {self.output_db:.1f} dB, for {self.share:.1%} of the MACs"
+        return f"quantized alone it leaves the model {self.output_db:.1f} dB, for {self.share:.1%} of the MACs"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is infinite is None."""
@@ -155,9 +155,9 @@ class Budget:
         verdicts: of each goal, on the held-back samples.
         held_back: how many samples those were.
         reverted: the groups in float, the most harmful for its MACs first.
-        mac_share: share of the multiply-accumulates left in int8, 0 to 1.
-        tried: every choice of groups that was measured, most in int8 first.
-        sensitivity: what each group costs; None when everything could stay in int8.
+        mac_share: share of the multiply-accumulates left quantized, 0 to 1.
+        tried: every choice of groups that was measured, most quantized first.
+        sensitivity: what each group costs; None when everything could stay quantized.
         of_calibration: whether the held-back samples are a part of the calibration data, not evaluation data.
     """
 
@@ -171,7 +171,7 @@ class Budget:
 
     @property
     def pareto(self) -> tuple[Tried, ...]:
-        """Those tried that no other beats both in MACs and in SQNR, most in int8 first."""
+        """Those tried that no other beats both in MACs and in SQNR, most quantized first."""
         found: list[Tried] = []
         for one in sorted(self.tried, key=lambda t: (-t.mac_share, -t.sqnr_db)):
             if not found or one.sqnr_db > found[-1].sqnr_db:

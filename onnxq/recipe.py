@@ -142,7 +142,7 @@ class Recipe:
         None, "Format of activations, as int8/tensor, uint8/tensor+dynamic; float for narrow weights alone."
     )
     weight_method: str = _option(
-        "nearest", "How codes are chosen (mode weight-only); but nearest, from data.", WEIGHT_METHODS
+        "nearest", "How codes are chosen (modes weight-only, dynamic); but nearest, from data.", WEIGHT_METHODS
     )
     outlier_threshold: float | None = _option(
         None, "LLM.int8(): input channels that reach this |x| (6.0 is usual) are multiplied in float, beside int8."

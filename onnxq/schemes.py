@@ -24,7 +24,7 @@ BESIDE_INTEGERS = (Format("int8", "channel"), Format("int8", "tensor"))
 
 HALVES = ("fp16", "bf16")
 SEARCHED = ("int8", "int4", "int3")
-"""Types of weights whose ranges and codes can be chosen otherwise than by absmax and rounding."""
+"""Types of weights whose ranges can be chosen otherwise than by absmax without data."""
 
 FLOAT8 = ("fp8e4m3", "fp8e5m2")
 
@@ -169,7 +169,7 @@ def check_formats(recipe: Recipe, target: Target) -> None:
             f"weight_range {recipe.weight_range} has no meaning for weights in {plain[0]}",
             "Leave it out: ranges are searched for int8, int4 and int3 only.",
         )
-    _check_method(recipe, target)
+    _check_method(recipe)
     if activations is not None:
         check_cell(activations, "activations", target.name)
         if activations.type not in ("float", *HALVES):
@@ -181,13 +181,14 @@ def check_formats(recipe: Recipe, target: Target) -> None:
         _check_mixture(rule, activations)
 
 
-def _check_method(recipe: Recipe, target: Target) -> None:
-    said = (weight_format(recipe, target), *(f for rule in recipe.rules if (f := parsed(rule.weights)) is not None))
-    if recipe.weight_method != "nearest" and not any(f.type in SEARCHED and not f.modifiers for f in said):
-        raise RecipeError(
-            f"weight_method {recipe.weight_method} chooses codes of {', '.join(SEARCHED)}, not of {said[0]}",
-            "Leave it out, or store the weights in one of those.",
-        )
+def _check_method(recipe: Recipe) -> None:
+    if recipe.weight_method == "nearest":
+        return
+    for said, other in (("reduce_range", recipe.reduce_range), ("outlier_threshold", recipe.outlier_threshold)):
+        if other:
+            raise RecipeError(
+                f"weight_method {recipe.weight_method} does not go with {said}", "Leave one of the two out."
+            )
 
 
 def _check_rule(rule: Rule, target: Target) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-from onnxq.blocks import Blocks
 from onnxq.errors import StatisticsError
+from onnxq.formats import Format
+from onnxq.formats.stored import Stored
 from onnxq.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ class Statistics:
     nonfinite: Mapping[str, str] = field(default_factory=dict)
     smoothing: Mapping[str, Factor] = field(default_factory=dict)
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    weights: Mapping[str, Blocks] = field(default_factory=dict)
+    weights: Mapping[str, Stored] = field(default_factory=dict)
     rounding: Mapping[str, Rounded] = field(default_factory=dict)
     outliers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     zero_points: tuple[str, ...] = ()
@@ -225,10 +227,13 @@ class Statistics:
                 factor = self.smoothing[name]
                 arrays |= {f"s{index}.scale": factor.scale, f"s{index}.shift": factor.shift}
         if self.weights:
-            meta["weights"] = [[n, b.axis, b.size, b.bits] for n, b in sorted(self.weights.items())]
+            kept: list[list[Any]] = []
             for index, name in enumerate(sorted(self.weights)):
                 found = self.weights[name]
-                arrays |= {f"w{index}.codes": found.codes, f"w{index}.scale": found.scale}
+                kinds = {part: array.dtype.name for part, array in found.arrays.items()}
+                kept.append([name, str(found.format), list(found.shape), kinds])
+                arrays |= {f"w{index}.{part}": _plain(array) for part, array in found.arrays.items()}
+            meta["weights"] = kept
         if self.rounding:
             meta["rounding"] = [[name, self.rounding[name].limit] for name in sorted(self.rounding)]
             for index, name in enumerate(sorted(self.rounding)):
@@ -323,7 +328,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         dict(meta["nonfinite"]),
         {n: Factor(**grouped[f"s{i}"]) for i, n in enumerate(meta.get("smoothing", ()))},
         {str(n): (float.fromhex(low), float.fromhex(high)) for n, low, high in meta.get("bounds", ())},
-        {n: Blocks(*grouped[f"w{i}"].values(), *form) for i, (n, *form) in enumerate(meta.get("weights", ()))},
+        {str(n): _stored(grouped[f"w{i}"], *form) for i, (n, *form) in enumerate(meta.get("weights", ()))},
         {str(n): _rounded(grouped[f"r{i}"], int(limit)) for i, (n, limit) in enumerate(meta.get("rounding", ()))},
         {str(n): tuple(map(int, columns)) for n, columns in meta.get("outliers", {}).items()},
         tuple(map(str, meta.get("zero_points", ()))),
@@ -332,6 +337,16 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
 
 def _rounded(arrays: dict[str, Any], limit: int) -> Rounded:
     return Rounded(arrays["codes"], arrays["scale"], arrays["input"], limit)
+
+
+def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Types that numpy's files do not know, 4 bits and float8, as the bytes that numpy holds them in."""
+    return array if array.dtype.isbuiltin == 1 else np.ascontiguousarray(array).view(np.uint8)
+
+
+def _stored(arrays: dict[str, Any], format_: str, shape: list[int], kinds: dict[str, str]) -> Stored:
+    found = {part: arrays[part].view(np.dtype(getattr(ml_dtypes, kind, kind))) for part, kind in kinds.items()}
+    return Stored(Format.parse(format_), (int(shape[0]), int(shape[1])), found)
 
 
 def _number(value: float) -> str:

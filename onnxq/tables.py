@@ -27,7 +27,7 @@ def result(summary: Summary, written: Sequence[Path]) -> Iterator[str]:
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
-    """What stays in float and why, what a DLA leaves to the GPU, and how much runs in int8."""
+    """What stays in float and why, what a DLA leaves to the GPU, and how much is quantized."""
     if summary.reasons:
         yield "weighted operators left in float:"
         yield table(("count", "operator", "reason"), [(str(n), op, reason) for reason, op, n in summary.reasons])
@@ -160,8 +160,8 @@ def sensitivity(found: Sensitivity, *, every: bool) -> Iterator[str]:
     rows = [(_db(g.output_db), _db(g.own_db), _db(g.accumulated_db), f"{g.share:.1%}", _group(g.nodes)) for g in shown]
     yield table(("at outputs dB", "own dB", "accumulated dB", "MACs", "group"), rows)
     more = f"; {len(found.groups)} groups, --verbose for all" if len(shown) < len(found.groups) else ""
-    yield f"all in int8: {_db(found.int8_db)} dB, over {found.samples} samples that did not calibrate{more}"
-    yield "at outputs: only this group in int8, SQNR of the model; own: of its layers; accumulated: those, all in int8"
+    yield f"all quantized: {_db(found.int8_db)} dB, over {found.samples} samples that did not calibrate{more}"
+    yield "at outputs: only this group quantized, SQNR of the model; own: of its layers; accumulated: all quantized"
 
 
 def interface(found: Sequence[Port]) -> Iterator[str]:
@@ -176,7 +176,7 @@ def budget(found: Budget) -> Iterator[str]:
     """What was tried, what went back to float and why, and how the budget holds."""
     if found.reverted:
         drops = any(t.drop is not None for t in found.pareto)
-        header = ("SQNR dB", *(("drop",) if drops else ()), "MACs in int8", "groups in float", "")
+        header = ("SQNR dB", *(("drop",) if drops else ()), "MACs quantized", "groups in float", "")
         rows = [
             (
                 _db(t.sqnr_db),
@@ -187,7 +187,7 @@ def budget(found: Budget) -> Iterator[str]:
             )
             for t in found.pareto
         ]
-        yield "what the search found (Pareto: no other choice has both more in int8 and less error):"
+        yield "what the search found (Pareto: no other choice has both more quantized and less error):"
         yield table(header, rows)
         yield "back in float for the budget:"
         yield table(("group", "reason"), [(_group(r.nodes), r.reason) for r in found.reverted])

@@ -20,6 +20,7 @@ from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
 from onnxq.passes.fit_pairs import FitPairs
+from onnxq.passes.flatten_to_reshape import flatten_to_reshape
 from onnxq.passes.fold_affine import fold_affine
 from onnxq.passes.fold_batch_norm import fold_batch_norm
 from onnxq.passes.fold_constants import fold_constants
@@ -55,7 +56,7 @@ from onnxq.plan import INT8
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from onnxq.blocks import Blocks
+    from onnxq.formats.stored import Stored
     from onnxq.graph import Graph
     from onnxq.numerics import QType
     from onnxq.plan import Plan, WeightPoint
@@ -112,11 +113,13 @@ def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
     )
 
 
-def lower(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Blocks] | None = None) -> tuple[Pass, ...]:
+def lower(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Stored] | None = None) -> tuple[Pass, ...]:
     """Write a resolved plan into the prepared graph as Q/DQ nodes and int8 weights.
 
-    `chosen` has the codes and scales of the weights for which they were found from data (mode weight-only).
+    `chosen` has the codes and scales of weights for which they were found from data (modes weight-only and dynamic).
     """
+    if plan.mode == "dynamic":
+        return _lower_dynamic(plan, target, recipe, chosen or {})
     if chosen:
         return _lower_weights(plan, target, recipe, chosen)
     kind = target.placement if plan.mode == "static" else plan.mode
@@ -132,9 +135,9 @@ def lower(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Block
 
 
 def _narrow(plan: Plan) -> tuple[WeightPoint, ...]:
-    """The weights of products that are stored in other formats than those beside integer inputs."""
+    """The weights of products and convolutions in other formats than those beside integer inputs."""
     ops = {d.node: d.op_type for d in plan.decisions}
-    return tuple(w for w in plan.weights if w.format != INT8 and ops[w.uses[0][0]] in ("MatMul", "Gemm"))
+    return tuple(w for w in plan.weights if w.format != INT8 and ops[w.uses[0][0]] in ("MatMul", "Gemm", "Conv"))
 
 
 def _lower_float(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
@@ -203,17 +206,18 @@ def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def _lower_weights(
-    plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Blocks] | None = None
+    plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Stored] | None = None
 ) -> tuple[Pass, ...]:
     plain = all(w.format.type == "int8" and not w.block_size for w in plan.weights)
     if target.placement == "tensorrt" and not chosen and plain:
         return _lower_qdq(plan, target, recipe)  # it takes a DequantizeLinear on every kind of weight
     half = HighPrecision(plan.float_type, frozenset(plan.float32), keep_io=recipe.io_types != "high-precision")
     ops = {d.node: d.op_type for d in plan.decisions}
-    others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose"))
+    others = tuple(w for w in plan.weights if ops[w.uses[0][0]] in ("Conv", "ConvTranspose") and w.format == INT8)
     return (
         NarrowWeights(plan, recipe.weight_range, chosen or {}, recipe.format == "qoperator", target.float4),
         *((split_gemms,) if target.placement != "tensorrt" else ()),  # or ONNX Runtime widens their weights
+        *((flatten_to_reshape,) if target.placement == "ort-cuda" else ()),  # or the CPU takes them
         QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),
@@ -221,10 +225,10 @@ def _lower_weights(
     )
 
 
-def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
+def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Stored]) -> tuple[Pass, ...]:
     weight = weight_grid(target, recipe)
     return (
-        DynamicProducts(plan, weight, recipe.weight_range, recipe.activations == "int8/token"),
+        DynamicProducts(plan, weight, recipe.weight_range, recipe.activations == "int8/token", chosen),
         DynamicLSTM(plan, weight),
         QuantizeTables(plan, recipe.weight_range),
         remove_unused,
@@ -238,7 +242,6 @@ LOWERINGS: dict[str, Callable[[Plan, Target, Recipe], tuple[Pass, ...]]] = {
     "ort-cpu": _lower_cpu,
     "ort-cuda": _lower_cuda,
     "weight-only": _lower_weights,
-    "dynamic": _lower_dynamic,
     "float": _lower_float,
 }
 """`Target.placement`, or a mode but static -> how a plan is written, where not as Q/DQ pairs for TensorRT."""

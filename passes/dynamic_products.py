@@ -22,8 +22,11 @@ import numpy as np
 from onnxq.numerics import SMALLEST_SCALE, quantize, weight_params
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
+    from onnxq.formats.stored import Stored
     from onnxq.graph import Graph, Node, Value
     from onnxq.numerics import QType
     from onnxq.plan import Plan
@@ -41,21 +44,23 @@ class DynamicProducts:
         qtype: the weights' grid, symmetric.
         method: how the range of a channel is chosen, as `numerics.weight_params` knows it.
         per_token: a symmetric scale for each row of the input of a product, in place of one for all of it.
+        chosen: weight -> codes and scales [K, N] that were found from data (`onnxq.weights`); they win.
     """
 
     plan: Plan
     qtype: QType
     method: Any = "absmax"
     per_token: bool = False
+    chosen: Mapping[str, Stored] = field(default_factory=dict)
 
     def __call__(self, graph: Graph) -> int:
         """Return how many nodes were rewritten."""
         nodes = {n.name or "": n for n in graph.nodes}
         work = _Work(graph, self.qtype, self.method, self.per_token)
-        found = [(nodes[n], w.axis) for w in self.plan.weights for n, _ in w.uses]
-        products = [(node, axis) for node, axis in found if node.op_type in ("MatMul", "Gemm", "Conv")]
-        for node, axis in products:
-            work.rewrite(node, axis)
+        found = [(nodes[n], w) for w in self.plan.weights for n, _ in w.uses]
+        products = [(node, point) for node, point in found if node.op_type in ("MatMul", "Gemm", "Conv")]
+        for node, point in products:
+            work.rewrite(node, point.axis, self.chosen.get(point.tensor))
         graph.sort()  # the quantized form of a tensor stands before its first rewritten reader, not the first of all
         return len(products)
 
@@ -68,14 +73,14 @@ class _Work:
     per_token: bool
     inputs: dict[int, tuple[Value, Value, Value]] = field(default_factory=dict)
 
-    def rewrite(self, node: Node, axis: int | None) -> None:
+    def rewrite(self, node: Node, axis: int | None, chosen: Stored | None) -> None:
         graph, name = self.graph, str(node.outputs[0].name)
         value, weight = node.inputs[0], node.inputs[1]
         assert value is not None  # noqa: S101  a product has two operands
         assert weight is not None  # noqa: S101  likewise
         array = graph.const(weight)
         assert array is not None  # noqa: S101  the plan holds only constants
-        codes, scale = self._weight(node, array, axis)
+        codes, scale = self._weight(node, array, axis) if chosen is None else self._chosen(node, chosen)
         quantized, step, zero = self._quantized(node, value)
         stored = graph.constant(f"{weight.name}_quantized", codes)
         none = graph.constant(f"{weight.name}_zero_point", np.array(0, codes.dtype))
@@ -104,6 +109,10 @@ class _Work:
         alpha = float(self.graph.attribute(node, "alpha", 1.0))
         scale = (params.scale.astype(np.float64) * alpha).astype(np.float32)
         return np.ascontiguousarray(codes.T) if self.graph.attribute(node, "transB", 0) else codes, scale
+
+    def _chosen(self, node: Node, found: Stored) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+        alpha = float(self.graph.attribute(node, "alpha", 1.0))
+        return found.arrays["codes"], (found.arrays["scale"].astype(np.float64) * alpha).astype(np.float32)
 
     def _quantized(self, node: Node, value: Value) -> tuple[Value, Value, Value]:
         if id(value) not in self.inputs and self.per_token:

@@ -93,7 +93,12 @@ CHECKS: Mapping[str, Check] = {
         "Quantize symmetrically, zero point 0: `onnxq quantize --target tensorrt` does.",
         "onnx-tensorrt parser; NvInfer.h IQuantizeLayer",
     ),
-    "P5": Check(grammar.known_type, "E/W", "Quantize activations and weights to int8.", "onnx-tensorrt parser"),
+    "P5": Check(
+        grammar.known_type,
+        "E/W",
+        "Quantize activations and weights to int8, or take the release of TensorRT that has the type.",
+        "onnx-tensorrt parser",
+    ),
     "P6": Check(
         grammar.type_written,
         "W",
@@ -171,7 +176,10 @@ CHECKS: Mapping[str, Check] = {
         "TREx QDQLinter; guide, recommendation 1",
     ),
     "P20": Check(
-        placement.both_operands, "W", "Quantize the input and the weight, or neither.", "guide, recommendation 1"
+        placement.both_operands,
+        "W",
+        "Quantize the input and the weight, or neither; a weight alone makes the file smaller, no more.",
+        "guide, recommendation 1",
     ),
     "P21": Check(
         placement.fusion_whole, "W", "Move the pair behind the activation.", "guide, recommendations 2 and 3", gpu=True

@@ -44,12 +44,12 @@ def float_types(model: Model) -> Iterator[Breach]:
 
 
 def convolutions_write_int8(model: Model) -> Iterator[Breach]:
-    """An int8 convolution is followed by something in int8; else it writes four times the bytes.
+    """A convolution in 8 bits is followed by something in 8 bits; else it writes four times the bytes.
 
     Convolutions whose result is a graph output are left out: it is float by contract.
     """
     for node in model.op(*CONVS):
-        if not low_precision(model, node):
+        if not (kind := low_precision(model, node)):
             continue
         end = _epilogue(model, node.output[0])
         ways = COPIES | {"Concat"}  # a Q behind a Concat moves in front of it
@@ -58,7 +58,7 @@ def convolutions_write_int8(model: Model) -> Iterator[Breach]:
         if written or not readers or any(reader.op_type == Q for reader in readers):
             continue
         ops = ", ".join(sorted({reader.op_type for reader in readers}))
-        yield warning(node, f"runs in int8 and writes float, for {ops}")
+        yield warning(node, f"runs in {kind} and writes float, for {ops}")
 
 
 def _epilogue(model: Model, name: str) -> str:

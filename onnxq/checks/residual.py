@@ -81,4 +81,4 @@ def int8_in_and_out(model: Model) -> Iterator[Breach]:
         if not all(reads):
             yield warning(node, f"only some inputs of {node.op_type} are quantized")
         elif not readers or not all(reader.op_type == Q for reader in readers):
-            yield warning(node, f"{node.op_type} reads int8 and writes float")
+            yield warning(node, f"{node.op_type} reads 8 bits and writes float")

@@ -78,8 +78,9 @@ def attention(model: Model) -> Iterator[Breach]:
             continue
         length = model.shapes.get(scores.output[0], (None,))[-1:]
         for product in (scores, *values):
-            if low_precision(model, product) and length and (length[0] or 0) > LONGEST:
-                yield warning(product, f"attention over {length[0]} positions in int8, more than {LONGEST}")
+            kind = low_precision(model, product)
+            if kind and length and (length[0] or 0) > LONGEST:
+                yield warning(product, f"attention over {length[0]} positions in {kind}, more than {LONGEST}")
         for reader in readers:
             scale = model.array(reader.input[1]) if reader.op_type == Q else None
             if scale is None or qtype(model, reader) != INT8:

@@ -5,12 +5,14 @@ w ≈ (code - zero_point) * scale
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
 
 from onnxq.blocks import LARGEST, quantize_blocks
+from onnxq.formats.grid import Grid
 from onnxq.formats.stored import Stored, from_blocks, in_blocks, narrowed
 
 if TYPE_CHECKING:
@@ -72,42 +74,85 @@ def decode_affine(stored: Stored) -> npt.NDArray[np.float64]:
     return real
 
 
+def affine_grid(w: npt.NDArray[Any], format_: Format, shrink: npt.NDArray[np.float64] | float = 1.0) -> Grid:
+    """The numbers that `encode_affine` rounds to; `shrink` [N, blocks, 1] multiplies the range of each block.
+
+    With one scale for all it is a number, or [1, 1, 1].
+
+    Raises:
+        ValueError: w is not finite.
+    """
+    matrix = w.reshape(-1, 1) if format_.granularity == "tensor" else w
+    blocks = in_blocks(matrix, format_.block_size or max(1, len(matrix)))
+    scale, zero = _scales(blocks * shrink, format_, w.dtype)
+    wide = [
+        from_blocks(np.broadcast_to(a.astype(np.float64), blocks.shape), len(matrix)).reshape(w.shape)
+        for a in (scale, zero)
+    ]
+    none = _stored(format_, np.zeros((0, 0)), *(_shared(a, format_) for a in (scale, zero)))
+    beside = {name: array for name, array in none.arrays.items() if name != "codes"}
+    kind = none.arrays["codes"].dtype
+    return Grid(
+        format_, wide[0], wide[1], beside, partial(_nearest, format_), lambda x: np.ascontiguousarray(x).astype(kind)
+    )
+
+
+def _nearest(format_: Format, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    low, high = _limits(format_)
+    clipped = np.clip(x, low, high)
+    if format_.type.startswith("fp8"):
+        return clipped.astype(getattr(ml_dtypes, format_.kind.stored)).astype(np.float64)
+    return np.rint(clipped)
+
+
+def _limits(format_: Format) -> tuple[float, float]:
+    largest = float(LARGEST[format_.kind.width or format_.kind.bits])
+    return LIMITS.get(format_.type) or (-largest, largest)
+
+
 def _quantized(
     blocks: npt.NDArray[np.float64], format_: Format, dtype: np.dtype[Any]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """(scales [N, blocks, 1], zero points of that shape, codes as numbers [N, blocks, size])."""
-    name = format_.type
+    scale, zero = _scales(blocks, format_, dtype)
+    if format_.type == "ternary":
+        return scale, zero, np.sign(blocks) * _beyond(blocks)
+    low, high = _limits(format_)
+    steps = blocks / scale.astype(np.float64)
+    if format_.type.startswith("fp8"):  # rounded by the type
+        return scale, zero, np.clip(steps, low, high)
+    return scale, zero, np.clip(np.rint(steps) + zero, low, high)
+
+
+def _scales(
+    blocks: npt.NDArray[np.float64], format_: Format, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """Scales and zero points, [N, blocks, 1]."""
     amax = np.abs(blocks).max(axis=2, keepdims=True, initial=0.0)
-    none = np.zeros(amax.shape)
-    if name == "ternary":
-        return _ternary(blocks, dtype)
-    if name in ("uint8", "uint4"):
-        top = LIMITS[name][1]
+    none, (bottom, top) = np.zeros(amax.shape), _limits(format_)
+    if format_.type == "ternary":
+        beyond = _beyond(blocks)
+        mean = (np.abs(blocks) * beyond).sum(axis=2, keepdims=True) / np.maximum(1, beyond.sum(axis=2, keepdims=True))
+        return narrowed(mean, dtype), none
+    if not format_.kind.symmetric:
         low, high = (np.minimum(blocks.min(axis=2, keepdims=True), 0), np.maximum(blocks.max(axis=2, keepdims=True), 0))
         scale = narrowed((high - low) / top, dtype)
-        zero = np.clip(np.rint(-low / scale.astype(np.float64)), 0, top)
-        return scale, zero, np.clip(np.rint(blocks / scale.astype(np.float64)) + zero, 0, top)
-    if name == "int2":
+        return scale, np.clip(np.rint(-low / scale.astype(np.float64)), bottom, top)
+    if format_.type == "int2":
         furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
-        scale = narrowed(np.abs(furthest) / 2, dtype) * np.where(furthest > 0, -1, 1).astype(dtype)
-        return scale, none, np.clip(np.rint(blocks / scale.astype(np.float64)), *LIMITS[name])
-    low_code, high_code = LIMITS.get(name) or (-float(LARGEST[format_.kind.bits]), float(LARGEST[format_.kind.bits]))
-    wanted = amax / high_code
+        return narrowed(np.abs(furthest) / 2, dtype) * np.where(furthest > 0, -1, 1).astype(dtype), none
+    wanted = amax / top
     if "pow2" in format_.modifiers:
         wanted = np.exp2(np.ceil(np.log2(wanted, where=wanted > 0, out=none.copy()))) * (wanted > 0)
-    scale = narrowed(wanted, dtype)
-    steps = np.clip(blocks / scale.astype(np.float64), low_code, high_code)
-    return scale, none, steps if name.startswith("fp8") else np.rint(steps)
+    return narrowed(wanted, dtype), none
 
 
-def _ternary(
-    blocks: npt.NDArray[np.float64], dtype: np.dtype[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _beyond(blocks: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which values of ternary blocks are not zero."""
     size = np.maximum(1, (blocks != 0).sum(axis=2, keepdims=True))  # zeros that fill a block up do not count
     magnitude = np.abs(blocks)
-    beyond = magnitude > 0.7 * magnitude.sum(axis=2, keepdims=True) / size
-    mean = (magnitude * beyond).sum(axis=2, keepdims=True) / np.maximum(1, beyond.sum(axis=2, keepdims=True))
-    return narrowed(mean, dtype), np.zeros(mean.shape), np.sign(blocks) * beyond
+    beyond: npt.NDArray[np.bool_] = magnitude > 0.7 * magnitude.sum(axis=2, keepdims=True) / size
+    return beyond
 
 
 def _shared(values: npt.NDArray[Any], format_: Format) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.formats.grid import Grid
 from onnxq.formats.stored import Stored, narrowed
 
 if TYPE_CHECKING:
@@ -31,6 +32,24 @@ def encode_binary(w: npt.NDArray[Any], format_: Format, method: str = "absmax") 
     scale = narrowed(mean, w.dtype)
     codes = np.packbits(w >= 0, axis=0, bitorder="little")
     return Stored(format_, (w.shape[0], w.shape[1]), {"codes": codes, "scale": scale})
+
+
+def binary_grid(w: npt.NDArray[Any], format_: Format, shrink: npt.NDArray[np.float64] | float = 1.0) -> Grid:
+    """The two numbers of every column; `shrink` [N, 1, 1] multiplies its scale.
+
+    Raises:
+        ValueError: w is not finite.
+    """
+    mean = encode_binary(w, format_).arrays["scale"].astype(np.float64)
+    scale = narrowed(mean * np.reshape(shrink, -1), w.dtype)
+    return Grid(
+        format_,
+        np.broadcast_to(scale.astype(np.float64), w.shape),
+        np.zeros(()),
+        {"scale": scale},
+        lambda x: np.where(x >= 0, 1.0, -1.0),
+        lambda numbers: np.packbits(numbers > 0, axis=0, bitorder="little"),
+    )
 
 
 def decode_binary(stored: Stored) -> npt.NDArray[np.float64]:

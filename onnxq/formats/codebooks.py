@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from onnxq.formats.grid import Grid
 from onnxq.formats.stored import Stored, from_blocks, in_blocks, narrowed
 
 if TYPE_CHECKING:
@@ -49,12 +50,19 @@ LEVELS: dict[str, tuple[float, ...]] = {
 }
 """Type -> the level of each code, in the order of bitsandbytes (fp4) and of the bits of E2M1."""
 
+CODEBOOKS = (*LEVELS, "mxfp8")
+"""Types with these scales: the codes of mxfp8 are float8 E4M3 numbers themselves."""
+
+LARGEST_EXPONENT = {"mxfp4": 2, "mxfp8": 8}
+"""Of the numbers of a type: 6 = 1.5 * 2^2, 448 = 1.75 * 2^8."""
+
 
 def encode_codebook(w: npt.NDArray[Any], format_: Format, method: str = "absmax") -> Stored:
     """Quantize a matrix [K, N] to the nearest level of each block's table; of two equally near the first code.
 
-    The scale of a block is m = max|w|, but for mxfp4 2^(floor(log2 m) - 2) (OCP Microscaling 1.0, section 6.3) and
-    for nvfp4 the float8 E4M3 number nearest m / 6 / g, g = max|w| of the matrix / (448 * 6).
+    The scale of a block is m = max|w|, but for mxfp4 and mxfp8 2^(floor(log2 m) - e), e = 2 and 8 the exponents of
+    their largest numbers, beyond which values saturate (OCP Microscaling 1.0, section 6.3), and for nvfp4 the float8
+    E4M3 number nearest m / 6 / g, g = max|w| of the matrix / (448 * 6).
 
     Raises:
         ValueError: w is not finite.
@@ -65,15 +73,47 @@ def encode_codebook(w: npt.NDArray[Any], format_: Format, method: str = "absmax"
     blocks = in_blocks(w, size)
     amax = np.abs(blocks).max(axis=2, keepdims=True, initial=0.0)
     arrays, scale = SCALES[format_.type](amax, format_, w.dtype)
-    codes = nearest(blocks / scale, LEVELS[format_.type]).astype(ml_dtypes.uint4)
-    return Stored(format_, (w.shape[0], w.shape[1]), {"codes": codes, **arrays})
+    return Stored(format_, (w.shape[0], w.shape[1]), {"codes": _coded(blocks / scale, format_.type), **arrays})
+
+
+def codebook_grid(w: npt.NDArray[Any], format_: Format, shrink: npt.NDArray[np.float64] | float = 1.0) -> Grid:
+    """The levels that `encode_codebook` rounds to; `shrink` [N, blocks, 1] multiplies max|w| of each block.
+
+    Raises:
+        ValueError: w is not finite.
+    """
+    size, name = format_.block_size or max(1, len(w)), format_.type
+    blocks = in_blocks(w, size)
+    arrays, scale = SCALES[format_.type](
+        np.abs(blocks).max(axis=2, keepdims=True, initial=0.0) * shrink, format_, w.dtype
+    )
+    wide = from_blocks(np.broadcast_to(scale, blocks.shape), len(w))
+    return Grid(
+        format_,
+        wide,
+        np.zeros(()),
+        arrays,
+        lambda x: _numbers(_coded(x, name), name),
+        lambda numbers: _coded(in_blocks(numbers, size), name),
+    )
 
 
 def decode_codebook(stored: Stored) -> npt.NDArray[np.float64]:
     """The matrix as it reads back, in float64."""
-    levels = np.array(LEVELS[stored.format.type])
-    real = levels[stored.arrays["codes"].astype(np.int64)] * scales_of(stored)
+    real = _numbers(stored.arrays["codes"], stored.format.type) * scales_of(stored)
     return from_blocks(real, stored.shape[0])
+
+
+def _coded(x: npt.NDArray[np.float64], name: str) -> npt.NDArray[Any]:
+    if name in LEVELS:
+        return nearest(x, LEVELS[name]).astype(ml_dtypes.uint4)
+    return np.clip(x, -LARGEST_E4M3, LARGEST_E4M3).astype(ml_dtypes.float8_e4m3fn)
+
+
+def _numbers(codes: npt.NDArray[Any], name: str) -> npt.NDArray[np.float64]:
+    if name in LEVELS:
+        return np.array(LEVELS[name])[codes.astype(np.int64)]
+    return codes.astype(np.float64)
 
 
 def scales_of(stored: Stored) -> npt.NDArray[np.float64]:
@@ -123,8 +163,8 @@ def _absmax(
 def _e8m0(
     amax: npt.NDArray[np.float64], format_: Format, dtype: np.dtype[Any]
 ) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.float64]]:
-    del format_, dtype
-    exponent = np.floor(np.log2(amax, where=amax > 0, out=np.zeros(amax.shape))) - 2
+    del dtype
+    exponent = np.floor(np.log2(amax, where=amax > 0, out=np.zeros(amax.shape))) - LARGEST_EXPONENT[format_.type]
     exponent = np.clip(exponent, -E8M0_BIAS + 1, E8M0_BIAS)  # 2^-127 is no normal float32, and would be read as zero
     return {"exponent": (exponent + E8M0_BIAS).astype(np.uint8)}, np.exp2(exponent)
 
@@ -139,5 +179,5 @@ def _e4m3(
     return {"scale": scale, "global": whole}, scale.astype(np.float64) * float(whole)
 
 
-SCALES = {"nf4": _absmax, "fp4": _absmax, "log4": _absmax, "mxfp4": _e8m0, "nvfp4": _e4m3}
+SCALES = {"nf4": _absmax, "fp4": _absmax, "log4": _absmax, "mxfp4": _e8m0, "mxfp8": _e8m0, "nvfp4": _e4m3}
 """Type -> what makes (the arrays that are stored, the scales as they read back) of the blocks' max|w|."""

@@ -76,6 +76,7 @@ KINDS: dict[str, Kind] = {
         Kind("nf4", 4, "uint4", "quantiles of a normal distribution", ("block",), 64, modifiers=("double",)),
         Kind("fp4", 4, "uint4", "bitsandbytes' 4-bit float", ("block",), 64, modifiers=("double",)),
         Kind("mxfp4", 4, "uint4", "E2M1 in blocks of 32, scales powers of two", ("block",), 32, fixed=True),
+        Kind("mxfp8", 8, "float8_e4m3fn", "E4M3 in blocks of 32, scales powers of two", ("block",), 32, fixed=True),
         Kind("nvfp4", 4, "uint4", "E2M1 in blocks of 16, scales float8", ("block",), 16, fixed=True),
         Kind("log4", 4, "uint4", "a sign and a power of two", _NARROW, 32),
         Kind("ternary", 2, "int2", "-1, 0 and 1", ("channel", "block"), 32),

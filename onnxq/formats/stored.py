@@ -38,6 +38,19 @@ class Stored:
     shape: tuple[int, int]
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Bit for bit."""
+        if not isinstance(other, Stored):
+            return NotImplemented
+        return self._bits() == other._bits()
+
+    def __hash__(self) -> int:
+        return hash(self._bits())
+
+    def _bits(self) -> tuple[Any, ...]:
+        arrays = sorted((name, a.dtype.name, a.shape, a.tobytes()) for name, a in self.arrays.items())
+        return str(self.format), self.shape, tuple(arrays)
+
     def bits_per_weight(self) -> float:
         """Bits of all arrays for each value of the matrix, as the file packs them."""
         return 8 * sum(map(packed_bytes, self.arrays.values())) / max(1, self.shape[0] * self.shape[1])

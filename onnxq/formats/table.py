@@ -1,14 +1,17 @@
 """Which target takes which format: one explicit table, read by the validation and by `onnxq formats`.
 
-A cell is (role, type, granularity, target). `ROWS` lists those that work, with the form that is written and the
-runtime that was seen to run it; every other cell is refused with the first reason of `WHY_NOT` that speaks of it.
-tests/onnxq/test_format_cells.py runs each cell whose runtime is on the machine.
+A cell is (role, type, granularity, target). `ROWS` lists those that work, with the form that is written; every other
+cell is refused with the first reason of `WHY_NOT` that speaks of it. What files of each cell gave when they were run
+stands in seen.json, which scripts/formats_audit.py writes and tests/onnxq/test_formats_seen.py holds.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from onnxq.errors import RecipeError
 from onnxq.formats.grammar import KINDS, Format
@@ -22,8 +25,7 @@ TARGETS = ("tensorrt@8", "tensorrt@10", "tensorrt@11", "ort-cpu", "ort-cuda")
 TENSORRT = ("tensorrt@8", "tensorrt@10", "tensorrt@11")
 NEW_TENSORRT = ("tensorrt@10", "tensorrt@11")
 ORT = ("ort-cpu", "ort-cuda")
-CPU = "ONNX Runtime 1.31, CPU"
-"""Was seen to run the form, by the tests of this repository. No other runtime was at hand."""
+SEEN_FILE = Path(__file__).with_name("seen.json")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,6 @@ class Row:
         targets: of them.
         opset: the lowest in which the form can be written.
         form: what is written.
-        seen: the runtime that was seen to run the form, if it is the target; else the vendor's documentation says so.
     """
 
     role: str
@@ -46,7 +47,6 @@ class Row:
     targets: tuple[str, ...]
     opset: int
     form: str
-    seen: str = CPU
 
 
 QDQ = "QuantizeLinear, DequantizeLinear"
@@ -65,6 +65,7 @@ ROWS: tuple[Row, ...] = (
     Row("weights", ("nf4", "fp4"), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
     Row("weights", ("log4",), ("block", "channel"), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
     Row("weights", ("mxfp4",), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(Pow(2, exponent))"),
+    Row("weights", ("mxfp8",), ("block",), ("ort-cpu",), 21, "Cast, Mul(Pow(2, exponent))"),
     Row("weights", ("nvfp4",), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(float8 scale)"),
     Row(
         "weights", ("nvfp4",), ("block",), NEW_TENSORRT, 23, "DequantizeLinear(block_size), float8 scales: from 10.8 on"
@@ -86,6 +87,8 @@ ROWS: tuple[Row, ...] = (
     Row("activations", ("float",), ("",), (*TENSORRT, *ORT), 13, "as it is"),
 )
 
+AT_RUN_TIME = "TensorRT has it in operators of its own, outside ONNX, that nothing here can run or check"
+
 WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", (), ("tensorrt@8+dla", "tensorrt@10+dla", "tensorrt@11+dla"), "a DLA computes in int8 and fp16 only"),
     ("", ("fp8e4m3", "fp8e5m2"), ("tensorrt@8",), "TensorRT has float8 from 10 on"),
@@ -98,6 +101,15 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", ("int4", "int3"), ("tensorrt@8",), "TensorRT has 4-bit weights from 10 on"),
     ("", ("int4", "int3"), NEW_TENSORRT, "TensorRT takes 4-bit weights in blocks only"),
     ("", ("nvfp4",), ("tensorrt@8",), "TensorRT has float4 from 10.8 on"),
+    ("activations", ("nvfp4",), NEW_TENSORRT, f"{AT_RUN_TIME} (TRT_FP4DynamicQuantize)"),
+    ("", ("mxfp8",), TENSORRT, f"{AT_RUN_TIME} (TRT_MXFP8DynamicQuantize)"),
+    ("activations", ("int4",), TENSORRT, "TensorRT has 4-bit integers for weights only"),
+    (
+        "activations",
+        ("nvfp4", "mxfp8", "int4"),
+        ORT,
+        "ONNX Runtime has no product of activations in blocks or in 4 bits",
+    ),
     ("", ("mxfp4",), TENSORRT, "TensorRT takes float4 in blocks of 16 with float8 scales only: nvfp4"),
     ("", (), TENSORRT, "TensorRT's parser has no such type, and would expand the tables that spell it to float"),
     ("activations", (), ("ort-cuda",), "on CUDA ONNX Runtime has integer products of int8 with one scale only"),
@@ -109,6 +121,10 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
 """(role or "", types or () for all, targets, the reason); the first that fits is told."""
 
 
+NARROW = ("nvfp4", "mxfp8", "int4")
+"""Types that people ask for as activations beside weights of the same type (W4A4, MXFP8), and that no target takes."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell of the table; `reason` is empty where it works, and then `form` and `opset` say how."""
@@ -118,8 +134,23 @@ class Cell:
     target: str
     opset: int = 0
     form: str = ""
-    seen: str = ""
     reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.format} @ {self.target}"
+
+    @property
+    def seen(self) -> dict[str, float | None]:
+        """Model -> SQNR of its outputs in dB when the tests ran a file of this cell; None where it was checked only."""
+        found: dict[str, float | None] = recorded()["cells"].get(str(self), {})
+        return found
+
+
+@cache
+def recorded() -> dict[str, Any]:
+    """What seen.json holds: the runtime, and what each cell gave."""
+    found: dict[str, Any] = json.loads(SEEN_FILE.read_text(encoding="utf-8"))
+    return found
 
 
 def cell(format_: Format, role: str, target: str) -> Cell:
@@ -132,7 +163,7 @@ def cell(format_: Format, role: str, target: str) -> Cell:
         for row in ROWS:
             fits = row.role == role and name in row.types and format_.granularity in row.granularities
             if fits and base in row.targets:
-                return Cell(role, format_, target, row.opset, row.form, row.seen if target == "ort-cpu" else "")
+                return Cell(role, format_, target, row.opset, row.form)
     for said, types, targets, reason in WHY_NOT:
         if said in ("", role) and (not types or format_.type in types) and target in targets:
             return Cell(role, format_, target, reason=reason)
@@ -157,7 +188,7 @@ def _misplaced(format_: Format, role: str) -> str:
     """Why a granularity is none of weights, or of activations, on any target."""
     if role == "weights" and format_.dynamic:
         return "a weight is a constant, and so are its scales"
-    if role == "activations" and format_.granularity in ("channel", "block"):
+    if role == "activations" and format_.granularity in ("channel", "block") and format_.type not in NARROW:
         return "products take activations with one scale, or one per token"
     return ""
 
@@ -169,6 +200,7 @@ def cells(targets: tuple[str, ...] = TARGETS) -> Iterator[Cell]:
             choices = [Format(kind.name, granularity) for granularity in kind.granularities or ("",)]
             choices += [Format(kind.name, "tensor", modifiers=frozenset({m})) for m in kind.modifiers if m == "dynamic"]
             listed = any(kind.name in {t.split("+")[0] for t in row.types} for row in ROWS if row.role == role)
+            listed = listed or (role == "activations" and kind.name in NARROW)
             for choice in choices if listed else ():
                 if not _misplaced(choice, role):
                     yield from (cell(choice, role, target) for target in targets)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from onnxq.feedback import DAMP, feedback
+from onnxq.feedback import DAMP, feedback, whole
 from onnxq.improvement.judging import Judge, gains
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, positions, readable, rows_as_weight, weight_as_rows
@@ -235,6 +235,6 @@ def _rounded(graph: Graph, layer: _Layer, damped: tuple[Floats, float], grid: tu
     groups, _, outputs = layer.sizes
     scale = np.broadcast_to(params.scale.reshape(-1), (layer.linear.channels,)).reshape(groups, 1, outputs)
     steps = (weight_as_rows(graph, [layer.linear]) / scale).astype(np.float64)
-    codes = feedback(steps, hessian, np.ones((1, 1, 1)), qtype.qmax, damp)
+    codes = feedback(steps, hessian, np.ones((1, 1, 1)), whole(qtype.qmax), damp)
     stored = rows_as_weight(graph, layer.linear, codes).astype(np.int8)
     return Rounded(stored, params.scale, layer.params.scale, qtype.qmax)

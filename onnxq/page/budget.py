@@ -14,7 +14,7 @@ MOST_GROUPS = 200
 
 @dataclass(frozen=True)
 class Trade:
-    """A point of the Pareto list: the share of MACs in int8, the SQNR in dB that goes with it, whether it was taken."""
+    """A point of the Pareto list: the share of MACs quantized, the SQNR in dB with it, whether it was taken."""
 
     share: float
     sqnr_db: float
@@ -23,7 +23,7 @@ class Trade:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a group of layers costs when it alone is in int8.
+    """What a group of layers costs when it alone is quantized.
 
     Attributes:
         name: its first layer.
@@ -42,7 +42,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Search:
-    """The goals, each a sentence; the Pareto list, least in int8 first; what each group costs, worst first."""
+    """The goals, each a sentence; the Pareto list, least quantized first; what each group costs, worst first."""
 
     goals: tuple[str, ...] = ()
     trades: tuple[Trade, ...] = ()

@@ -338,7 +338,7 @@
   function drawTrades() {
     const points = data.trades.map(([share, db, taken]) => [100 * number(share), number(db), taken]).filter(([, db]) => Number.isFinite(db));
     if (!points.length) return;
-    const { svg, width, height } = canvas(byId("trades-chart"), 280, "SQNR against the share of work in int8");
+    const { svg, width, height } = canvas(byId("trades-chart"), 280, "SQNR against the share of work quantized");
     const [left, right, top, bottom] = [44, 24, 26, 46];
     const dbs = points.map(([, db]) => db);
     const [low, high] = [Math.floor(Math.min(...dbs) / 5) * 5, Math.ceil((Math.max(...dbs) + 0.1) / 5) * 5];
@@ -354,11 +354,11 @@
       shape(svg, "text", { x: x(share), y: height - bottom + 18, "text-anchor": "middle", class: "axis" }, digits(share) + " %");
     }
     shape(svg, "text", { x: 0, y: 9, class: "axis" }, "SQNR, dB");
-    shape(svg, "text", { x: width - right, y: height - 6, "text-anchor": "end", class: "axis" }, "multiply-accumulates in int8");
+    shape(svg, "text", { x: width - right, y: height - 6, "text-anchor": "end", class: "axis" }, "multiply-accumulates quantized");
     shape(svg, "polyline", { class: "thread", points: points.map(([share, db]) => `${x(share).toFixed(1)},${y(db).toFixed(1)}`).join(" ") });
     for (const [share, db, taken] of points) {
       const mark = shape(svg, "circle", { cx: x(share).toFixed(1), cy: y(db).toFixed(1), r: taken ? 6 : 4, class: `mark e${level(db)}${taken ? "" : " ring"}` });
-      shape(mark, "title", {}, `${digits(share)} % in int8, ${db.toFixed(1)} dB`);
+      shape(mark, "title", {}, `${digits(share)} % quantized, ${db.toFixed(1)} dB`);
     }
   }
 

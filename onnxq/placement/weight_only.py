@@ -1,15 +1,16 @@
 """Placement of mode weight-only: narrow weights, float activations; no data is needed.
 
 What gains is the reading of weights. ONNX Runtime's providers have one kernel for it, MatMulNBits, to which they fuse
-a DequantizeLinear of a constant [K, N] before a MatMul or Gemm; a convolution behind such a node would dequantize its
-weight on every call. TensorRT takes a DequantizeLinear on every weight, in blocks of a product's only.
+a DequantizeLinear of a constant [K, N] before a MatMul or Gemm. A convolution behind such a node would dequantize its
+weight on every call; what tables of levels spell is computed once, so it takes those. TensorRT takes a DequantizeLinear
+on every weight, in blocks of a product's only.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.formats.codebooks import LEVELS
+from onnxq.formats.codebooks import CODEBOOKS
 from onnxq.placement.embeddings import STORED, TABLE, table_reason
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
 from onnxq.plan import INT8, Decision, Plan, WeightPoint
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from onnxq.targets.target import Target
 
 PRODUCTS = ("MatMul", "Gemm")
+TABLES = (*CODEBOOKS, "binary")
+"""Types that are given back by other nodes than DequantizeLinear."""
 DEQUANTIZED_AGAIN = "a convolution would dequantize its weight on every call; a rule with quantize = true takes it"
 
 
@@ -75,18 +78,20 @@ def _why_wide(graph: Graph, node: Node, target: Target, wanted: Format, *, insis
     """Why the weight stays as wide as it is, although it could be quantized; None when it need not."""
     if node.op_type in PRODUCTS:
         return _why_wide_product(graph, node, target, wanted)
-    if wanted.block_size is not None:
-        return "blocks of weights are for matrix products only"
-    if wanted != INT8:
-        return f"{wanted} is for the weights of matrix products only"
-    return None if insists or target.placement == "tensorrt" else DEQUANTIZED_AGAIN
+    if wanted == INT8:
+        return None if insists or target.placement == "tensorrt" else DEQUANTIZED_AGAIN
+    if node.op_type != "Conv" or target.placement == "tensorrt":
+        return f"{target.name} takes {wanted} for the weights of matrix products only"
+    if wanted.type in TABLES:  # ONNX Runtime computes what no DequantizeLinear is in when it loads the model
+        return _why_not_float32(graph, node, wanted)
+    return None if insists else DEQUANTIZED_AGAIN
 
 
 def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: Format) -> str | None:
     blocked = wanted.block_size is not None
     shape = graph.shape(node.inputs[1]) or ()
-    if wanted.type in (*LEVELS, "binary") and graph.dtype(node.inputs[1]) != "float32":
-        return f"{wanted.type} gives a float32 matrix back, and this one is {graph.dtype(node.inputs[1])}"
+    if (reason := _why_not_float32(graph, node, wanted)) is not None:
+        return reason
     if len(shape) != 2:
         return f"a weight of rank {len(shape)}; narrow weights are matrices"
     if node.op_type == "Gemm" and not plain_gemm(graph, node) and (blocked or target.placement != "tensorrt"):
@@ -96,6 +101,12 @@ def _why_wide_product(graph: Graph, node: Node, target: Target, wanted: Format) 
     if wanted.kind.bits == 2 and isinstance(n, int) and n % COLUMNS_OF_2_BITS:
         return f"{n} columns: ONNX Runtime spoils 2-bit codes unless the columns are a multiple of {COLUMNS_OF_2_BITS}"
     return _why_not_whole(k, n, target, wanted) if blocked and target.placement == "tensorrt" else None
+
+
+def _why_not_float32(graph: Graph, node: Node, wanted: Format) -> str | None:
+    if wanted.type in TABLES and graph.dtype(node.inputs[1]) != "float32":
+        return f"{wanted.type} gives a float32 matrix back, and this one is {graph.dtype(node.inputs[1])}"
+    return None
 
 
 def _why_not_whole(k: object, n: object, target: Target, wanted: Format) -> str | None:

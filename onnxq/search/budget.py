@@ -1,9 +1,9 @@
 """The fewest multiply-accumulates back in float so that a budget holds on samples that had no part in the choice.
 
-1. Rank the groups by what each costs the model's outputs, alone in int8, for its multiply-accumulates.
+1. Rank the groups by what each costs the model's outputs, alone quantized, for its multiply-accumulates.
 2. Search: revert the first k of the list, the smallest k that reaches the goals; by bisection, as each further group
    in float brings the model nearer.
-3. Rank again: of the groups reverted, the largest that should not be needed any more goes back to int8 if it is not.
+3. Rank again: of the groups reverted, the largest that should not be needed any more is quantized again if it is not.
 4. Judge on the held-back samples, in the form that is shipped. What fails there raises the bar of step 2.
 
 The ranking is a greedy solution of the knapsack problem, the noise of single groups being nearly additive.
@@ -36,7 +36,7 @@ ROUNDS = 6
 """Choices that are judged at most."""
 
 RESTORED = 8
-"""Groups that are tried for going back to int8, at most, before each judgement."""
+"""Groups that are tried for being quantized again, at most, before each judgement."""
 
 LEAST_DB, MOST_DB = 0.05, 20.0
 """By how much an SQNR that failed there raises the bar, at least and at most."""
@@ -129,7 +129,7 @@ def within(search: Search, sensitivity: Sensitivity, floor: float = -math.inf) -
     """Search, and judge what is found until it holds; `floor` is an SQNR that the choice must have anyway.
 
     Raises:
-        AccuracyError: it does not, or only with nothing in int8.
+        AccuracyError: it does not, or only with nothing quantized.
     """
     order = ranked(search.groups, sensitivity)
     for _ in range(ROUNDS):
@@ -160,7 +160,7 @@ def unmet(search: Search) -> AccuracyError:
         verdicts, share = search.best
         said = "; ".join(map(str, verdicts))
         count = len(search.judging.feeds)
-        best = f": the best on {count} held-back samples is {said} with {share:.1%} of the MACs in int8"
+        best = f": the best on {count} held-back samples is {said} with {share:.1%} of the MACs quantized"
     return AccuracyError(
         f"{goals} could not be met{best}",
         "Ask for less, give more data (the margin for chance shrinks), or try a higher --effort.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.blocks import quantize_blocks
+from onnxq.formats.families import decode, encode
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from onnxq.formats import Format
     from onnxq.weights.moments import Moments
 
 RATIOS = tuple(i / 20 for i in range(20))
@@ -27,15 +28,14 @@ LEAST = 1e-4
 
 
 def awq_factor(
-    weights: Sequence[npt.NDArray[Any]], seen: Moments, size: int | None, bits: int, margin_db: float = 0.0
+    weights: Sequence[npt.NDArray[Any]], seen: Moments, format_: Format, margin_db: float = 0.0
 ) -> Factor | None:
     """The factor of the least error, None where none beats leaving x as it is by the margin.
 
     Args:
         weights: [K, N_i] of every layer that reads x.
         seen: moments of x.
-        size: rows of a weight that share a scale, None for all.
-        bits: width of a code.
+        format_: how they are stored.
         margin_db: least fall of the error.
     """
     gram = seen.gram.astype(np.float32)
@@ -48,7 +48,7 @@ def awq_factor(
         loss = 0.0
         for w, power in zip(real, powers, strict=True):
             column = scale[:, None]
-            error = quantize_blocks(w * column, 0, size, bits).dequantized().astype(np.float32) / column - w
+            error = decode(encode(w * column, format_)).astype(np.float32) / column - w
             loss += float(np.vdot(error, gram @ error)) / power if power > 0 else 0.0
         plain = loss if ratio == 0 else plain
         if loss < best:

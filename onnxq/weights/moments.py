@@ -52,6 +52,11 @@ class Moments:
     amax: Floats
     rows: int
 
+    def quantized(self) -> Floats:
+        """The Gram matrix to be expected of x + n, n what 8 bits add: each value s^2 / 12, s = 2 max|x| / 255."""
+        step = 2 * float(self.amax.max(initial=0.0)) / 255
+        return self.gram + np.eye(len(self.gram)) * (self.rows * step**2 / 12)
+
 
 def _named(where: str, feed: Feed) -> Named:
     return where, copied(feed)

@@ -10,10 +10,10 @@ import numpy as np
 from onnxq.errors import DataError, StatisticsError
 from onnxq.linear import Linear, linear_at
 from onnxq.monitor import QUIET, Monitor
+from onnxq.plan import INT8
 from onnxq.rescaling import find_sites
-from onnxq.schemes import SEARCHED
 from onnxq.weights.awq import awq_factor
-from onnxq.weights.clip import clipped_blocks
+from onnxq.weights.clip import clipped
 from onnxq.weights.gptq import quantize_gptq
 from onnxq.weights.moments import moments, picked
 from onnxq.weights.outliers import outlier_columns
@@ -23,19 +23,23 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onnxq.blocks import Blocks
     from onnxq.data import Feed, Source
+    from onnxq.formats import Format
+    from onnxq.formats.stored import Stored
     from onnxq.graph import Graph
     from onnxq.plan import Plan, WeightPoint
     from onnxq.recipe import Recipe
     from onnxq.statistics import Factor, Statistics
 
     Floats = npt.NDArray[np.float64]
-    Method = Callable[[npt.NDArray[Any], Floats, int | None, int], Blocks]
-    """(w [K, N], Gram matrix of its inputs [K, K], rows of a block, bits) -> codes and scales"""
+    Method = Callable[[npt.NDArray[Any], Floats, Format], Stored]
+    """(w [K, N], Gram matrix of its inputs [K, K], how it is stored) -> codes and scales"""
 
-METHODS: dict[str, Method] = {"gptq": quantize_gptq, "awq": clipped_blocks}
+METHODS: dict[str, Method] = {"gptq": quantize_gptq, "awq": clipped}
 """Weight method of a recipe -> how a layer's codes are found. AWQ's factors are in the model by then."""
+
+CHOSEN = ("weight-only", "dynamic")
+"""Modes whose weights a method chooses; with static activations the efforts do (`onnxq.improvement.rounding`)."""
 
 EXPLICIT_DB = 0.5
 """What a factor must gain where x / s needs a node of its own: it reads and writes x once more."""
@@ -69,6 +73,11 @@ class _Layer:
     transposed: bool
     value: Any
 
+    @property
+    def format(self) -> Format:
+        """How the codes are stored."""
+        return stored_as(self.point)
+
     def matrix(self, graph: Graph) -> npt.NDArray[Any]:
         """[K, N], for y = x W."""
         array = graph.const(self.value)
@@ -76,7 +85,7 @@ class _Layer:
         return array.T if self.transposed else array
 
 
-def refined(seen: Seen, method: str, monitor: Monitor = QUIET) -> dict[str, Blocks]:
+def refined(seen: Seen, method: str, monitor: Monitor = QUIET) -> dict[str, Stored]:
     """Weight -> its codes and scales [K, N]. Tables, and weights that are read in two ways, are left to rounding.
 
     Raises:
@@ -90,16 +99,16 @@ def refined(seen: Seen, method: str, monitor: Monitor = QUIET) -> dict[str, Bloc
     channels = {tensor: len(group[0].matrix(seen.graph)) for tensor, group in readers.items()}
     monitor.stage(f"Weights of {len(layers)} layers by {method}", len(channels))
     waiting: dict[str, tuple[Floats, int]] = {}
-    found: dict[str, Blocks] = {}
+    found: dict[str, Stored] = {}
     for tensor, now in _moments(seen, channels, monitor):
         for layer in readers[tensor]:
             name = layer.point.tensor
             gram, count = waiting.pop(name, (np.zeros(()), 0))
-            gram, count = gram + now.gram, count + 1
+            gram, count = gram + (now.quantized() if seen.plan.mode == "dynamic" else now.gram), count + 1
             if count < len(layer.tensors):
                 waiting[name] = gram, count
                 continue
-            found[name] = METHODS[method](layer.matrix(seen.graph), gram, layer.point.block_size, layer.point.bits)
+            found[name] = METHODS[method](layer.matrix(seen.graph), gram, layer.format)
     return {layer.point.tensor: found[layer.point.tensor] for layer in layers}
 
 
@@ -121,10 +130,9 @@ def awq_factors(seen: Seen, monitor: Monitor = QUIET) -> dict[str, Factor]:
     for tensor, now in _moments(seen, channels, monitor):
         site = sites[tensor]
         layers = [narrow[name] for _, name in site.readers]
-        point = layers[0].point
         matrices = [layer.matrix(seen.graph) for layer in layers]
         margin = EXPLICIT_DB if site.explicit else 0.0
-        factor = awq_factor(matrices, now, point.block_size, point.bits, margin)
+        factor = awq_factor(matrices, now, layers[0].format, margin)
         if factor is not None:
             found[site.name] = factor
     return found
@@ -151,7 +159,7 @@ Prepared = TypeVar("Prepared", bound=Model)
 
 def needs_data(recipe: Recipe, mode: str) -> bool:
     """Whether something of the model itself is chosen from the data: codes, or outlier columns."""
-    return (recipe.weight_method != "nearest" and mode == "weight-only") or recipe.outlier_threshold is not None
+    return (recipe.weight_method != "nearest" and mode in CHOSEN) or recipe.outlier_threshold is not None
 
 
 def from_data(
@@ -177,7 +185,7 @@ def from_data(
     return better, {"smoothing": factors, "weights": weights}
 
 
-def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) -> Mapping[str, Blocks]:
+def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) -> Mapping[str, Stored]:
     """The weights that the recipe's method found from the data; none where the mode or the method needs none.
 
     Raises:
@@ -192,13 +200,13 @@ def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) ->
         raise DataError(f"{name} needs data: what it chooses depends on what each layer reads", "Give --data.")
     if recipe.outlier_threshold is not None:
         return {}
-    forms = {(p.tensor, p.bits, p.block_size) for p in plan.weights}
-    narrow = {p.tensor for p in plan.weights}  # a budget may have sent others back to float
-    known = {n: b for n, b in statistics.weights.items() if n in narrow}
-    odd = [n for n, b in known.items() if not {(n, b.bits, b.size), (n, b.bits, None)} & forms]
+    forms: dict[str, set[Format]] = {}
+    for point in plan.weights:  # a budget may have sent others back to float
+        forms.setdefault(point.tensor, set()).add(stored_as(point))
+    odd = [n for n, found in statistics.weights.items() if found.format not in forms.get(n, {found.format})]
     if odd:
         raise StatisticsError(
-            f"the statistics hold no weights chosen by {method} in these bits: {odd[0]!r}",
+            f"the statistics hold no weights chosen by {method} in this format: {odd[0]!r}",
             "Run `onnxq calibrate` with the same recipe.",
         )
     if not statistics.weights:
@@ -207,6 +215,11 @@ def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) ->
             "Leave weight_method out. If these are statistics of another recipe, run `onnxq calibrate` with this one.",
         )
     return statistics.weights
+
+
+def stored_as(point: WeightPoint) -> Format:
+    """The format of a weight, one scale where it has no axis of channels: int8 beside integers does not say so."""
+    return INT8.per("tensor") if point.axis is None and point.format == INT8 else point.format
 
 
 def _moments(seen: Seen, channels: Mapping[str, int], monitor: Monitor) -> Any:  # noqa: ANN401  as `moments` has it
@@ -227,12 +240,7 @@ def _layers(graph: Graph, plan: Plan) -> list[_Layer]:
 def _layer(graph: Graph, point: WeightPoint, linears: Sequence[Linear]) -> _Layer | None:
     turned = {bool(graph.attribute(linear.node, "transB", 0)) for linear in linears}
     plain = all(linear.node.op_type in ("MatMul", "Gemm") for linear in linears)
-    whole = point.format.type in SEARCHED and not point.format.modifiers
-    if (
-        len(turned) != 1
-        or not (plain and whole)
-        or any(graph.attribute(linear.node, "transA", 0) for linear in linears)
-    ):
+    if len(turned) != 1 or not plain or any(graph.attribute(linear.node, "transA", 0) for linear in linears):
         return None
     tensors = tuple(dict.fromkeys(str(linear.node.inputs[0].name) for linear in linears if linear.node.inputs[0]))
     return _Layer(point, tensors, turned.pop(), linears[0].weight)

@@ -16,13 +16,15 @@ from onnxq import api, files
 from onnxq.cli import main
 from onnxq.comparison import compare_graphs
 from onnxq.data import input_specs, open_source
+from onnxq.errors import OnnxqError
 from onnxq.formats import KINDS, Cell, Format, cells
 from onnxq.formats.families import FAMILIES, decode, encode
 from onnxq.passes.narrow_weights import NarrowWeights
 from onnxq.plan import Plan, WeightPoint
 from onnxq.recipe import Recipe, Rule
 
-WEIGHTS = [c for c in cells() if c.role == "weights" and c.seen and c.target == "ort-cpu" and c.format.type in FAMILIES]
+STORED = [c for c in cells() if c.role == "weights" and not c.reason and c.format.type in FAMILIES]
+WEIGHTS = [c for c in STORED if c.target == "ort-cpu"]
 MORE = [Format.parse(t) for t in ("nf4+double", "fp4/block:16+double", "int4/block:16+pow2", "int8/channel+pow2")]
 
 
@@ -43,10 +45,10 @@ def test_runtimes_compute_what_numpy_does(format_: Format, rows: int) -> None:
     np.testing.assert_allclose(reference[0], expected, rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("cell", WEIGHTS, ids=lambda c: str(c.format))
+@pytest.mark.parametrize("cell", [c for c in STORED if c.target != "tensorrt@8"], ids=str)  # it keeps float weights
 def test_the_file_has_the_promised_size_and_runs(cell: Cell, tmp_path: Path) -> None:
     graph = net("float[N,256] x", "h = MatMul(x, w) r = Relu(h) y = Gemm<transB=1>(r, v)", w=(256, 128), v=(64, 128))
-    recipe = Recipe(target="ort-cpu", weights=str(cell.format), activations="float")
+    recipe = Recipe(target=cell.target, weights=str(cell.format), activations="float", high_precision="fp32")
     quantized, plan = api.quantize(graph, None, recipe)
     assert [str(w.format) for w in plan.weights] == [str(cell.format)] * 2
     assert quantized.opset == max(17, cell.opset)
@@ -59,7 +61,10 @@ def test_the_file_has_the_promised_size_and_runs(cell: Cell, tmp_path: Path) -> 
     )
     assert promised <= path.stat().st_size <= promised + 6000  # names and nodes
     feeds = random_feeds(graph, N=5)
-    (found,) = run(files.load(path), feeds)
+    if cell.opset == 23:  # float4, which ONNX Runtime does not read
+        (found,) = np.asarray(ReferenceEvaluator(str(path)).run(None, feeds))
+    else:
+        (found,) = run(files.load(path), feeds)
     assert np.isfinite(found).all()
     noise = float(np.square(found - run(graph, feeds)[0]).mean() / np.square(found).mean())
     assert noise < {1: 1.5, 2: 0.6, 4: 0.15}.get(KINDS[cell.format.type].bits, 0.01)
@@ -78,6 +83,41 @@ def test_two_bits_keep_to_columns_that_runtimes_read_rightly(text: str) -> None:
     assert np.square(found - real).mean() < 1e-3 * np.square(real).mean()  # MatMulNBits rounds its input to 8 bits
 
 
+@pytest.mark.parametrize("text", ["nf4/block:32", "binary", "mxfp8", "log4/channel"])
+def test_convolutions_too_where_the_runtime_computes_the_weight_once(text: str) -> None:
+    graph = net(
+        "float[N,16,8,8] x",
+        "h = Conv(x, w, b) r = Relu(h) y = Conv<group=4>(r, v)",
+        w=(24, 16, 3, 3),
+        b=(24,),
+        v=(8, 6, 1, 1),
+    )
+    quantized, plan = api.quantize(graph, None, Recipe(target="ort-cpu", weights=text))
+    assert [d.quantized for d in plan.decisions] == [True, False, True]
+    held = {name: graph.const(graph.weights[name]) for name in "wv"}
+    for name, array in held.items():
+        assert array is not None
+        matrix = decode(encode(array.reshape(len(array), -1).T, Format.parse(text)))
+        graph.replace_uses(
+            graph.weights[name], graph.constant(f"{name}_back", matrix.T.reshape(array.shape).astype(np.float32))
+        )
+    feeds = random_feeds(graph, N=2)
+    np.testing.assert_allclose(run(quantized, feeds)[0], run(graph, feeds)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_in_integers_only_where_a_rule_asks() -> None:
+    graph = net("float[N,16,8,8] x", "y = Conv(x, w)", w=(24, 16, 3, 3))
+    with pytest.raises(OnnxqError, match="nothing to quantize"):
+        api.quantize(graph, None, Recipe(target="ort-cpu", weights="int4/block:16"))
+    rules = (Rule(ops=("Conv",), quantize=True),)
+    quantized, plan = api.quantize(graph, None, Recipe(target="ort-cpu", weights="int4/block:16", rules=rules))
+    assert str(plan.weights[0].format) == "int4/block:16"
+    feeds = random_feeds(graph, N=2)
+    assert np.corrcoef(run(quantized, feeds)[0].ravel(), run(graph, feeds)[0].ravel())[0, 1] > 0.98
+    with pytest.raises(OnnxqError, match="nothing to quantize"):
+        api.quantize(graph, None, Recipe(target="tensorrt", weights="int4/block:16"))
+
+
 DIGITS = Path(__file__).parents[2] / "models" / "digits"
 
 
@@ -89,7 +129,7 @@ def test_from_the_command_line(text: str, tmp_path: Path, monkeypatch: pytest.Mo
     main()
     float_model, quantized = files.load(DIGITS / "digits.onnx"), files.load(output)
     data = open_source(DIGITS / "calib.npz", input_specs(float_model), max_samples=16)
-    assert compare_graphs(float_model, quantized, data).outputs[0].sqnr_db > (0 if text == "binary" else 15)
+    assert compare_graphs(float_model, quantized, data).outputs[0].sqnr_db > (-1 if text == "binary" else 15)
 
 
 @pytest.mark.parametrize("text", ["nf4/block:32", "fp4/block:64", "nf4/block:64+double"])

@@ -159,8 +159,10 @@ def test_formats_tell_the_mode_and_shorthands_the_format(choices: dict[str, obje
         ({"weights": "int4", "activations": "uint8/tensor"}, "no kernel multiplies"),
         ({"weights": "float"}, "ort-cpu|nothing to quantize"),
         ({"weights": "int44"}, "unknown type"),
-        ({"weights": "nf4", "weight_method": "gptq"}, "gptq chooses codes of int8, int4, int3, not of nf4"),
-        ({"weights": "int4/block:32+pow2", "weight_method": "awq"}, "awq chooses codes of int8, int4, int3, not of"),
+        ({"weight_method": "gptq"}, "a choice of the modes weight-only and dynamic, not of static"),
+        ({"weights": "fp16", "weight_method": "awq"}, "a choice of the modes weight-only and dynamic, not of float"),
+        ({"mode": "dynamic", "weight_method": "gptq", "reduce_range": True}, "does not go with reduce_range"),
+        ({"mode": "dynamic", "weight_method": "gptq", "outlier_threshold": 6.0}, "go with outlier_threshold"),
         ({"activations": "int16", "reduce_range": True}, "reduce_range is about kernels of 8-bit integers"),
     ],
 )

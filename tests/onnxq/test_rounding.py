@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from legality import assert_legal
 
 from onnxq import Recipe, api
-from onnxq.feedback import DAMP, feedback
+from onnxq.feedback import DAMP, feedback, whole
 from onnxq.improvement.sampling import rows_as_weight, weight_as_rows
 from onnxq.linear import linear_at
 from onnxq.numerics import sqnr_db
@@ -64,7 +64,7 @@ def test_as_by_updates_of_the_inverse(size: int, outputs: int, groups: int, seed
     x, w = correlated(rng, 64, size, groups), rng.normal(size=(groups, size, outputs)).astype(np.float32)
     hessian = x.transpose(0, 2, 1) @ x / 64
     scale = (np.abs(w).max(axis=1, keepdims=True) / 127).astype(np.float32)
-    found = feedback(steps(w, scale), hessian, ONE, 127)
+    found = feedback(steps(w, scale), hessian, ONE, whole(127))
     for g in range(groups):
         np.testing.assert_array_equal(found[g], one_by_one(w[g], hessian[g], scale[g], 127))
 
@@ -74,7 +74,7 @@ def test_long_layers_are_brought_up_to_date_in_blocks() -> None:
     x, w = correlated(rng, 900, 300), rng.normal(size=(1, 300, 4)).astype(np.float32)
     hessian, scale = x.transpose(0, 2, 1) @ x / 900, np.full((1, 1, 4), 0.03, np.float32)
     np.testing.assert_array_equal(
-        feedback(steps(w, scale), hessian, ONE, 127)[0], one_by_one(w[0], hessian[0], scale[0], 127)
+        feedback(steps(w, scale), hessian, ONE, whole(127))[0], one_by_one(w[0], hessian[0], scale[0], 127)
     )
 
 
@@ -83,7 +83,7 @@ def test_the_output_errs_less_than_by_the_nearest_codes() -> None:
     x, w = correlated(rng, 600, 96), rng.normal(size=(1, 96, 32)).astype(np.float32)
     scale = np.abs(w).max(axis=1, keepdims=True) / 7
     seen, unseen = x[:, :400], x[:, 400:]
-    codes = feedback(steps(w, scale), seen.transpose(0, 2, 1) @ seen / 400, ONE, 7)
+    codes = feedback(steps(w, scale), seen.transpose(0, 2, 1) @ seen / 400, ONE, whole(7))
     assert np.abs(codes).max() <= 7
     nearest = sqnr_db(unseen @ w, unseen @ (np.rint(w / scale) * scale))
     assert sqnr_db(unseen @ w, unseen @ (codes * scale)) > nearest + 3
@@ -93,7 +93,7 @@ def test_independent_inputs_and_dead_ones_get_the_nearest_codes() -> None:
     rng = np.random.default_rng(2)
     w, scale = rng.normal(size=(1, 8, 3)).astype(np.float32), np.full((1, 1, 3), 0.1, np.float32)
     for hessian in (np.eye(8), np.diag([1.0, 0, 2, 0, 3, 4, 5, 6]), np.zeros((8, 8))):
-        np.testing.assert_array_equal(feedback(steps(w, scale), hessian[None], ONE, 127), np.rint(w / scale))
+        np.testing.assert_array_equal(feedback(steps(w, scale), hessian[None], ONE, whole(127)), np.rint(w / scale))
 
 
 @pytest.mark.parametrize(
