@@ -16,8 +16,8 @@ LEGEND = (
     "Numbers under a target: the lowest opset of the form. `seen`: the tests of this repository made a file from the "
     "command line and ran it there, ONNX Runtime on a CPU; `checked`: they made it, and `onnxq check` finds nothing "
     "that the target refuses. `-`: refused (-v says why). "
-    f"Bits: of all that is stored, scales and zero points included, for a weight of {SAMPLE[0]} x {SAMPLE[1]}; files for "
-    "tensorrt@8 hold float weights before their pairs."
+    f"Bits: of all that is stored, scales and zero points included, for a weight of {SAMPLE[0]} x {SAMPLE[1]}; files "
+    "for tensorrt@8 hold float weights before their pairs."
 )
 
 REFUSED = ("refused", "target", "why")

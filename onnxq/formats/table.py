@@ -91,6 +91,7 @@ AT_RUN_TIME = "TensorRT has it in operators of its own, outside ONNX, that nothi
 
 WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", (), ("tensorrt@8+dla", "tensorrt@10+dla", "tensorrt@11+dla"), "a DLA computes in int8 and fp16 only"),
+    ("activations", ("int4",), TENSORRT, "TensorRT has 4-bit integers for weights only"),
     ("", ("fp8e4m3", "fp8e5m2"), ("tensorrt@8",), "TensorRT has float8 from 10 on"),
     ("", ("fp8e5m2",), NEW_TENSORRT, "of the float8 types TensorRT takes E4M3 only"),
     ("", ("bf16",), ("tensorrt@8",), "TensorRT has bfloat16 from 9 on"),
@@ -103,7 +104,6 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", ("nvfp4",), ("tensorrt@8",), "TensorRT has float4 from 10.8 on"),
     ("activations", ("nvfp4",), NEW_TENSORRT, f"{AT_RUN_TIME} (TRT_FP4DynamicQuantize)"),
     ("", ("mxfp8",), TENSORRT, f"{AT_RUN_TIME} (TRT_MXFP8DynamicQuantize)"),
-    ("activations", ("int4",), TENSORRT, "TensorRT has 4-bit integers for weights only"),
     (
         "activations",
         ("nvfp4", "mxfp8", "int4"),
