@@ -39,7 +39,7 @@ def test_digits(cell: Cell, tmp_path: Path) -> None:
     holds(cell, "digits", tmp_path)
 
 
-@pytest.mark.parametrize("cell", by_form(), ids=str)
+@pytest.mark.parametrize("cell", list(by_form()), ids=str)
 def test_minilm(cell: Cell, tmp_path: Path) -> None:
     cached(f"{AUDIT['MODELS']['minilm'][0].relative_to(CACHE)}")
     holds(cell, "minilm", tmp_path)
