@@ -15,10 +15,10 @@ import click  # noqa: TID251  this is the wall
 
 import onnxq
 from onnxq import cli_search, cli_statistics, cli_views
+from onnxq.cli_options import importing, resumable
 from onnxq.cli_options import paths as _paths
 from onnxq.cli_options import recipe as _recipe
 from onnxq.cli_options import recipe_options as _recipe_options
-from onnxq.cli_options import resumable
 from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
 from onnxq.cli_options import unjudged_options as _unjudged_options
@@ -26,6 +26,9 @@ from onnxq.errors import OnnxqError, OutputError, RecipeError, what_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from onnxq.recipe import Recipe
+    from onnxq.search import Evaluation
 
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -100,13 +103,14 @@ def quantize(
     **options: Any,
 ) -> None:
     """Quantize MODEL to int8, and write it with its plan."""
-    from onnxq import api, files, report, reporting, search, tables
-    from onnxq.caches import read_cache
-    from onnxq.parts import Running
-    from onnxq.progress import shown
-    from onnxq.statistics import Statistics
-    from onnxq.timing import Watch
-    from onnxq.weights import needs_data
+    with importing():
+        from onnxq import api, files, report, tables
+        from onnxq.caches import read_cache
+        from onnxq.parts import Running
+        from onnxq.progress import shown
+        from onnxq.statistics import Statistics
+        from onnxq.timing import Watch
+        from onnxq.weights import needs_data
 
     recipe, watch = _recipe(options), Watch()
     output = output or api.default_output(model)
@@ -130,11 +134,13 @@ def quantize(
         if given is None and cache is None and wants:
             given = _data_beside(model, monitor.warn, needed=recipe.budgeted or needs_data(recipe, ready.plan.mode))
         running = Running(keeper=keeper)
-        graph, plan, statistics = api.carried_out(ready, given, monitor, cache, search.Evaluation(eval_data), running)
+        graph, plan, statistics = api.carried_out(ready, given, monitor, cache, _evaluation(recipe, eval_data), running)
         monitor.stage("Checking and writing", None)
         text = report.plan_json(plan, recipe, statistics)
         written = api.export(graph, output, {plan_file: text})
         if page is not None:
+            from onnxq import reporting  # jinja2 and all, which others need not wait for
+
             feeds = eval_data or (None if isinstance(given, Statistics) else given)
             measured = reporting.measured(model, graph, feeds, recipe, monitor) if feeds else None
             seen = reporting.run_histograms(plan, statistics)
@@ -182,6 +188,15 @@ def plan(
     click.echo(tables.decisions(made, every=options["verbose"]))
     for line in (*tables.summary_lines(report.summarize(made)), *(f"note: {note}" for note in made.notes)):
         click.echo(line)
+
+
+def _evaluation(recipe: Recipe, data: str | None) -> Evaluation | None:
+    """What a budget is judged on, where there is one."""
+    if not recipe.budgeted:
+        return None
+    from onnxq.search import Evaluation
+
+    return Evaluation(data)
 
 
 def _plan_of(output: Path) -> Path:

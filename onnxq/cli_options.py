@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
 
     from onnxq.checkpoint import Keeper
     from onnxq.recipe import Recipe
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """What is imported inside stays, so the collector neither runs meanwhile nor looks at it again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 BUDGET = frozenset(("min_sqnr", "metric", "metric_direction", "max_drop", "max_drop_relative"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.cli_options import paths, resumable, resume_option, talk_options, unjudged_options
+from onnxq.cli_options import importing, paths, resumable, resume_option, talk_options, unjudged_options
 from onnxq.cli_options import recipe as recipe_of
 
 
@@ -33,10 +33,11 @@ def calibrate(
     **options: Any,
 ) -> None:
     """Run MODEL over the data once and save what was observed."""
-    from onnxq import api, files, tables
-    from onnxq.parts import Running, dask_client
-    from onnxq.progress import shown
-    from onnxq.timing import Watch
+    with importing():
+        from onnxq import api, files, tables
+        from onnxq.parts import Running, dask_client
+        from onnxq.progress import shown
+        from onnxq.timing import Watch
 
     recipe, watch = recipe_of(options), Watch()
     files.check_writable(output, *paths(model, data, options["recipe_file"]))

@@ -108,7 +108,10 @@ def _slice(graph: Graph, node: Node) -> Value | None:
         return None
     if len(node.inputs) > 4 and steps is None:
         return None
-    sizes = [shape[a] for a in (range(len(starts)) if axes is None else axes)]
+    axes = list(range(len(starts))) if axes is None else axes
+    if not len(starts) == len(ends) == len(axes) or any(not -len(shape) <= axis < len(shape) for axis in axes):
+        return None  # no such axis: ONNX Runtime will say so
+    sizes = [shape[axis] for axis in axes]
     kept = (end >= (d if isinstance(d, int) else EVERYTHING) for end, d in zip(ends, sizes, strict=True))
     return x if all(kept) else None
 

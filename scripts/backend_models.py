@@ -1,13 +1,14 @@
 """Every model of the onnx package's backend tests through `onnxq.quantize`, for every target and mode.
 
-    python scripts/backend_models.py [--column NAME ...] [--every 1] [--reasons]
+    python scripts/backend_models.py [--column NAME ...] [--every 1] [--offset 0] [--reasons]
 
 Each is quantized with the data of its own test, once as a user would and once with every node asked for by a rule, so
 that layers too small to gain are quantized too. What comes out is the float model's function within BOUND_DB (signal
 to quantization noise of every float output on the test's own input; other outputs equal, but for the DLA, whose
 comparisons and the like read rounded values), or a refusal with its reason.
 A quantized model must pass onnx.checker, and for TensorRT show no error under `onnxq check`. --every 50 takes the
-fiftieth part of the models, by the hash of their names. Exit status 1 where something else came out.
+fiftieth part of the models, by the hash of their names, and --offset another one of these parts. Exit status 1 where
+something else came out.
 """
 
 from __future__ import annotations
@@ -86,13 +87,13 @@ class Outcome:
     lowest: list[tuple[float, str]] = field(default_factory=list)
 
 
-def cases(every: int) -> Iterator[Case]:
+def cases(every: int, offset: int = 0) -> Iterator[Case]:
     """The models, or the part of them whose names' hashes say so."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # making onnx's cases overflows on purpose
         found = sorted((c for kind in KINDS for c in load_model_tests(kind=kind)), key=lambda c: c.name)
     for case in found:
-        if int(hashlib.sha256(case.name.encode()).hexdigest(), 16) % every:
+        if int(hashlib.sha256(case.name.encode()).hexdigest(), 16) % every != offset:
             continue
         if case.model is not None:
             names = [i.name for i in case.model.graph.input]
@@ -230,9 +231,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
     parser.add_argument("--column", action="append", choices=list(COLUMNS))
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--offset", type=int, default=0)
     parser.add_argument("--reasons", action="store_true", help="list the refusals too")
     options = parser.parse_args()
-    found = [(c, outputs(c.model.SerializeToString(), c.feeds[0]) if c.feeds else None) for c in cases(options.every)]
+    found = [
+        (c, outputs(c.model.SerializeToString(), c.feeds[0]) if c.feeds else None)
+        for c in cases(options.every, options.offset)
+    ]
     ran = sum(exact is not None for _, exact in found)
     print(f"{len(found)} models, of which ONNX Runtime runs {ran} in float on their own data", flush=True)
     bad = False

@@ -267,20 +267,20 @@ def search(names: list[str], samples: int) -> None:
 
 
 def start(repeat: int) -> None:
-    """What one waits for before any model is large."""
+    """What one waits for before any model is large; with byte code compiled, as after the first run of all."""
     model = DIGITS / "digits.onnx"
     session = f"import onnxruntime as o; o.InferenceSession({str(model)!r}, providers=['CPUExecutionProvider'])"
-    python = sys.executable
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "digits.int8.onnx")
+        compiled = ("-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPYCACHEPREFIX={folder}/compiled")
+        python = ("env", *compiled, sys.executable, "-c")
         jobs = {
-            "python": (python, "-c", "pass"),
-            "import numpy": (python, "-c", "import numpy"),
-            "import onnxq": (python, "-c", "import onnxq"),
-            "onnxruntime session": (python, "-c", session),
+            "python": (*python, "pass"),
+            "import numpy": (*python, "import numpy"),
+            "import onnxq": (*python, "import onnxq"),
+            "onnxruntime session": (*python, session),
             "onnxq quantize": (
-                python,
-                "-c",
+                *python,
                 QUANTIZE,
                 "quantize",
                 str(model),
@@ -291,17 +291,19 @@ def start(repeat: int) -> None:
                 out,
             ),
         }
+        for command in jobs.values():
+            cost(*command)
         found: dict[str, list[Cost]] = {name: [] for name in jobs}
         for _ in range(repeat):
             for name, command in jobs.items():
                 found[name].append(cost(*command))
     medians = {name: median(costs) for name, costs in found.items()}
     pairs = {"import onnxq": "import numpy", "onnxq quantize": "onnxruntime session"}
-    table = Table("process", "ratio", "wall, s (this machine, this run)", "peak MiB", title="digits")
+    table = Table("process", "ratio", "wall, s (this machine, this run)", "CPU, s", "peak MiB", title="digits")
     for name, own in medians.items():
         base = pairs.get(name)
         ratio = "" if base is None else f"{own.seconds / medians[base].seconds:.2f} x {base}"
-        table.add_row(name, ratio, f"{own.seconds:.3f}", f"{own.mib:.0f}")
+        table.add_row(name, ratio, f"{own.seconds:.3f}", f"{own.cpu:.3f}", f"{own.mib:.0f}")
     Console(width=110).print(table)
     alone = medians["import onnxq"].seconds - medians["python"].seconds
     whole = medians["onnxq quantize"].fastest

@@ -65,9 +65,10 @@ def converted(old: ir.Model, version: int) -> ir.Model:
     try:
         graph = ir.from_proto(version_converter.convert_version(proto, version)).graph
     except Exception as error:  # the C++ code raises several types
+        way = "later" if opset < version else "earlier"
         raise ModelError(
-            f"the model cannot be brought from opset {opset} to {version}: {str(error).strip()}",
-            f"Export the model again with opset {version} or later.",
+            f"the model cannot be brought from opset {opset} to {version}: {_why_not(proto, opset, version, error)}",
+            f"Export the model again with opset {version} or {way}.",
         ) from error
     for value in tuple(graph.inputs):
         if (tensor := taken.get(str(value.name))) is not None:
@@ -90,6 +91,20 @@ def converted(old: ir.Model, version: int) -> ir.Model:
     model.opset_imports.update({**old.opset_imports, "": version})
     normalize(model)
     return model
+
+
+def _why_not(proto: onnx.ModelProto, opset: int, version: int, error: Exception) -> str:
+    """Why the converter failed, in words where they are known: it tells of newer opsets by its own assertions."""
+    from onnx import defs
+
+    if opset > defs.onnx_opset_version():
+        return f"the installed onnx knows opsets up to {defs.onnx_opset_version()}"
+    for node in proto.graph.node:
+        if node.domain in ("", "ai.onnx") and defs.has(node.op_type, opset):
+            since = defs.get_schema(node.op_type, opset).since_version
+            if since > version:
+                return f"node {node.name!r} is {node.op_type} as opset {since} has it, which the converter cannot write"
+    return str(error).strip()
 
 
 def _skeleton(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:

@@ -72,7 +72,8 @@ def tensor_type(dtype: str) -> ir.TensorType:
 
 def weight(name: str, array: npt.NDArray[Any]) -> ir.Value:
     """A weight of no graph yet."""
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    # Not `ir.tensor`, which first asks what protocols the array has: most of the time that a small weight takes.
+    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
 
 

@@ -50,6 +50,8 @@ def check_proto(proto: onnx.ModelProto, where: str = "the model") -> None:
 
 
 def _problems(proto: onnx.ModelProto) -> Iterator[str]:
+    yield from _not_text([proto.producer_name, proto.producer_version, proto.domain, proto.doc_string])
+    yield from _not_text(text for entry in proto.metadata_props for text in (entry.key, entry.value))
     yield from _graph_problems(proto.graph, ())
     for function in proto.functions:
         yield from _not_text([function.name, function.domain, *function.input, *function.output])
@@ -60,7 +62,7 @@ def _problems(proto: onnx.ModelProto) -> Iterator[str]:
 
 def _graph_problems(graph: onnx.GraphProto, outer: _Scopes[str]) -> Iterator[str]:
     values = (*graph.input, *graph.output, *graph.value_info)
-    yield from _not_text([graph.name, *(v.name for v in (*values, *graph.initializer))])
+    yield from _not_text([graph.name, graph.doc_string, *(v.name for v in (*values, *graph.initializer))])
     yield from _not_text(d.dim_param for v in values for d in v.type.tensor_type.shape.dim)
     for tensor in graph.initializer:
         yield from _tensor_problems(tensor)
@@ -73,7 +75,7 @@ def _node_problems(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str], know
     """Problems of the nodes of one graph, in whatever order, that may read the known values."""
     made: set[str] = set()
     for node in nodes:
-        yield from _not_text([node.name, node.op_type, node.domain, *node.input, *node.output])
+        yield from _not_text([node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output])
         if twice := made.intersection(node.output):
             yield f"two nodes make {min(twice)!r}"
         made.update(name for name in node.output if name)
@@ -176,8 +178,8 @@ def _typed_count(tensor: onnx.TensorProto, count: int) -> int:
 
 
 def _not_text(names: Iterable[object]) -> Iterator[str]:
-    """Names whose bytes are no UTF-8 come as bytes."""
-    yield from (f"the name {name!r} is not text" for name in names if not isinstance(name, str))
+    """Names and remarks whose bytes are no UTF-8 come as bytes."""
+    yield from (f"the name or remark {name!r} is not text" for name in names if not isinstance(name, str))
 
 
 _TYPES = frozenset(int(kind) for kind in ir.DataType if kind != ir.DataType.UNDEFINED)

@@ -500,8 +500,12 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     text = (
         '<ir_version: 8, opset_import: ["" : 17]> graph_name (float[dim_name] x) => (float[dim_name] y) { y = Relu(x) }'
     )
-    data = onnx.parser.parse_model(text).SerializeToString()
-    for name in (b"graph_name", b"dim_name"):
+    model = onnx.parser.parse_model(text)
+    model.producer_name, model.graph.node[0].doc_string, model.graph.doc_string = "maker_name", "remark_1", "remark_2"
+    onnx.helper.set_model_props(model, {"key_name": "value_name"})
+    data = model.SerializeToString()
+    for name in (b"graph_name", b"dim_name", b"maker_name", b"remark_1", b"remark_2", b"key_name", b"value_name"):
+        assert name in data
         (tmp_path / "m.onnx").write_bytes(data.replace(name, b"\xff" + name[1:]))
         with pytest.raises(ModelError, match="is not text"):
             files.load(tmp_path / "m.onnx")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from graphs import graph_of, lines, random_feeds, run, same_function
 
 from onnxq.errors import ModelError
+from onnxq.graph import Graph
 from onnxq.passes.raise_opset import RaiseOpset
 
 ADD = "(float[2] x) => (float[2] y) { y = Add(x, w) }"
@@ -77,3 +79,20 @@ def test_half_precision_weights_need_opset_19(shape: tuple[int, ...], dtype: typ
     assert RaiseOpset(13)(graph) == int(opset == 19)
     assert graph.opset == opset
     assert lines(graph) == ["y = Mul(x, w)"]
+
+
+@pytest.mark.parametrize(
+    ("opset", "body", "says"),
+    [
+        (26, "i = BitCast<to = 6>(x) y = Cast<to = 1>(i)", "is BitCast as opset 26 has it"),
+        (999, "y = Relu(x)", "the installed onnx knows opsets up to"),
+    ],
+)
+def test_what_newer_opsets_cannot_give_up_is_said_in_words(opset: int, body: str, says: str) -> None:
+    if onnx.defs.onnx_opset_version() < opset < 100:
+        pytest.skip("onnx here does not know that opset yet")
+    text = f'<ir_version: 12, opset_import: ["" : {opset}]> g (float[4] x) => (float[4] y) {{ {body} }}'
+    with pytest.raises(ModelError, match=says) as caught:
+        RaiseOpset()(Graph.from_proto(onnx.parser.parse_model(text)))
+    assert "Assertion" not in str(caught.value)
+    assert caught.value.hint == "Export the model again with opset 25 or earlier."

@@ -162,3 +162,15 @@ def test_any_reshape(shape: list[int], target: list[int]) -> None:
     rank = ",".join(map(str, shape))
     graph = graph_of(f"(float[{rank}] x) => (float y) {{ r = Reshape(x, c) y = Neg(r) }}", c=ints(*target))
     assert remove_identities(graph) == int(result == shape)
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "axes"), [([0], [9], [7]), ([0], [9], [-3]), ([0], [9, 9], [0]), ([0] * 3, [9] * 3, None)]
+)
+def test_a_slice_along_axes_that_are_not_there_stays(
+    starts: list[int], ends: list[int], axes: list[int] | None
+) -> None:
+    more = {} if axes is None else {"a": ints(*axes)}
+    text = f"(float[2,3] x) => (float[M,N] y) {{ r = Slice(x, s, e{', a' if more else ''}) y = Relu(r) }}"
+    graph = graph_of(text, s=ints(*starts), e=ints(*ends), **more)
+    assert remove_identities(graph) == 0
