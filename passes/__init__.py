@@ -38,6 +38,7 @@ from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.move_codes import move_codes
 from onnxq.passes.narrow_weights import NarrowWeights
 from onnxq.passes.pad_channels import pad_channels
+from onnxq.passes.plain_pairs import plain_pairs
 from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.raise_opset import RaiseOpset
@@ -109,6 +110,7 @@ def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
         *(
             (Everywhere(matmul_to_gemm),) if placement == "ort-cpu" else ()
         ),  # as the provider does before it reads pairs
+        *((plain_pairs,) if placement != "ort-cpu" else ()),  # of what TFLite's models hold others take less
         remove_unused,  # last: weights that the folds replaced
     )
 

@@ -44,6 +44,7 @@ _LOG4 = (0.0, *(2.0**exponent for exponent in range(-6, 1)))
 LEVELS: dict[str, tuple[float, ...]] = {
     "nf4": _nf4(),
     "fp4": (*_FP4, *(-level for level in _FP4)),
+    "fp4e2m1": tuple(level / 6 for level in (*_E2M1, *(-level for level in _E2M1))),
     "log4": (*_LOG4, *(-level for level in _LOG4)),
     "mxfp4": (*_E2M1, *(-level for level in _E2M1)),
     "nvfp4": (*_E2M1, *(-level for level in _E2M1)),
@@ -179,5 +180,9 @@ def _e4m3(
     return {"scale": scale, "global": whole}, scale.astype(np.float64) * float(whole)
 
 
-SCALES = {"nf4": _absmax, "fp4": _absmax, "log4": _absmax, "mxfp4": _e8m0, "mxfp8": _e8m0, "nvfp4": _e4m3}
+SCALES = {
+    **dict.fromkeys(("nf4", "fp4", "fp4e2m1", "log4"), _absmax),
+    **dict.fromkeys(("mxfp4", "mxfp8"), _e8m0),
+    "nvfp4": _e4m3,
+}
 """Type -> what makes (the arrays that are stored, the scales as they read back) of the blocks' max|w|."""

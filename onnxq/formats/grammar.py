@@ -75,6 +75,7 @@ KINDS: dict[str, Kind] = {
         Kind("fp8e5m2", 8, "float8_e5m2", "float8, 2 bits of mantissa, up to 57344", ("channel", "tensor")),
         Kind("nf4", 4, "uint4", "quantiles of a normal distribution", ("block",), 64, modifiers=("double",)),
         Kind("fp4", 4, "uint4", "bitsandbytes' 4-bit float", ("block",), 64, modifiers=("double",)),
+        Kind("fp4e2m1", 4, "uint4", "E2M1, its largest number at max|w|", ("block",), 64, modifiers=("double",)),
         Kind("mxfp4", 4, "uint4", "E2M1 in blocks of 32, scales powers of two", ("block",), 32, fixed=True),
         Kind("mxfp8", 8, "float8_e4m3fn", "E4M3 in blocks of 32, scales powers of two", ("block",), 32, fixed=True),
         Kind("nvfp4", 4, "uint4", "E2M1 in blocks of 16, scales float8", ("block",), 16, fixed=True),

@@ -62,7 +62,7 @@ ROWS: tuple[Row, ...] = (
     Row("weights", ("uint4",), ("channel",), ("ort-cpu",), 21, "DequantizeLinear"),
     Row("weights", ("int2", "ternary"), ("block",), ("ort-cpu",), 25, "DequantizeLinear(block_size)"),
     Row("weights", ("int2", "ternary"), ("channel",), ("ort-cpu",), 25, "DequantizeLinear"),
-    Row("weights", ("nf4", "fp4"), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
+    Row("weights", ("nf4", "fp4", "fp4e2m1"), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
     Row("weights", ("log4",), ("block", "channel"), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(scale)"),
     Row("weights", ("mxfp4",), ("block",), ("ort-cpu",), 21, "Cast, Gather(levels), Mul(Pow(2, exponent))"),
     Row("weights", ("mxfp8",), ("block",), ("ort-cpu",), 21, "Cast, Mul(Pow(2, exponent))"),

@@ -161,6 +161,43 @@ def test_torch_ao_on_ort_cpu_keeps_every_scale() -> None:
         assert any(h is not None and h.size == 1 and h.reshape(-1)[0] == learned[name][0] for h in held)
 
 
+# -- TensorFlow: fake quantization, and TFLite's full-integer form ---------------------------------------------------
+
+TENSORFLOW, TFLITE = (TORCH.with_name(f"qat_{name}.onnx") for name in ("tensorflow", "tflite"))
+
+
+def trained(model: Path) -> tuple[list[dict[str, Array]], Array, list[dict[str, Array]]]:
+    """Two feeds, what the trained network gives for them, and calibration data."""
+    (name,) = (str(v.name) for v in load(model).inputs)
+    with np.load(TORCH.with_name("qat_tensorflow.npz")) as held:
+        given, expected = held["image"], held["y"]
+    more = [{name: (RNG.normal(size=(1, 8, 8, 3)) * 1.5 + 0.3).astype(np.float32)} for _ in range(8)]
+    return [{name: image[None]} for image in given], expected, more
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
+@pytest.mark.parametrize(("model", "pairs"), [(TENSORFLOW, 3), (TFLITE, 6)], ids=["tensorflow", "tflite"])
+def test_tensorflow_keeps_what_it_learned(model: Path, pairs: int, target: str) -> None:
+    feeds, expected, data = trained(model)
+    graph, plan = api.quantize(model, data, Recipe(target=target, high_precision="fp32"))
+    assert len(plan.kept) == pairs
+    found = np.concatenate([run(graph, feed)[0] for feed in feeds])
+    assert sqnr_db(expected, found) > 35
+    learned = {str(i.name): onnx.numpy_helper.to_array(i) for i in onnx.load(model).graph.initializer}
+    held = [graph.const(v) for v in graph.weights.values()]
+    if target == "tensorrt":
+        assert_legal(graph.to_proto())
+        (note,) = [n for n in plan.notes if "symmetric int8 now" in n]
+        assert note.startswith(f"{pairs if model is TENSORFLOW else 5} of the model's own")
+    else:
+        scales = {float(a) for n, a in learned.items() if "scale" in n and a.size == 1}
+        assert {float(h) for h in held if h is not None and h.size == 1 and h.dtype == np.float32} >= scales
+    if model is TFLITE:
+        codes = [a for a in learned.values() if a.dtype == np.int8 and a.size > 100]
+        assert len(codes) == 4
+        assert all(any(h is not None and np.array_equal(h, c) for h in held) for c in codes)
+
+
 # -- QONNX --------------------------------------------------------------------------------------------------------
 
 
