@@ -210,8 +210,8 @@ def _drafted(model: Model, recipe: Recipe, monitor: Monitor) -> Prepared:
     target = backend(recipe)
     with timed(monitor, "reading the model"):
         graph = load(model)
-    passes: tuple[pipeline.Pass, ...] = prepare(lowest_opset(recipe, target), target.placement)
-    passes = (*passes, FitPairs(target.activation))
+    prepares = prepare(lowest_opset(recipe, target), target.placement, every_tensor=target.every_tensor)
+    passes: tuple[pipeline.Pass, ...] = (*prepares, FitPairs(target.activation))
     pipeline.run(graph, passes)
     if recipe.custom_ops and learn_types(graph, recipe.custom_op_list, recipe.provider_list):
         pipeline.run(graph, passes)  # types that were unknown are inferred now

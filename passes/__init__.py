@@ -85,15 +85,16 @@ __all__ = [
 ]
 
 
-def prepare(min_opset: int, placement: str = "tensorrt") -> tuple[Pass, ...]:
+def prepare(min_opset: int, placement: str = "tensorrt", *, every_tensor: bool = False) -> tuple[Pass, ...]:
     """Bring a float model into the form that planning expects, without changing its function.
 
     Args:
         min_opset: lowest version of the default operator set that the target reads.
         placement: the target's.
+        every_tensor: the target's.
     """
     return (
-        RaiseOpset(min_opset),  # first: the passes below are written for opset 13 and later
+        RaiseOpset(min_opset, every_tensor),  # first: the passes below are written for opset 13 and later
         inline_if,  # what is then in the main graph needs no care for bodies
         infer_shapes,  # folding of Shape nodes needs static shapes
         Everywhere(remove_identities),  # an Identity between two nodes hides that one feeds the other

@@ -26,9 +26,15 @@ HALF_OPSET = 19
 
 @dataclass(frozen=True)
 class RaiseOpset:
-    """Convert a model older than `minimum` (19 when half-precision weights will be quantized) or newer than 25."""
+    """Convert a model older than `minimum` (19 where tensors of half precision will be quantized) or newer than 25.
+
+    Attributes:
+        minimum: opset.
+        every_tensor: whether activations without a layer around them are quantized too.
+    """
 
     minimum: int = 13
+    every_tensor: bool = False
 
     def __call__(self, graph: Graph) -> int:
         """Convert the default operator set if need be; return 1 if so, else 0.
@@ -41,7 +47,7 @@ class RaiseOpset:
         if graph.opset > NEWEST:
             graph.convert_opset(NEWEST)
             return 1
-        needed = max(self.minimum, HALF_OPSET) if _has_half_weights(graph) else self.minimum
+        needed = max(self.minimum, HALF_OPSET) if self._has_halves(graph) else self.minimum
         if graph.opset >= needed:
             return 0
         if graph.opset == BATCHED_SCAN and any(node.op_type == "Scan" for node in graph.nodes):
@@ -52,10 +58,8 @@ class RaiseOpset:
         graph.convert_opset(needed)
         return 1
 
-
-def _has_half_weights(graph: Graph) -> bool:
-    """Whether a weight that may be quantized is of half precision; vectors (biases, scales) are not quantized."""
-    return any(
-        graph.dtype(weight) in ("float16", "bfloat16") and (graph.rank(weight) or 0) > 1
-        for weight in graph.weights.values()
-    )
+    def _has_halves(self, graph: Graph) -> bool:
+        """Whether a tensor that may be quantized is of half precision; vectors (biases, scales) are not quantized."""
+        weights = (value for value in graph.weights.values() if (graph.rank(value) or 0) > 1)
+        activations = graph.values() if self.every_tensor else ()
+        return any(graph.dtype(value) in ("float16", "bfloat16") for value in (*weights, *activations))

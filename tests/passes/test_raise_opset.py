@@ -96,3 +96,12 @@ def test_what_newer_opsets_cannot_give_up_is_said_in_words(opset: int, body: str
         RaiseOpset()(Graph.from_proto(onnx.parser.parse_model(text)))
     assert "Assertion" not in str(caught.value)
     assert caught.value.hint == "Export the model again with opset 25 or earlier."
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_activations_of_half_precision_want_opset_19_where_each_is_quantized(kind: str) -> None:
+    """A DLA has a pair on every tensor, and QuantizeLinear takes halves from opset 19 on."""
+    for every, opset in ((False, 13), (True, 19)):
+        graph = graph_of(f"({kind}[2] x, {kind}[2] v) => ({kind}[2] y) {{ y = Max(x, v) }}", 13)
+        assert RaiseOpset(13, every)(graph) == int(every)
+        assert graph.opset == opset
