@@ -135,31 +135,44 @@ OTHERS = {
 
 
 def calibrate(names: list[str], samples: int, repeat: int, peers: Peers) -> None:
-    """Side by side with the bare forward pass and with other tools, which hold every tensor of every sample."""
+    """Side by side with the bare forward pass and with other tools, which hold every tensor of every sample.
+
+    Each is run on two numbers of samples: what a sample costs is the difference, and the rest is start-up.
+    """
     for name in names:
-        found: dict[tuple[str, int], list[Cost]] = {(method, samples): [] for method in OURS}
+        counts = (fewer(samples), samples)
+        found: dict[tuple[str, int], list[Cost]] = {(method, count): [] for method in OURS for count in counts}
         for _ in range(repeat):
-            for method in OURS:
-                found[method, samples].append(_child(name, method, samples))
+            for (method, count), costs in found.items():
+                costs.append(_child(name, method, count))
         if peers.samples:
-            for method in ("forward", "calibrate"):
-                found.setdefault((method, peers.samples), []).append(_child(name, method, peers.samples))
-            for method in OTHERS:
-                found[method, peers.samples] = [_peer(name, method, peers)]
+            counts = (fewer(peers.samples), peers.samples)
+            found |= {(method, count): [_peer(name, method, count, peers)] for method in OTHERS for count in counts}
         medians = {job: median(costs) for job, costs in found.items()}
-        _print_costs(f"{name}, {repeat} runs; of peers and what stands beside them, one", medians)
+        _print_costs(f"{name}, {repeat} runs; of peers, one", medians)
         _judge(medians["forward", samples], medians["quantize", samples])
         _judge_calibration(name, medians, samples)
         if peers.samples:
-            _judge_peers(medians, peers.samples)
+            _judge_peers(medians, samples, peers.samples)
 
 
-def _peer(name: str, method: str, peers: Peers) -> Cost:
+def fewer(samples: int) -> int:
+    """The smaller of the two numbers of samples that a method is run on."""
+    return max(1, samples // 4)
+
+
+def each(costs: dict[tuple[str, int], Cost], method: str, samples: int) -> float:
+    """Seconds that a method takes for one more sample, from its fastest runs."""
+    few = fewer(samples)
+    return (costs[method, samples].fastest - costs[method, few].fastest) / (samples - few)
+
+
+def _peer(name: str, method: str, samples: int, peers: Peers) -> Cost:
     """Another tool in the environment that peers.py made for it; a row that says so where there is none."""
     python = ROOT / ".venv-peers" / OTHERS[method] / "bin" / "python"
     if not python.exists():
         return Cost(math.nan, math.nan, math.nan, f"no environment: python scripts/peers.py {OTHERS[method]}")
-    return _child(name, method, peers.samples, str(python), peers.limit)
+    return _child(name, method, samples, str(python), peers.limit)
 
 
 def _child(
@@ -174,23 +187,19 @@ def _child(
 
 
 def _print_costs(title: str, medians: dict[tuple[str, int], Cost]) -> None:
-    headers = (
-        "wall / forward: medians",
-        "fastest",
-        "CPU time",
-        "fastest - forward, s (here, now)",
-        "peak MiB",
-        "peak - forward, MiB",
-    )
+    headers = ("one more, ms (here, now)", "/ forward's", "wall, s", "CPU, s", "peak MiB", "beyond forward")
     table = Table("method", "samples", *headers, title=title)
+    most = max(samples for method, samples in medians if method == "forward")
     for (method, samples), own in medians.items():
-        base = medians["forward", samples]
-        ratio, best, more = own.seconds / base.seconds, own.fastest / base.fastest, own.fastest - base.fastest
+        told = samples > 1 and (method, fewer(samples)) in medians and not medians[method, fewer(samples)].failed
+        more = each(medians, method, samples) if told else math.nan
+        ratio = more / each(medians, "forward", most)
+        base = medians.get(("forward", samples), medians["forward", most])
         cells = (
-            f"{ratio:.2f}",
-            f"{best:.2f}",
-            f"{own.cpu / base.cpu:.2f}",
-            f"{more:+.2f}",
+            "" if math.isnan(more) else f"{1e3 * more:.1f}",
+            "" if math.isnan(more) else f"{ratio:.2f}",
+            f"{own.fastest:.2f}",
+            f"{own.cpu:.2f}",
             f"{own.mib:.0f}",
             f"{own.mib - base.mib:+.0f}",
         )
@@ -199,24 +208,32 @@ def _print_costs(title: str, medians: dict[tuple[str, int], Cost]) -> None:
 
 
 def _judge_calibration(name: str, medians: dict[tuple[str, int], Cost], samples: int) -> None:
-    forward = medians["forward", samples].fastest
+    forward = each(medians, "forward", samples)
     for method, most in (("calibrate", CALIBRATE_RATIO.get(name, 1.5)), ("minmax", MINMAX_RATIO)):
-        ratio = medians[method, samples].fastest / forward
-        _say(ratio <= most, f"{method} {ratio:.2f} x forward, start-up of both in it, at most {most}")
+        ratio = each(medians, method, samples) / forward
+        _say(ratio <= most, f"{method}: one more sample {ratio:.2f} x its forward pass, at most {most}")
 
 
-def _judge_peers(medians: dict[tuple[str, int], Cost], samples: int) -> None:
+def _judge_peers(medians: dict[tuple[str, int], Cost], samples: int, theirs: int) -> None:
     ours, base = medians["calibrate", samples], medians["forward", samples]
     for method in OTHERS:
-        own = medians[method, samples]
-        if math.isnan(own.seconds) or (own.failed and "killed" not in own.failed):
-            print(f"not compared: {method}, {own.failed}")
+        few, own = medians[method, fewer(theirs)], medians[method, theirs]
+        if any(math.isnan(cost.seconds) or (cost.failed and "killed" not in cost.failed) for cost in (few, own)):
+            print(f"not compared: {method}, {own.failed or few.failed}")
             continue
-        faster, smaller = own.seconds / ours.seconds, (own.mib - base.mib) / max(ours.mib - base.mib, 1.0)
+        smaller = (own.mib - base.mib) / max(ours.mib - base.mib, 1.0)
+        if few.failed:
+            faster, what = (
+                few.seconds / ours.fastest,
+                f"killed on {fewer(theirs)} samples, calibrate's run on {samples}",
+            )
+        else:
+            faster, what = each(medians, method, theirs) / each(medians, "calibrate", samples), "one more sample"
         histogram = method in ("ort_percentile", "ort_entropy")
-        least = f"{'at least ' if own.failed else ''}{faster:.1f} times as long as calibrate"
         met = faster >= (5 if histogram else 1) and (not histogram or smaller >= 10)
-        _say(met, f"{method} takes {least}, and {smaller:.1f} times as much memory beyond the forward pass")
+        least = "at least " if own.failed else ""
+        memory = f"{smaller:.1f} times as much memory beyond the forward pass ({theirs} samples against {samples})"
+        _say(met, f"{method} takes {least}{faster:.1f} times as long as calibrate ({what}), and {memory}")
 
 
 def _judge(forward: Cost, ours: Cost) -> None:
