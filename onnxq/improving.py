@@ -120,9 +120,18 @@ def _inspected(ready: api.Prepared) -> Inspected:
         ranges = _Ranges(trial, api.observe(trial, list(feeds), SILENT), shifts=_shifts(ready.recipe))
         return ranges.lowered(names_of(ranges.promising()))
 
-    grid, level = get_target(recipe.target).activation, LEVELS[recipe.effort]
-    grid = INT8_ASYMMETRIC if _shifts(ready.recipe) else grid  # most of what gains by a zero point can have one
-    return Inspected(plain.graph, plain.plan, quantized, recipe.provider_list, recipe.custom_op_list, grid, level)
+    target, level = get_target(recipe.target), LEVELS[recipe.effort]
+    grid = INT8_ASYMMETRIC if _shifts(ready.recipe) else target.activation  # most of what gains by one can have one
+    return Inspected(
+        plain.graph,
+        plain.plan,
+        quantized,
+        recipe.provider_list,
+        recipe.custom_op_list,
+        grid,
+        level,
+        target.pointwise_db,
+    )
 
 
 def _refined(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> Statistics:

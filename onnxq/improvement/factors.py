@@ -15,7 +15,7 @@ import numpy as np
 from onnxq.improvement.judging import Judge, confirmed, gains, halves
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
-from onnxq.improvement.smoothing import EXPLICIT_DB, MARGIN_DB, Allowed, Reading, choose
+from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, choose
 from onnxq.linear import linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.rescaling import find_sites
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.improvement.picking import Inspected, Picked
     from onnxq.linear import Linear
-    from onnxq.numerics import QType
     from onnxq.plan import Plan
     from onnxq.rescaling import Site
     from onnxq.statistics import Factor
@@ -141,7 +140,7 @@ def _chosen(
         readings = [_reading(model.graph, w, taken[w], reach[w.tensor][:2]) for w in want]
         known = all(reach[w.tensor][2] >= LEAST_ROWS and taken[w][0].size for w in want)
         seen = min(reach[w.tensor][2] for w in want)
-        factor = choose(readings, _allowed(site, model.grid, seen)) if known else None
+        factor = choose(readings, _allowed(site, model, seen)) if known else None
         if factor is not None:
             found[site] = factor
         monitor.advance()
@@ -165,10 +164,13 @@ def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: tuple
     return Reading(np.concatenate(taken), weight, *reach)
 
 
-def _allowed(site: Site, grid: QType, seen: int) -> Allowed:
-    """What the site can take; of which few rows were seen must gain more, since the next ones may reach further."""
-    margin = (EXPLICIT_DB if site.explicit else MARGIN_DB) * (1 + _MANY_ROWS / max(seen, 1))
-    return Allowed(site.shifts, weights=site.explicit or not site.clips, margin=margin, grid=grid)
+def _allowed(site: Site, model: Inspected, seen: int) -> Allowed:
+    """What the site can take; of which few rows were seen must gain more, since the next ones may reach further.
+
+    Where x' needs a node of its own, it must be worth what the target says; see also `POINTWISE`.
+    """
+    margin = (model.pointwise_db if site.explicit else MARGIN_DB) * (1 + _MANY_ROWS / max(seen, 1))
+    return Allowed(site.shifts, weights=site.explicit or not site.clips, margin=margin, grid=model.grid)
 
 
 _MANY_ROWS = 512

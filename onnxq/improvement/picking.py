@@ -83,6 +83,7 @@ class Inspected:
         custom_ops: libraries with its custom operators.
         grid: of its activations.
         effort: how much is looked at.
+        pointwise_db: what a node of its own in front of a Q must gain, as the target says.
     """
 
     graph: Graph
@@ -92,6 +93,7 @@ class Inspected:
     custom_ops: tuple[str, ...] = ()
     grid: QType = INT8
     effort: Effort = LEVELS["balanced"]
+    pointwise_db: float = 1.5
 
     @property
     def judges(self) -> int:

@@ -32,10 +32,6 @@ MARGIN_DB = 1.0
 """A folded site changes only for at least so much less noise: it costs nothing, but the prediction is no proof.
 What gained less on the calibration data was seen to lose on other data."""
 
-EXPLICIT_DB = 1.5
-"""Likewise where x' needs a node of its own. In a transformer that node joins the pointwise kernel that ends in Q; it
-must be worth the constants it reads. In front of a convolution see `onnxq.improvement.factors.POINTWISE`."""
-
 _PROBES = ((0.0, 0.0), (0.5, 0.5), (1.0, 0.0))
 _EXPONENTS = (*_PROBES, (0.25, 0.75), (0.75, 0.25), (0.85, 0.15), (0.5, 0.0), (0.75, 0.0))
 """(a, b) that are tried; the first few with every shift, the others with the best of the shifts."""

@@ -25,6 +25,7 @@ ORT_CPU = Target(
     min_channels=1,  # what pays is decided by islands, not by layers: onnxq.placement.ort_cpu
     group_multiple=1,
     placement="ort-cpu",
+    pointwise_db=3.0,  # a pass over memory: MiniLM's kernels take 1.7 % less than with 1.5, for the same SQNR
     tables=True,  # in mode weight-only
     block_size=32,  # what the provider itself cuts per-channel scales into
     blocked_bits=frozenset({4, 8}),

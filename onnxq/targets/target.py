@@ -36,6 +36,7 @@ class Target:
         block_size: values of a weight's reduction axis that share a scale in 4 bits, unless the recipe says otherwise.
         blocked_bits: widths of weights that may be quantized in blocks.
         float4: whether it reads DequantizeLinear of FLOAT4E2M1 codes in blocks of 16 with float8 scales.
+        pointwise_db: what a Mul or Add of its own in front of a Q must take from a layer's noise, in dB.
         refuses: mode -> why the target has no use for it.
         next_step: what -> the command that builds from the emitted file; {model}, {engine}, {shapes} are filled in.
     """
@@ -60,5 +61,6 @@ class Target:
     block_size: int = 128
     blocked_bits: frozenset[int] = frozenset({4})
     float4: bool = False
+    pointwise_db: float = 1.5
     refuses: Mapping[str, str] = field(default_factory=dict)
     next_step: Mapping[str, str] = field(default_factory=dict)
