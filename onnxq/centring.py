@@ -20,10 +20,18 @@ from onnxq.linear import linear_at
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
 
-COMMUTING = frozenset(
-    {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
-    | {"MaxPool", "GlobalMaxPool", "GlobalAveragePool", "AveragePool"}
-)
+AVERAGES = frozenset({"GlobalAveragePool", "AveragePool"})
+
+COMMUTING = AVERAGES | {
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Identity",
+    "MaxPool",
+    "GlobalMaxPool",
+}
 """f(x + c) = f(x) + c: what only moves values, takes the largest, or averages; see `commutes`."""
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
@@ -72,7 +80,8 @@ def way_back(graph: Graph, value: Value, reader: Node | None) -> Way | None:
         if node.op_type == "Add" and not node.domain:
             linear = addend(graph, node)
             return None if linear is None else Way(linear, (*between, node), tuple(bounds))
-        if saturates(graph, node) is not None:
+        averaged = any(other.op_type in AVERAGES for other in between)
+        if saturates(graph, node) is not None and not averaged:  # the mean of what is clipped is no clipped mean
             bounds.append(node)
         elif not commutes(graph, node):
             return None

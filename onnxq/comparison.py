@@ -19,6 +19,7 @@ from onnxq.histogram import Tally
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
+from onnxq.shifted import with_float_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -186,13 +187,16 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
     Nothing is kept of a sample but sums, and no more than `_GROUP_BYTES` of its tensors are held at a time: where
     they are more, the data is read once for each group of them. `histograms` names tensors, among those compared or
     the inputs, of whose values in the float model a histogram is made. Without `custom_ops`, what depends on custom
-    operators is left out. A layer whose shape differs between the models is left out too.
+    operators is left out. A layer whose shape differs between the models is left out too. Where the quantized model
+    holds a tensor with a constant added, and says so (`onnxq.shifted`), the tensor is compared.
 
     Raises:
         ModelError: the models have no output of the same name, or cannot be run.
         DataError: the data does not fit.
     """
     quantized = with_float_ends(quantized)
+    if layers:
+        quantized = with_float_tensors(quantized)
     names = _common(reference, quantized, monitor, layers=layers)
     if not custom_ops:
         names = _without_customs(names, reference, quantized, monitor)

@@ -35,7 +35,7 @@ def compared(reference: Path, quantized: Path, data: object, recipe: Recipe, mon
     Raises:
         OnnxqError: see `onnxq.api.compare`.
     """
-    wanted = {tensor.tensor for tensor in look_at(quantized).tensors if not tensor.weight}
+    wanted = {tensor.stands_for for tensor in look_at(quantized).tensors if not tensor.weight}
     return api.compare(reference, quantized, data, recipe, layers=True, histograms=wanted, monitor=monitor)
 
 

@@ -129,7 +129,8 @@ def _holding(tensor: Holding, *, every: bool) -> tuple[str, ...]:
     zero = unknown if tensor.zero_point is None else str(tensor.zero_point)
     readers = tensor.readers if every else tensor.readers[:1]
     more = f" and {len(tensor.readers) - len(readers)} more" if len(readers) < len(tensor.readers) else ""
-    return tensor.kind, form, scale, zero, held, tensor.tensor, ", ".join(readers) + more
+    name = tensor.tensor if not tensor.shift else f"{tensor.tensor} = {tensor.stands_for} {tensor.shift:+.4g}"
+    return tensor.kind, form, scale, zero, held, name, ", ".join(readers) + more
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

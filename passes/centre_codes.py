@@ -5,17 +5,20 @@
 The codes are the same; what the zero point did, constants do now. They go into biases where `onnxq.centring` finds a
 way: in front of the pair through a Relu, which vanishes when its 0 is the lowest code; behind it into what reads it.
 A convolution that pads with zeros gets a Pad with z s in front, in a pair of its own with the same scale, so that the
-convolution still reads int8. What finds no bias is an Add.
+convolution still reads int8. What finds no bias is an Add. What tensors of other values stand for, the model's
+metadata tells (`onnxq.shifted`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxq.centring import addend, averages_zeros, borders, commutes, saturates, takes_bias, way_back
 from onnxq.linear import Linear, add_bias, quantized_linear_at, weight_array
+from onnxq.shifted import Shifted, record
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,16 +33,61 @@ _LOWEST, _HIGHEST = -128, 127
 def centre_codes(graph: Graph) -> int:
     """Return how many pairs lost their zero point."""
     found = [node for node in graph.nodes if _off_centre(graph, node)]
+    names = _Names(graph)
     made: list[Node] = []
     for node in found:
         zero, step = _numbers(graph, node)
         for dequantize, _ in graph.users(node.outputs[0]):
-            made += _behind(graph, dequantize, zero)
-        made += _before(graph, node, zero, step)
-    _settle(graph, made)
+            made += _behind(graph, dequantize, zero, names)
+        made += _before(graph, node, (zero, step), names)
+    _settle(graph, made, names)
     if found:
         graph.sort()
+        names.write()
     return len(found)
+
+
+class _Names:
+    """What stands for tensors that have other values now, and so other names."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._known: dict[str, Shifted] = {}  # by the tensor of now
+
+    def move(self, value: Value, shift: float, high: float | None = None) -> None:
+        """Rename a value that now has so much more than before, and is no longer clipped at 0 and `high`."""
+        before = self._of(value)
+        self._known.pop(str(value.name), None)
+        self._graph.rename(value, f"{value.name}/centred")
+        self.note(value, replace(before, shift=before.shift + shift, high=high))
+
+    def note(self, value: Value, shifted: Shifted) -> None:
+        self._known[str(value.name)] = replace(shifted, tensor=str(value.name))
+
+    def add(self, value: Value, made: Value, shift: float) -> None:
+        """`made` is the value with so much more."""
+        before = self._of(value)
+        self.note(made, replace(before, shift=before.shift + shift))
+
+    def bypass(self, node: Node) -> None:
+        """Drop a node; what goes into it stands for what came out."""
+        source = node.inputs[0]
+        assert source is not None  # noqa: S101  of the operator
+        self.note(source, self._of(node.outputs[0]))
+        self._known.pop(str(node.outputs[0].name), None)
+        self._graph.bypass(node)
+
+    def write(self) -> None:
+        """Tell of those that are still there, of several for one tensor of that which is quantized."""
+        there = {str(v.name): v for v in self._graph.values()}
+        quantized = {t for t, v in there.items() for n, _ in self._graph.users(v) if n.op_type == "QuantizeLinear"}
+        left = [one for tensor, one in self._known.items() if tensor in there]
+        left = [one for one in left if one.tensor in quantized or one.name not in there]
+        record(self._graph, sorted(left, key=lambda one: one.tensor in quantized))
+
+    def _of(self, value: Value) -> Shifted:
+        name = str(value.name)
+        return self._known.get(name, Shifted(name, name, 0.0))
 
 
 def _off_centre(graph: Graph, node: Node) -> bool:
@@ -81,22 +129,26 @@ def _add(graph: Graph, value: Value, amount: float, name: str) -> Value:
 # -- in front of a pair ------------------------------------------------------------------------------------------
 
 
-def _before(graph: Graph, quantize: Node, zero: int, step: float) -> list[Node]:
+def _before(graph: Graph, quantize: Node, numbers: tuple[int, float], names: _Names) -> list[Node]:
     """Add z s to what the QuantizeLinear reads; return the Add where one is needed."""
-    value = quantize.inputs[0]
+    (zero, step), value = numbers, quantize.inputs[0]
     assert value is not None  # noqa: S101  of the operator
     way = way_back(graph, value, quantize)
     _centred(graph, quantize)
     if way is None or not all(_vanishes(graph, node, zero, step) for node in way.bounds):
         made = _add(graph, value, zero * step, f"{value.name}/centred")
+        names.add(value, made, zero * step)
         graph.set_input(quantize, 0, made)
         return [node for node in (graph.producer(made),) if node is not None]
     linear = _biased(graph, way.linear)
     add_bias(graph, linear, np.full(linear.channels, zero * step), "centred")
-    for node in (way.linear, *way.between):
-        graph.rename(node.outputs[0], f"{node.outputs[0].name}/centred")
+    high = None
+    for node in (way.linear, *reversed(way.between)):
+        limit = saturates(graph, node) if node in way.bounds else None
+        high = high if limit is None else min(limit, np.inf if high is None else high)
+        names.move(node.outputs[0], zero * step, high)
     for node in way.bounds:
-        graph.bypass(node)
+        names.bypass(node)
     return []
 
 
@@ -116,7 +168,7 @@ def _biased(graph: Graph, node: Node) -> Linear:
 # -- behind a pair -----------------------------------------------------------------------------------------------
 
 
-def _behind(graph: Graph, dequantize: Node, zero: int) -> list[Node]:
+def _behind(graph: Graph, dequantize: Node, zero: int, names: _Names) -> list[Node]:
     """Let all that read the pair make up for z s; return the Adds that were needed."""
     amount = -zero * float(graph.scalar(dequantize.inputs[1]) or 0.0)
     value = dequantize.outputs[0]
@@ -128,7 +180,7 @@ def _behind(graph: Graph, dequantize: Node, zero: int) -> list[Node]:
     made: list[Node] = []
     for user, index in graph.users(value):
         if index == 0 and (commutes(graph, user) or averages_zeros(graph, user)):
-            made += _put_behind(graph, user, amount)
+            made += _put_behind(graph, user, amount, names)
         elif index != 0 or not _absorbed(graph, user, amount):
             rest.append((user, index))
             continue
@@ -137,7 +189,7 @@ def _behind(graph: Graph, dequantize: Node, zero: int) -> list[Node]:
                 padded[pads] = _padded(graph, dequantize, pads, -amount)
             graph.set_input(user, 0, padded[pads])
             graph.set_attribute(user, "pads", None)
-    rest = [use for use in rest if not _goes_beside(graph, *use, amount)]
+    rest = [use for use in rest if not _goes_beside(graph, use, amount, names)]
     if not rest and not value.is_graph_output():
         return made
     whole = _add(graph, value, amount, name)
@@ -165,8 +217,9 @@ def _absorbed(graph: Graph, user: Node, amount: float) -> bool:
     return True
 
 
-def _goes_beside(graph: Graph, user: Node, index: int, amount: float) -> bool:
+def _goes_beside(graph: Graph, use: tuple[Node, int], amount: float, names: _Names) -> bool:
     """Put c into the bias of the convolution whose result an Add joins with the tensor."""
+    user, index = use
     if user.op_type != "Add" or user.domain or graph.in_body(user) or user.inputs[0] is user.inputs[1]:
         return False
     node = addend(graph, user, besides=user.inputs[index])
@@ -174,7 +227,7 @@ def _goes_beside(graph: Graph, user: Node, index: int, amount: float) -> bool:
     if node is None or linear is None:
         return False
     add_bias(graph, linear, np.full(linear.channels, amount), "centred")
-    graph.rename(node.outputs[0], f"{node.outputs[0].name}/centred")
+    names.move(node.outputs[0], amount)
     return True
 
 
@@ -196,14 +249,14 @@ def _padded(graph: Graph, dequantize: Node, pads: tuple[int, ...], fill: float) 
 # -- what is left ------------------------------------------------------------------------------------------------
 
 
-def _settle(graph: Graph, made: list[Node]) -> None:
+def _settle(graph: Graph, made: list[Node], names: _Names) -> None:
     """Move the Adds behind what they commute with and join them, until nothing changes; equal and opposite ones go."""
     left = list(made)
     while left:
         node = left.pop(0)
         if node.graph is None:
             continue
-        moved = _moved(graph, node) or _hoisted(graph, node, made)
+        moved = _moved(graph, node, names) or _hoisted(graph, node, made, names)
         if moved:
             made += moved
             left += moved
@@ -215,7 +268,7 @@ def _amount(graph: Graph, node: Node) -> float:
     return float(graph.scalar(node.inputs[1]) or 0.0)
 
 
-def _moved(graph: Graph, node: Node) -> list[Node]:
+def _moved(graph: Graph, node: Node, names: _Names) -> list[Node]:
     """f(x + c) -> f(x) + c; return what stands behind, nothing where nothing changed."""
     output = node.outputs[0]
     user = graph.only_user(output)
@@ -223,10 +276,10 @@ def _moved(graph: Graph, node: Node) -> list[Node]:
         return []
     amount = _amount(graph, node)
     graph.bypass(node)
-    return _put_behind(graph, user, amount)
+    return _put_behind(graph, user, amount, names)
 
 
-def _hoisted(graph: Graph, node: Node, made: list[Node]) -> list[Node]:
+def _hoisted(graph: Graph, node: Node, made: list[Node], names: _Names) -> list[Node]:
     """Concat(x + c, y + c) -> Concat(x, y) + c; likewise."""
     user = graph.only_user(node.outputs[0])
     if user is None or user.op_type != "Concat" or user.domain or graph.in_body(user):
@@ -238,10 +291,10 @@ def _hoisted(graph: Graph, node: Node, made: list[Node]) -> list[Node]:
     amount = _amount(graph, node)
     for add in ours:
         graph.bypass(add)
-    return _put_behind(graph, user, amount)
+    return _put_behind(graph, user, amount, names)
 
 
-def _put_behind(graph: Graph, user: Node, amount: float) -> list[Node]:
+def _put_behind(graph: Graph, user: Node, amount: float, names: _Names) -> list[Node]:
     """Let all that reads the node's output read it with c added; return the Add."""
     output = user.outputs[0]
     name, users, outer = str(output.name), graph.users(output), output.is_graph_output()
@@ -249,7 +302,7 @@ def _put_behind(graph: Graph, user: Node, amount: float) -> list[Node]:
     if outer:
         graph.replace_output(output, whole)
     else:
-        graph.rename(output, f"{name}/centred")
+        names.move(output, -amount)
         graph.rename(whole, name)
     graph.replace_uses(output, whole, users)
     return [made for made in (graph.producer(whole),) if made is not None]

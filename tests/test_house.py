@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "interface",
         "seen",
         "segments",
+        "shifted",
     ),
     ("recipe", "modes", "schemes", "inventory"),
     (

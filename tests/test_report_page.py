@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -41,11 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page by `onnxq quantize --report`, and one by `onnxq compare --report` beside it."""
     folder = tmp_path_factory.mktemp("report")
     model, output = DIGITS / "digits.onnx", folder / "digits.int8.onnx"
-    effort = (
-        "--effort",
-        "fast",
-    )  # tensors around zero points, which effort adds, are not in the float model to compare
-    run("quantize", model, "--data", DIGITS / "calib.npz", "-o", output, "--report", folder / "run.html", "-q", *effort)
+    run("quantize", model, "--data", DIGITS / "calib.npz", "-o", output, "--report", folder / "run.html", "-q")
     held = folder / "held.npz"
     with np.load(DIGITS / "test.npz") as test:
         np.savez(held, image=test["image"][:16])
@@ -68,6 +66,19 @@ def test_the_page_opens_without_complaint_and_without_a_request(report: Path, br
         assert browser.run("return document.querySelectorAll('#along-chart circle').length") > 30
         browser.screenshot(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 20_000  # a blank window has 5 kB
+
+
+def test_shifted_tensors_are_drawn_and_compared_as_the_float_models(report: Path) -> None:
+    planned = json.loads(report.with_name("digits.int8.plan.json").read_text())["tensors"]
+    for file in (report, report.with_name("run.html")):
+        (found,) = re.findall(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)
+        data = json.loads(found)
+        assert set(planned) <= {picture["name"] for picture in data["pictures"]}
+        for picture in data["pictures"]:
+            _, low, high = picture["ranges"][0][:3]  # that of the model, around the values that were seen
+            assert -0.1 * high <= low - picture["low"] <= 0.1 * high
+            assert 0.7 <= high / picture["high"] <= 1.3
+        assert sum(row[7] is not None for row in data["layers"]) > 30
 
 
 def test_the_layers_are_searched_and_sorted(report: Path, browser: Browser) -> None:

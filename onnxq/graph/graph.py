@@ -323,10 +323,7 @@ class Graph:
             self.remove(node)
 
     def absorb(self, node: Node, value: Value) -> None:
-        """Drop a one-output node whose result `value` holds by now; it takes over the node's users and its name.
-
-        A tensor's name so always stands for the same values as in the model before.
-        """
+        """Drop a one-output node whose result `value` holds by now; it takes over the node's users and its name."""
         output = node.outputs[0]
         name = output.name
         self.replace_uses(output, value)
@@ -348,7 +345,8 @@ class Graph:
         value.type = edits.tensor_type(dtype)
 
     def rename(self, value: Value, name: str) -> None:
-        """Give an activation another name, made free by a number: its old one stood for other values."""
+        """Give an activation another name, made free by a number: its old one stood for other values, and is free."""
+        (self._names or {}).pop(str(value.name), None)  # of a body none: the names around it stay taken
         value.name = self.fresh(name)
 
     def remove(self, node: Node) -> None:

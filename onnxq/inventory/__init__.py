@@ -22,6 +22,7 @@ from onnxq.inventory.holdings import joined
 from onnxq.inventory.layers import layers as layers_of
 from onnxq.inventory.types import NAMES, stored_bytes
 from onnxq.inventory.values import Holding, Inventory, Layer, is_low
+from onnxq.shifted import shifted_tensors
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from onnxq.checks.index import Model
     from onnxq.interface import Port
+    from onnxq.shifted import Shifted
 
 __all__ = ["NAMES", "Holding", "Inventory", "Layer", "is_low", "look_at", "take_stock"]
 
@@ -64,9 +66,13 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
     both = [(model, decoded_from(model)) for model in models]
     layers = [found for model, decoded in both for found in layers_of(model, decoded)]
     tensors = [found for model, decoded in both for found in holdings_of(model, decoded)]
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    shifted = {one.tensor: one for one in shifted_tensors(metadata)}
+    layers = [_told(layer, shifted) for layer in layers]
+    tensors = [_shifted(tensor, shifted) for tensor in tensors]
     producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
     return Inventory(
-        producer, models[0].opset, tuple(layers), tuple(joined(tensors)), _sizes(models), _interface(proto)
+        producer, models[0].opset, tuple(layers), tuple(joined(tensors)), _sizes(models), _interface(proto, metadata)
     )
 
 
@@ -81,10 +87,21 @@ def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
     return replace(model, shapes={**model.shapes, **known})
 
 
-def _interface(proto: ModelProto) -> tuple[Port, ...]:
+def _told(layer: Layer, shifted: Mapping[str, Shifted]) -> Layer:
+    """The layer with the float model's tensors for which its outputs stand."""
+    others = [shifted[name].name for name in layer.outputs if name in shifted]
+    return replace(layer, outputs=tuple(dict.fromkeys((*layer.outputs, *others))))
+
+
+def _shifted(tensor: Holding, shifted: Mapping[str, Shifted]) -> Holding:
+    one = shifted.get(tensor.tensor)
+    return tensor if one is None else replace(tensor, stands_for=one.name, shift=one.shift)
+
+
+def _interface(proto: ModelProto, metadata: Mapping[str, str]) -> tuple[Port, ...]:
     ends = (("input", proto.graph.input), ("output", proto.graph.output))
     kinds = ((kind, v.name, NAMES.get(v.type.tensor_type.elem_type)) for kind, values in ends for v in values)
-    return described({entry.key: entry.value for entry in proto.metadata_props}, kinds)
+    return described(metadata, kinds)
 
 
 def _sizes(models: Iterable[Model]) -> tuple[tuple[str, int, int], ...]:

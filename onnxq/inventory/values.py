@@ -29,6 +29,8 @@ class Holding:
         zero_point: the zero point where all are the same, else None.
         size: stored bytes; 0 for activations, and for weights that are stored in float.
         readers: labels of the nodes that read it quantized.
+        stands_for: the float model's tensor that it is with a constant added; else its own name.
+        shift: that constant.
     """
 
     tensor: str
@@ -41,6 +43,12 @@ class Holding:
     zero_point: int | None
     size: int = 0
     readers: tuple[str, ...] = ()
+    stands_for: str = ""
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.stands_for:
+            object.__setattr__(self, "stands_for", self.tensor)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Layer:
         precision: "int8", "fp8 (e4m3)", ... when it computes in it; "int8 weight" when it computes in float; else the
             float type, "unknown" when nothing tells it.
         macs: multiply-accumulates of one run, dimensions that are not known counted as 1.
-        outputs: names of the tensors it makes, and behind them those that are the same in another float type.
+        outputs: names of the tensors it makes, and behind them those that are the same in another float type, and of
+            the float model's tensors those for which they stand with a constant added.
     """
 
     name: str

@@ -145,7 +145,7 @@ def gather(files: Files, stock: Inventory, found: Comparison | None, known: Know
     """Bring together what the page tells."""
     nodes: Mapping[str, Any] = known.plan.get("nodes") or {}
     rows = list(_rows(stock, found, {name: str(node.get("reason", "")) for name, node in nodes.items()}))
-    drawable = [t for t in stock.tensors if not t.weight and known.histograms.get(t.tensor, NOTHING).amax > 0]
+    drawable = [t for t in stock.tensors if not t.weight and known.histograms.get(t.stands_for, NOTHING).amax > 0]
     return Content(
         title=files.quantized,
         reference=files.reference,
@@ -188,17 +188,17 @@ def _badness(row: Row) -> tuple[float, int]:
 def _pictures(tensors: Iterable[Holding], known: Known) -> Iterator[Picture]:
     planned = known.plan.get("tensors")
     for tensor in tensors:
-        picture = drawn(known.histograms[tensor.tensor], _qtype(tensor), _used(tensor))
-        said = planned.get(tensor.tensor) if isinstance(planned, dict) else None
+        picture = drawn(known.histograms[tensor.stands_for], _qtype(tensor), _used(tensor))
+        said = planned.get(tensor.stands_for) if isinstance(planned, dict) else None
         chosen = str(said.get("calibrator") or "") if isinstance(said, dict) else ""
         if picture is not None:
-            yield Picture(tensor.tensor, tensor.kind, tensor.readers, picture, chosen)
+            yield Picture(tensor.stands_for, tensor.kind, tensor.readers, picture, chosen)
 
 
 def _qtype(tensor: Holding) -> QType | None:
     """The grid that calibrators choose a range for; None for types that they do not know."""
     if tensor.kind == "int8":
-        return INT8 if tensor.zero_point == 0 else INT8_ASYMMETRIC
+        return INT8 if tensor.zero_point == 0 and not tensor.shift else INT8_ASYMMETRIC
     return UINT8 if tensor.kind == "uint8" else None
 
 
@@ -211,7 +211,8 @@ def _used(tensor: Holding) -> Range | None:
         return None
     if qtype.symmetric:
         return -qtype.qmax * tensor.low, qtype.qmax * tensor.low
-    return (qtype.qmin - tensor.zero_point) * tensor.low, (qtype.qmax - tensor.zero_point) * tensor.low
+    low, high = ((limit - tensor.zero_point) * tensor.low for limit in (qtype.qmin, qtype.qmax))
+    return low - tensor.shift, high - tensor.shift
 
 
 def _reasons(nodes: Iterable[Mapping[str, Any]]) -> list[Reason]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onnxq.passes.centre_codes import centre_codes
 from onnxq.passes.infer_shapes import infer_shapes
+from onnxq.shifted import shifted_tensors, with_float_tensors
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
@@ -237,6 +238,56 @@ def test_any_zero_point_and_scale(name: str, zero: int, step: int, seed: int) ->
     feeds = random_feeds(graph, seed, N=1)
     for expected, got in zip(run(graph, feeds), run(after, feeds), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=0.05 * 2.0**step)  # one code is worth a step and more
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.sampled_from(sorted(CASES)), zero=st.integers(-128, 127), seed=st.integers(0, 2**16))
+def test_the_metadata_tells_what_stands_for_which_tensor(name: str, zero: int, seed: int) -> None:
+    text, weights, _ = CASES[name]
+    graph = built(text, zero, **weights)
+    after = graph.copy()
+    centre_codes(after)
+    told = {one.name: one for one in shifted_tensors(after.model.metadata_props)}
+    there = {str(v.name) for v in with_float_tensors(after).values()}
+    before = {str(v.name): v for v in graph.values()}
+    ends = {
+        str(v.name) for n in graph.nodes if n.op_type in ("Relu", "Clip") for v in n.inputs[:1] if v is not None
+    }  # what they read is not told
+    others = {str(n.outputs[0].name) for n in graph.nodes if n.op_type in ("DequantizeLinear", "MatMul")}
+    assert set(before) - there <= ends | others  # a product is one with its bias
+    if told:
+        names = sorted(told)
+        feeds = random_feeds(graph, seed, N=1)
+        for expected, got in zip(outputs(graph, names, feeds), outputs(after, names, feeds), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=0.05 * STEP)
+
+
+def outputs(graph: Graph, names: list[str], feeds: dict[str, Array]) -> list[Array]:
+    """These tensors of the float model, in it or in what was made of it."""
+    shown = with_float_tensors(graph).copy()
+    values = {str(v.name): v for v in shown.values()}
+    shown.set_outputs([values[name] for name in names])
+    return run(shown, feeds)
+
+
+def test_every_quantized_tensor_is_told_of() -> None:
+    text, weights, _ = CASES["relu, padded convolution without a bias"]
+    after = built(text, **weights)
+    centre_codes(after)
+    told = {one.tensor: one for one in shifted_tensors(after.model.metadata_props)}
+    first = next(n for n in after.nodes if n.op_type == "QuantizeLinear")
+    assert first.inputs[0] is not None
+    one = told[str(first.inputs[0].name)]
+    assert (one.name, one.shift, one.high) == ("r", -128 * STEP, np.inf)
+
+
+def test_a_clip_behind_an_average_stays() -> None:
+    text = "(float[2,3,9,9] x) => (float[2,5,1,1] y) {" + HEAD + "m = GlobalAveragePool(r) " + pair("m", "d")
+    graph = built(text + WEIGHT + "y = Conv(d, w, v) }", **IMAGE, **codes(5, 6, 1, 1), v=floats(5))
+    after = graph.copy()
+    assert centre_codes(after) == 1
+    assert ops(after) == ["Conv", "Relu", "GlobalAveragePool", "Add", "Conv"]
+    same_function(graph, after, random_feeds(graph, 4))
 
 
 def test_a_tensor_keeps_its_name_only_with_its_values() -> None:
