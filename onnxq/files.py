@@ -91,11 +91,11 @@ def weight_bytes(graph: Graph) -> int:
 
 
 def for_runtime(graph: Graph) -> Loadable:
-    """The model as ONNX Runtime loads it without a copy of its larger weights.
+    """The model as ONNX Runtime loads it without a copy of its larger weights; the graph is of no use any more.
 
     Those in files of one folder, where most lie, it maps itself, one at a time; the others are given as arrays.
     """
-    model = graph.model.clone()
+    model = graph.model
     folder = _fullest_folder(model)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for part in model.graphs():

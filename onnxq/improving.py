@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from onnxq import api
@@ -14,6 +14,7 @@ from onnxq.errors import ModelError
 from onnxq.improvement import (
     LEVELS,
     Inspected,
+    Judge,
     pick,
     rounded_weights,
     smoothing_axes,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
+    from onnxq.improvement.judging import Floats
     from onnxq.placement.zero_points import Candidate
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
@@ -62,7 +64,7 @@ def improved(
     """
     recipe, source = ready.recipe, open_data(data, ready.graph, ready.recipe, monitor)
     factors: dict[str, Factor] = {}
-    picked = None
+    examined = None
     if needs_data(recipe, ready.plan.mode):
         source = rereadable(source)
         better, chosen = from_data(ready, source, api.smoothed, monitor)
@@ -72,13 +74,11 @@ def improved(
     fits = not get_target(recipe.target).every_tensor and backend(recipe).activation.dtype in ("int8", "uint8")
     if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
         source = rereadable(source)
-        picked, factors = _factors(ready, source, monitor)
+        examined, factors = _factors(ready, source, monitor)
     better = api.smoothed(ready, factors)
     names = _names(better, all_tensors=all_tensors)
     found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
-    if picked is None:
-        return found
-    return _refined(better, found, picked, monitor)
+    return found if examined is None else _refined(better, found, *examined, monitor)
 
 
 def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:
@@ -90,12 +90,20 @@ def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*ready.plan.observe, *others]))
 
 
-def _factors(ready: api.Prepared, source: Source, monitor: Monitor) -> tuple[Picked | None, dict[str, Factor]]:
-    """The samples and the factors; neither where ONNX Runtime cannot run the model with more outputs than it has."""
+def _factors(
+    ready: api.Prepared, source: Source, monitor: Monitor
+) -> tuple[tuple[Picked, Judge] | None, dict[str, Factor]]:
+    """The samples with what judges on them, and the factors.
+
+    Neither where ONNX Runtime cannot run the model with more outputs than it has.
+    """
     try:
         model = _inspected(ready)
         picked = pick(model, smoothing_axes(model), source, monitor)
-        return picked, {} if picked is None else smoothing_factors(model, picked, monitor)
+        if picked is None:
+            return None, {}
+        judge = Judge(model, picked.judging)
+        return (picked, judge), smoothing_factors(model, picked, judge, monitor)
     except ModelError as error:
         monitor.warn(f"the model cannot be improved, effort is fast: {error.message}")
         return None, {}
@@ -134,13 +142,25 @@ def _inspected(ready: api.Prepared) -> Inspected:
     )
 
 
-def _refined(better: api.Prepared, statistics: Statistics, picked: Picked, monitor: Monitor) -> Statistics:
+def _refined(
+    better: api.Prepared, statistics: Statistics, picked: Picked, judge: Judge, monitor: Monitor
+) -> Statistics:
     """The statistics with the tensors that get a zero point where the target's grid has none, and codes of weights."""
     plain, model = _in_float32(better), _inspected(better)
     ranges = _Ranges(plain, statistics, shifts=_shifts(better.recipe))
-    points = zero_points(model, ranges.promising(), picked, ranges.lowered, monitor)
+
+    @lru_cache
+    def nearest(tensors: frozenset[str]) -> Floats:
+        return judge.noise(ranges.lowered(tensors))
+
+    def noise(codes: Mapping[str, Rounded] | None) -> Floats:
+        plain = codes is not None and not codes
+        return nearest(frozenset(points)) if plain else judge.noise(ranges.lowered(points, codes))
+
+    promising = ranges.promising()
+    points = zero_points(promising, lambda chosen: nearest(frozenset(chosen)), model.effort.trials, monitor)
     grid = (weight_grid(get_target(plain.recipe.target), plain.recipe), plain.recipe.weight_range)
-    rounding = rounded_weights(model, ranges.plan(points), picked, grid, partial(ranges.lowered, points), monitor)
+    rounding = rounded_weights(model, ranges.plan(points), picked, grid, noise, monitor)
     return replace(statistics, zero_points=points, rounding=rounding)
 
 

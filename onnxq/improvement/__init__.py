@@ -6,6 +6,7 @@ says what of all that is kept.
 """
 
 from onnxq.improvement.factors import smoothing_axes, smoothing_factors
+from onnxq.improvement.judging import Judge
 from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_weights
 from onnxq.improvement.shifting import zero_points
@@ -13,6 +14,7 @@ from onnxq.improvement.shifting import zero_points
 __all__ = [
     "LEVELS",
     "Inspected",
+    "Judge",
     "Picked",
     "pick",
     "rounded_weights",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.improvement.judging import Judge, confirmed, gains, halves
+from onnxq.improvement.judging import confirmed, gains, halves
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
 from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, choose
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.graph import Graph
+    from onnxq.improvement.judging import Judge
     from onnxq.improvement.picking import Inspected, Picked
     from onnxq.linear import Linear
     from onnxq.plan import Plan
@@ -53,13 +54,13 @@ def smoothing_axes(model: Inspected) -> dict[str, int]:
     return {w.tensor: w.axis for want in _wanted(model.graph, model.plan).values() for w in want}
 
 
-def smoothing_factors(model: Inspected, picked: Picked, monitor: Monitor = QUIET) -> Factors:
+def smoothing_factors(model: Inspected, picked: Picked, judge: Judge, monitor: Monitor = QUIET) -> Factors:
     """Site name -> factors that bring the quantized model's outputs nearer to the float model's; often none."""
     wanted = _wanted(model.graph, model.plan)
     if not wanted:
         return {}
     found = _chosen(model, wanted, picked, monitor)
-    return _confirmed(model, found, picked, monitor) if found else {}
+    return _confirmed(model, found, picked, judge, monitor) if found else {}
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -180,12 +181,13 @@ _MANY_ROWS = 512
 # -- confirming ----------------------------------------------------------------------------------------------
 
 
-def _confirmed(model: Inspected, found: Mapping[Site, Factor], picked: Picked, monitor: Monitor) -> Factors:
+def _confirmed(
+    model: Inspected, found: Mapping[Site, Factor], picked: Picked, judge: Judge, monitor: Monitor
+) -> Factors:
     """Those of the factors that the model's outputs on the judging samples bear out.
 
     All of them, if they gain; else each kind of site by itself, and what does not gain by halves.
     """
-    judge = Judge(model, picked.judging)
 
     def noise(sites: Sequence[Site]) -> Floats:
         return judge.noise(model.quantizer({s.name: found[s] for s in sites}, picked.learning[: 2 * picked.judges]))

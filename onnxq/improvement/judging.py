@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -37,23 +38,29 @@ class Judge:
     """
 
     def __init__(self, model: Inspected, feeds: Sequence[Feed]) -> None:
+        self._model, self._feeds = model, feeds
+
+    @cached_property
+    def _found(self) -> tuple[dict[str, str], list[dict[str, Any]]]:
+        """Output -> what is looked at in its place; and of each sample all that is looked at. Run when first asked."""
+        model = self._model
         unseen = set() if model.custom_ops else behind_customs(model.graph)
         found = {name: inner for name, inner in scores(model.graph).items() if inner not in unseen}
         # The outputs too: what a Softmax reads may not be there any more where it became an integer operator.
         session = model.session(tuple(dict.fromkeys((*found.values(), *found))))
-        self._scores = found or {name: name for name in session.outputs}
-        self._model, self._feeds = model, feeds
-        runs = [session.run({n: f[n] for n in session.inputs}, session.outputs) for f in feeds]
-        self._exact = [dict(zip(session.outputs, found, strict=True)) for found in runs]
+        runs = [session.run({n: f[n] for n in session.inputs}, session.outputs) for f in self._feeds]
+        exact = [dict(zip(session.outputs, run, strict=True)) for run in runs]
+        return found or {name: name for name in session.outputs}, exact
 
     def noise(self, quantized: Graph) -> Floats:
         """Noise over signal of the outputs, of each sample."""
         there = {str(v.name) for v in quantized.values()}
-        names = [inner if inner in there else name for name, inner in self._scores.items()]
+        looked_at, exact_runs = self._found
+        names = [inner if inner in there else name for name, inner in looked_at.items()]
         if not there.issuperset(names):
             return np.full(len(self._feeds), np.inf)  # nothing to compare is no gain
         session = session_for(quantized, tuple(names), self._model.providers, self._model.custom_ops)
-        exact = [[found[name] for name in names] for found in self._exact]
+        exact = [[found[name] for name in names] for found in exact_runs]
         return output_noise(session, self._feeds, names, exact)
 
 

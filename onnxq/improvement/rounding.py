@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from onnxq.feedback import DAMP, feedback, whole
-from onnxq.improvement.judging import Judge, gains
+from onnxq.improvement.judging import gains
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, positions, readable, rows_as_weight, weight_as_rows
 from onnxq.linear import LINEAR, linear_at
@@ -62,7 +62,7 @@ def rounded_weights(
     plan: Plan,
     picked: Picked,
     grid: tuple[QType, str],
-    trial: Callable[[Mapping[str, Rounded] | None], Graph],
+    noise: Callable[[Mapping[str, Rounded] | None], Floats],
     monitor: Monitor = QUIET,
 ) -> dict[str, Rounded]:
     """Weight name -> its codes, where they bring the outputs of the quantized model nearer; often none.
@@ -72,15 +72,15 @@ def rounded_weights(
         plan: resolved.
         picked: the samples.
         grid: of the weights, and how their ranges are chosen.
-        trial: codes -> the model with them; None: with weights in float, which is the most that rounding can reach.
+        noise: codes -> noise over signal of the model with them, of each judging sample; None: with weights in float,
+            which is the most that rounding can reach.
         monitor: progress.
     """
     layers = _affordable(list(_layers(model.graph, plan)), model.effort.work)
     if not layers:
         return {}
-    judge = Judge(model, picked.judging)
-    nearest = judge.noise(trial({}))
-    if not gains(nearest, judge.noise(trial(None)), _WORTH_DB, expected=True):
+    nearest = noise({})
+    if not gains(nearest, noise(None), _WORTH_DB, expected=True):
         return {}
     monitor.stage(f"Rounding {len(layers)} weights", len(layers))
     found: dict[str, Rounded] = {}
@@ -93,7 +93,7 @@ def rounded_weights(
     if not found:
         return {}
     monitor.stage("Judging", None)
-    return found if gains(nearest, judge.noise(trial(found)), expected=True) else {}
+    return found if gains(nearest, noise(found), expected=True) else {}
 
 
 # -- which -------------------------------------------------------------------------------------------------

@@ -13,15 +13,14 @@ import numpy as np
 
 from onnxq.calibrators._error import expected_error
 from onnxq.histogram import Histogram
-from onnxq.improvement.judging import GAIN_DB, Judge, confirmed, gains
+from onnxq.improvement.judging import GAIN_DB, confirmed, gains
 from onnxq.monitor import QUIET, Monitor
 from onnxq.placement.zero_points import COSTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from onnxq.graph import Graph
-    from onnxq.improvement.picking import Inspected, Picked
+    from onnxq.improvement.judging import Floats
     from onnxq.placement.zero_points import Candidate
     from onnxq.plan import Plan, Point
 
@@ -46,31 +45,28 @@ def promising(
 
 
 def zero_points(
-    model: Inspected,
     wanted: Sequence[Candidate],
-    picked: Picked,
-    trial: Callable[[Sequence[str]], Graph],
+    noise: Callable[[Sequence[str]], Floats],
+    trials: int,
     monitor: Monitor = QUIET,
 ) -> tuple[str, ...]:
     """Names of the tensors, in the plan's order; often none.
 
     Args:
-        model: the graph that is lowered, with the factors of smoothing in it.
         wanted: the groups that promise to gain by one.
-        picked: the samples.
-        trial: tensors with a zero point -> the quantized model.
+        noise: tensors with a zero point -> noise over signal of the quantized model, of each judging sample.
+        trials: models that are judged at most.
         monitor: progress.
     """
     if not wanted:
         return ()
     monitor.stage("Judging zero points", None)
-    judge = Judge(model, picked.judging)
     groups = [[c for c in wanted if c.cost == cost] for cost in COSTS]
     kept = confirmed(
         [group for group in groups if group],
-        lambda chosen: judge.noise(trial(names_of(chosen))),
+        lambda chosen: noise(names_of(chosen)),
         lambda group, before, after: gains(before, after, PAYS_DB[group[0].cost], expected=True),
-        model.effort.trials,
+        trials,
     )
     return names_of([c for c in wanted if c in kept])
 

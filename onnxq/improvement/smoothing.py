@@ -12,6 +12,7 @@ output channel of W'. Pure numpy; the rows come in an order that does not depend
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -89,11 +90,12 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
     exact = [_outputs(r.rows, r.weight) for r in readings]
     powers = [float(np.square(y - y.mean(axis=1, keepdims=True)).sum(dtype=np.float64)) for y in exact]
 
-    def noise(scale: Floats, shift: Floats) -> float:
+    @cache
+    def noise(factor: Factor) -> float:
         total = 0.0
         for reading, y, power in zip(readings, exact, powers, strict=True):
             if power > 0:
-                total += _noise(reading, y, scale, shift, allowed.grid) / power
+                total += _noise(reading, y, factor.scale, factor.shift, allowed.grid) / power
         return total
 
     still = np.zeros(low.size, np.float32)
@@ -103,13 +105,13 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
         tried = []
         for shift, (a, b) in product(shifts, exponents):
             if not b or allowed.weights:
-                scale = _scale(np.maximum(high - shift, shift - low), columns, a, b)
-                tried.append((noise(scale, shift), Factor(scale, shift)))
+                factor = Factor(_scale(np.maximum(high - shift, shift - low), columns, a, b), shift)
+                tried.append((noise(factor), factor))
         return min(tried, key=lambda pair: pair[0])  # the first of equals
 
     _, shifted = best([still, middle, _means(readings)] if allowed.shift else [still], _PROBES)
     least, found = best([shifted.shift], _EXPONENTS)
-    before = noise(np.ones_like(still), still)
+    before = noise(Factor(np.ones_like(still), still))
     return found if least < before * 10 ** (-allowed.margin / 10) else None
 
 

@@ -384,14 +384,14 @@ def test_outputs_that_cannot_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def runs(graph: Graph) -> list[Any]:
-    return Session(files.for_runtime(graph)).run({"x": W[:2], "c": np.array(True)})
+    return Session(files.for_runtime(graph.copy())).run({"x": W[:2], "c": np.array(True)})
 
 
 def test_spilled_weights_are_read_where_they_lie() -> None:
     graph = graph_of(BRANCHES, w=W)
     expected = Session(graph.to_proto().SerializeToString()).run({"x": W[:2], "c": np.array(True)})
     assert graph.shelf is None
-    loadable = files.for_runtime(graph)
+    loadable = files.for_runtime(graph.copy())
     assert (loadable.folder, set(loadable.arrays)) == (None, {"w"})
     np.testing.assert_equal(runs(graph), expected)
     digest = graph.digest()
@@ -399,7 +399,7 @@ def test_spilled_weights_are_read_where_they_lie() -> None:
     folder = spilled.shelf
     assert folder is not None
     before = {p.name for p in folder.iterdir()}
-    loadable = files.for_runtime(spilled)
+    loadable = files.for_runtime(spilled.copy())
     assert (loadable.folder, dict(loadable.arrays)) == (folder, {})
     assert len(loadable.model) < W.nbytes
     np.testing.assert_equal(runs(spilled), expected)
@@ -428,7 +428,7 @@ def test_weights_in_the_users_files_stay_there(tmp_path: Path) -> None:
     spilled = files.spill(files.load(path))
     assert spilled.shelf is not None
     assert not list(spilled.shelf.glob("weights*"))
-    assert files.for_runtime(spilled).folder == path.parent
+    assert files.for_runtime(spilled.copy()).folder == path.parent
     np.testing.assert_equal(runs(spilled), expected)
 
 
