@@ -103,7 +103,7 @@ def _placed(ready: Prepared, names: set[str], insisting: tuple[Rule, ...]) -> Pr
 
 
 def float_rules(ready: Prepared, names: Collection[str]) -> tuple[Rule, ...]:
-    """What takes nodes out of int8, in the model's order. A target with 16-bit activations could have them here."""
+    """What takes nodes out of int8, in the model's order: to float, as no target computes with 16-bit activations."""
     return tuple(_rule(d.node, False) for d in ready.plan.decisions if d.node in names)
 
 
