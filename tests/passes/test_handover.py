@@ -198,6 +198,29 @@ def test_tensorflow_keeps_what_it_learned(model: Path, pairs: int, target: str) 
         assert all(any(h is not None and np.array_equal(h, c) for h in held) for c in codes)
 
 
+# -- ModelOpt, whose quantizers are pytorch-quantization's --------------------------------------------------------
+
+MODELOPT = TORCH.with_name("qat_modelopt.onnx")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
+def test_modelopt_keeps_every_scale(target: str) -> None:
+    graph, plan = api.quantize(MODELOPT, images(8), Recipe(target=target, high_precision="fp32"))
+    assert not [n for n in plan.notes if "symmetric int8 now" in n]
+    assert len(plan.kept) == 6
+    nodes = onnx.load(MODELOPT).graph.node
+    constants = {n.output[0]: onnx.numpy_helper.to_array(n.attribute[0].t) for n in nodes if n.op_type == "Constant"}
+    learned = [constants[n.input[1]] for n in nodes if n.op_type == "QuantizeLinear"]
+    assert len(learned) == 6
+    held = [graph.const(v) for v in graph.weights.values()]
+    assert all(any(h is not None and np.array_equal(h, scale) for h in held) for scale in learned)
+    if target == "tensorrt":
+        assert_legal(graph.to_proto())
+    with np.load(MODELOPT.with_suffix(".npz")) as kept:
+        given, expected = kept["image"], kept["y"]
+    assert sqnr_db(expected, run(graph, {"image": given})[0]) > 40  # the last layer is calibrated
+
+
 # -- QONNX --------------------------------------------------------------------------------------------------------
 
 
