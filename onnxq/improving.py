@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from onnxq import api
-from onnxq.choose import resolve
+from onnxq import api, pipeline
+from onnxq.choose import resolve, with_codes
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.errors import ModelError
@@ -26,9 +26,11 @@ from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.parts import HERE, Running
-from onnxq.passes import weight_grid
+from onnxq.passes import InsertQDQ, QuantizeWeights, remove_redundant_qdq, weight_grid
 from onnxq.placement import settled
+from onnxq.placement.bodies import divided
 from onnxq.placement.zero_points import candidates, with_zero_points
+from onnxq.plan import INT8
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
@@ -125,8 +127,8 @@ def _inspected(ready: api.Prepared) -> Inspected:
 
     def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
         trial = api.smoothed(quick, factors)
-        ranges = _Ranges(trial, api.observe(trial, list(feeds), SILENT), shifts=_shifts(ready.recipe))
-        return ranges.lowered(names_of(ranges.promising()))
+        ranges = Ranges(trial, api.observe(trial, list(feeds), SILENT), shifts=_shifts(ready.recipe))
+        return ranges.paired(names_of(ranges.promising()))
 
     target, level = get_target(recipe.target), LEVELS[recipe.effort]
     grid = INT8_ASYMMETRIC if _shifts(ready.recipe) else target.activation  # most of what gains by one can have one
@@ -147,15 +149,17 @@ def _refined(
 ) -> Statistics:
     """The statistics with the tensors that get a zero point where the target's grid has none, and codes of weights."""
     plain, model = _in_float32(better), _inspected(better)
-    ranges = _Ranges(plain, statistics, shifts=_shifts(better.recipe))
+    ranges = Ranges(plain, statistics, shifts=_shifts(better.recipe))
 
     @lru_cache
     def nearest(tensors: frozenset[str]) -> Floats:
-        return judge.noise(ranges.lowered(tensors))
+        return judge.noise(ranges.paired(tensors), statistics.smoothing)
 
     def noise(codes: Mapping[str, Rounded] | None) -> Floats:
         plain = codes is not None and not codes
-        return nearest(frozenset(points)) if plain else judge.noise(ranges.lowered(points, codes))
+        if plain:
+            return nearest(frozenset(points))
+        return judge.noise(ranges.paired(points, codes), statistics.smoothing)
 
     promising = ranges.promising()
     points = zero_points(promising, lambda chosen: nearest(frozenset(chosen)), model.effort.trials, monitor)
@@ -170,7 +174,7 @@ def _shifts(recipe: Recipe) -> bool:
     return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
 
 
-class _Ranges:
+class Ranges:
     """The ranges of one model, with zero points and without: found once, for all that is tried with them."""
 
     def __init__(self, plain: api.Prepared, statistics: Statistics, *, shifts: bool) -> None:
@@ -193,9 +197,19 @@ class _Ranges:
         found = {n: (self.shifted if n in tensors else self.symmetric).points[n] for n in self.symmetric.points}
         return replace(self.symmetric, points=found)
 
-    def lowered(self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST) -> Graph:
-        """The quantized model with them and with these codes; None: with weights in float."""
-        plan = self.plan(tensors)
-        ready = replace(self._plain, plan=plan if rounding is not None else replace(plan, weights=()))
-        nothing_else = replace(self._statistics, smoothing={}, zero_points=(), rounding=rounding or {})
-        return api.lowered(ready, nothing_else, SILENT)[0]
+    def paired(self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST) -> Graph:
+        """The model with pairs of such zero points and with these codes; None: with weights in float.
+
+        What lowering would then do for a backend is left out: it changes no value but for roundings in float, and
+        here every tensor keeps its name. Tables, formats that no effort changes, bodies of other modes: in float.
+        """
+        recipe, graph = self._plain.recipe, self._plain.graph.copy()
+        grid = weight_grid(get_target(recipe.target), recipe)
+        plan = with_codes(self.plan(tensors), rounding or {}, grid)
+        weights = tuple(w for w in plan.weights if w.format == INT8 and rounding is not None)
+        parts = tuple(graph.parts())
+        shares = zip(parts, divided(replace(plan, weights=weights), parts), strict=True)
+        for part, share in reversed([both for both in shares if both[1].mode == "static"]):  # inner ones first
+            steps = (InsertQDQ(share), remove_redundant_qdq, QuantizeWeights(share, grid, recipe.weight_range))
+            pipeline.run(part, steps)
+        return graph

@@ -68,6 +68,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FitPairs",
+    "InsertQDQ",
+    "QuantizeWeights",
     "RaiseOpset",
     "Smooth",
     "SplitOutliers",
@@ -79,6 +81,7 @@ __all__ = [
     "integer_interface",
     "prepare",
     "remove_identities",
+    "remove_redundant_qdq",
     "remove_unused",
     "share_weights",
     "sum_to_add",

@@ -190,7 +190,8 @@ def _confirmed(
     """
 
     def noise(sites: Sequence[Site]) -> Floats:
-        return judge.noise(model.quantizer({s.name: found[s] for s in sites}, picked.learning[: 2 * picked.judges]))
+        chosen = {s.name: found[s] for s in sites}
+        return judge.noise(model.quantizer(chosen, picked.learning[: 2 * picked.judges]), chosen)
 
     monitor.stage("Judging", None)
     everything = list(found)

@@ -10,17 +10,20 @@ import numpy as np
 
 from onnxq.collect import session_for
 from onnxq.customs import behind_customs
+from onnxq.improvement.picking import run
+from onnxq.linear import linear_at
 from onnxq.patterns.pairs import origin
+from onnxq.rescaling import find_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
     from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.improvement.picking import Inspected
-    from onnxq.runtime import Session
+    from onnxq.statistics import Factor
 
     Floats = npt.NDArray[np.float64]
 
@@ -29,39 +32,86 @@ _T = TypeVar("_T")
 GAIN_DB = 0.1
 """The least gain at the model's outputs that is kept."""
 
+FEATURES = 8
+"""Inputs of layers, the last ones, that are looked at beside the outputs."""
+
+_MANY = 100
+"""With so many values a sample the outputs weigh as much as the features, with fewer less."""
+
+_BYTES = 2**28
+"""Bytes of features that are kept; the last ones, where they are large."""
+
+_NEAR = 1e-9
+"""Noise over signal below which a tensor counts as exact: 90 dB."""
+
 
 class Judge:
     """The float model's outputs on the judging samples, and how far a quantized model is from them.
 
     In place of probabilities what they are made of is looked at: where they are near 0 or 1 nothing shows, and the few
-    that are not would decide alone.
+    that are not would decide alone. What the last layers read is looked at beside it: the errors of two logits on 16
+    samples are as good as drawn by lot, those of the features that they are made of are not.
     """
 
     def __init__(self, model: Inspected, feeds: Sequence[Feed]) -> None:
         self._model, self._feeds = model, feeds
 
     @cached_property
-    def _found(self) -> tuple[dict[str, str], list[dict[str, Any]]]:
-        """Output -> what is looked at in its place; and of each sample all that is looked at. Run when first asked."""
+    def _found(self) -> tuple[tuple[str, ...], tuple[str, ...], list[dict[str, Any]]]:
+        """What is looked at in place of outputs, the features, and both of each sample. Run when first asked."""
         model = self._model
         unseen = set() if model.custom_ops else behind_customs(model.graph)
-        found = {name: inner for name, inner in scores(model.graph).items() if inner not in unseen}
-        # The outputs too: what a Softmax reads may not be there any more where it became an integer operator.
-        session = model.session(tuple(dict.fromkeys((*found.values(), *found))))
-        runs = [session.run({n: f[n] for n in session.inputs}, session.outputs) for f in self._feeds]
-        exact = [dict(zip(session.outputs, run, strict=True)) for run in runs]
-        return found or {name: name for name in session.outputs}, exact
+        known = tuple(dict.fromkeys(inner for inner in scores(model.graph).values() if inner not in unseen))
+        looked_at = known or tuple(model.session(()).outputs)
+        inner = tuple(name for name in features(model.graph) if name not in {*looked_at, *unseen})
+        first = run(model.session((*looked_at, *inner)), self._feeds[0])
+        sizes = np.cumsum([first[name].nbytes * len(self._feeds) for name in reversed(inner)])
+        inner = inner[len(inner) - int(np.count_nonzero(sizes <= _BYTES)) :]
+        session = model.session((*looked_at, *inner))
+        return looked_at, inner, [run(session, feed) for feed in self._feeds]
 
-    def noise(self, quantized: Graph) -> Floats:
-        """Noise over signal of the outputs, of each sample."""
-        there = {str(v.name) for v in quantized.values()}
-        looked_at, exact_runs = self._found
-        names = [inner if inner in there else name for name, inner in looked_at.items()]
-        if not there.issuperset(names):
-            return np.full(len(self._feeds), np.inf)  # nothing to compare is no gain
-        session = session_for(quantized, tuple(names), self._model.providers, self._model.custom_ops)
-        exact = [[found[name] for name in names] for found in exact_runs]
-        return output_noise(session, self._feeds, names, exact)
+    def noise(self, quantized: Graph, factors: Mapping[str, Factor] | None = None) -> Floats:
+        """Noise over signal, of each sample: the weighted geometric mean of that of the outputs and of the features.
+
+        Args:
+            quantized: the model with pairs in it, every tensor under its own name.
+            factors: site -> those that the model was smoothed with; what they put in place of a tensor is moved back.
+        """
+        looked_at, inner, exact = self._found
+        sites = [s for s in find_sites(self._model.graph) if s.name in factors and not s.explicit] if factors else []
+        away = {tensor: (s.axis, factors[s.name]) for s in sites for tensor in s.tensors} if factors else {}
+        names = (*looked_at, *inner)
+        now = {name: f"{name}/smoothed" if name in away else name for name in names}  # as `passes.smooth` has it
+        session = session_for(quantized, tuple(now.values()), self._model.providers, self._model.custom_ops)
+        runs = (run(session, feed) for feed in self._feeds)
+        found = ({name: _moved_back(arrays[now[name]], away.get(name)) for name in names} for arrays in runs)
+        each = tensor_noise(zip(exact, found, strict=True), names)
+        outputs: Floats = each[:, : len(looked_at)].sum(axis=1)
+        if not inner:
+            return outputs
+        values = min(sum(np.size(exact[0][name]) for name in looked_at), _MANY)
+        trust = values / (values + _MANY)
+        mean: Floats = np.log(each[:, len(looked_at) :] + _NEAR).mean(axis=1)
+        blend: Floats = np.exp((1 - trust) * mean + trust * np.log(outputs + _NEAR))
+        return blend
+
+
+def _moved_back(x: Floats, factor: tuple[int, Factor] | None) -> Floats:
+    """What x' = (x - shift) / scale stands for."""
+    if factor is None:
+        return x
+    axis, by = factor
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    back: Floats = x * by.scale.reshape(shape) + by.shift.reshape(shape)
+    return back
+
+
+def features(graph: Graph) -> tuple[str, ...]:
+    """What the last `FEATURES` layers read, in the graph's order; the model's inputs do not count."""
+    given = {str(v.name) for v in graph.inputs}
+    read = [linear.node.inputs[0] for node in graph.nodes if (linear := linear_at(graph, node)) is not None]
+    names = [str(v.name) for v in read if v is not None and not graph.is_const(v)]
+    return tuple(name for name in dict.fromkeys(names) if name not in given)[-FEATURES:]
 
 
 def halves(group: list[_T]) -> list[list[_T]]:
@@ -129,17 +179,27 @@ def confirmed(
     return kept
 
 
-def output_noise(session: Session, feeds: Sequence[Feed], names: Sequence[str], exact: Sequence[list[Any]]) -> Floats:
-    """Noise of the model's float outputs over their mean power in the feeds, summed over the outputs, of each feed."""
-    noise, power = np.zeros((len(feeds), len(names))), np.zeros(len(names))
-    for i, (feed, wanted) in enumerate(zip(feeds, exact, strict=True)):
-        found = session.run({n: feed[n] for n in session.inputs}, names)
-        for k, (a, b) in enumerate(zip(wanted, found, strict=True)):
-            if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
-                continue
-            signal = a.astype(np.float64)
-            finite = np.isfinite(signal)
-            power[k] += float(np.square(signal[finite]).sum()) / len(feeds)
-            noise[i, k] = float(np.square(signal[finite] - b[finite]).sum())
-    total: Floats = np.divide(noise, power, out=np.zeros_like(noise), where=power > 0).sum(axis=1)
-    return total
+def tensor_noise(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], names: Sequence[str]) -> Floats:
+    """Noise of float tensors over their mean power in all samples, (samples, names); 0 for others.
+
+    Args:
+        pairs: (tensor -> values in float, tensor -> values quantized) of each sample.
+        names: of the tensors.
+    """
+    noise, power = [], []
+    for exact, found in pairs:
+        both = [_noise_and_power(exact[name], found[name]) for name in names]
+        noise.append([n for n, _ in both])
+        power.append([p for _, p in both])
+    mean = np.asarray(power).mean(axis=0)
+    relative: Floats = np.divide(noise, mean, out=np.zeros(np.shape(noise)), where=mean > 0)
+    return relative
+
+
+def _noise_and_power(a: object, b: object) -> tuple[float, float]:
+    """Sums of squares over what is finite in `a`."""
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
+        return 0.0, 0.0
+    signal = a.astype(np.float64)
+    finite = np.isfinite(signal)
+    return float(np.square(signal[finite] - b[finite]).sum()), float(np.square(signal[finite]).sum())
