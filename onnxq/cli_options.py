@@ -28,7 +28,7 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-BUDGET = frozenset(("min_sqnr", "metric", "metric_direction", "max_drop", "max_drop_relative"))
+BUDGET = frozenset(("min_sqnr", "metric", "metric_direction", "max_drop", "max_drop_relative", "fallback"))
 """Fields of the recipe that say how near a quantized model must stay: of commands that judge one."""
 
 

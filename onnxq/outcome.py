@@ -98,7 +98,7 @@ class Tried:
     """One choice of groups in float that was measured.
 
     Attributes:
-        reverted: names of the groups in float.
+        reverted: names of the groups in float, with the format of weights that stay narrow.
         mac_share: share of the multiply-accumulates that stay quantized, 0 to 1.
         sqnr_db: SQNR on the samples that the search goes by.
         drop: how much the metric fell there, in the budget's terms; None without a metric.
@@ -130,17 +130,20 @@ class Reverted:
         nodes: its layers.
         share: of the model's multiply-accumulates, 0 to 1.
         output_db: SQNR of the model with only this group quantized, on the samples that the search goes by.
+        weights: the format that its weights keep; empty for float.
     """
 
     name: str
     nodes: tuple[str, ...]
     share: float
     output_db: float
+    weights: str = ""
 
     @property
     def reason(self) -> str:
         """Why, for a person."""
-        return f"quantized alone it leaves the model {self.output_db:.1f} dB, for {self.share:.1%} of the MACs"
+        kept = f"; its weights stay, in {self.weights}" if self.weights else ""
+        return f"quantized alone it leaves the model {self.output_db:.1f} dB, for {self.share:.1%} of the MACs{kept}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is infinite is None."""

@@ -121,6 +121,11 @@ class Recipe:
     metric_direction: str | None = _option(None, "Which values of the metric are better.", ("higher", "lower"))
     max_drop: float | None = _option(None, "Budget: by how much the metric may get worse on held-back data.")
     max_drop_relative: bool = _option(False, "Take max-drop as a share of the float model's metric: 0.01 is 1 %.")
+    fallback: str = _option(
+        "",
+        "Budget: formats of weights, comma-separated, that layers keep beside float activations where that is enough, "
+        "in place of going to float whole: int4,int8.",
+    )
     labels: str = _option("", "Arrays in the data that are no inputs but for the metric; comma-separated.")
     max_samples: int | None = _option(None, "Stop reading the data after so many samples.")
     memory: str = _option("", "What calibration may take, as 4GB: the model is run in parts (with effort fast).")
@@ -200,6 +205,11 @@ class Recipe:
     def label_list(self) -> tuple[str, ...]:
         """Names of the arrays that go with samples for the metric."""
         return tuple(p.strip() for p in self.labels.split(",") if p.strip())
+
+    @property
+    def fallback_rules(self) -> tuple[Rule, ...]:
+        """What a budget tries before float, in order, as rules for every node."""
+        return tuple(Rule(weights=p.strip(), activations="float") for p in self.fallback.split(",") if p.strip())
 
     @property
     def budgeted(self) -> bool:
@@ -338,6 +348,8 @@ def check_budget(recipe: Recipe) -> None:
     if recipe.max_drop is None and (recipe.metric or recipe.max_drop_relative or recipe.metric_direction):
         said = "metric" if recipe.metric else "max_drop_relative" if recipe.max_drop_relative else "metric_direction"
         raise RecipeError(f"{said} needs max_drop", "Say by how much the metric may get worse.")
+    if recipe.fallback and not recipe.budgeted:
+        raise RecipeError("fallback needs a budget", "Give min_sqnr, or metric and max_drop.")
 
 
 def check_memory(recipe: Recipe) -> None:

@@ -144,7 +144,8 @@ def node_weights(recipe: Recipe, target: Target, name: str, op_type: str) -> For
 def formats_of(recipe: Recipe, target: Target) -> tuple[Format, ...]:
     """Every format that the recipe and its rules name."""
     said = [parsed(recipe.activations, "activations")]
-    said += [f for r in recipe.rules for f in (parsed(r.weights), parsed(r.activations, "activations"))]
+    rules = (*recipe.rules, *recipe.fallback_rules)
+    said += [f for r in rules for f in (parsed(r.weights), parsed(r.activations, "activations"))]
     return (weight_format(recipe, target), *(f for f in said if f is not None))
 
 
@@ -179,6 +180,12 @@ def check_formats(recipe: Recipe, target: Target) -> None:
         _check_rule(rule, target)
         _check_mode_of_rule(rule, recipe.mode)
         _check_mixture(rule, activations)
+    for rule in recipe.fallback_rules:
+        try:
+            _check_rule(rule, target)
+            _check_mode_of_rule(rule, recipe.mode)
+        except RecipeError as error:
+            raise RecipeError(error.message.replace(f"the rule for {rule}", "fallback", 1), error.hint) from error
 
 
 def _check_method(recipe: Recipe) -> None:

@@ -5,6 +5,8 @@
    in float brings the model nearer.
 3. Rank again: of the groups reverted, the largest that should not be needed any more is quantized again if it is not.
 4. Judge on the held-back samples, in the form that is shipped. What fails there raises the bar of step 2.
+5. With `fallback`: what is in float then keeps narrow weights, of the first format that the goals allow, if that
+   passes the judgement too.
 
 The ranking is a greedy solution of the knapsack problem, the noise of single groups being nearly additive.
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 from onnxq.errors import AccuracyError
 from onnxq.outcome import Budget, Reverted, Tried
 from onnxq.search.goals import MinSqnr, Trial
+from onnxq.search.groups import narrows, share_whole
 from onnxq.search.noise import decibels
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ class Search:
         judging: the held-back samples.
         monitor: progress and warnings.
         of_calibration: whether the held-back samples are a part of the calibration data.
+        fallback: formats of weights, to be tried in turn for what would go to float.
         tried: reverted groups -> what was measured with them.
     """
 
@@ -67,18 +71,19 @@ class Search:
     judging: Exact
     monitor: Monitor
     of_calibration: bool = True
-    tried: dict[frozenset[str], Tried] = field(default_factory=dict)
-    enough: dict[frozenset[str], bool] = field(default_factory=dict)
+    fallback: Sequence[str] = ()
+    tried: dict[_Choice, Tried] = field(default_factory=dict)
+    enough: dict[_Choice, bool] = field(default_factory=dict)
     best: tuple[tuple[Verdict, ...], float] | None = None
 
     def measure(self, reverted: Collection[Group]) -> Tried:
         """Measure a choice on the samples that the search goes by, once."""
-        key = frozenset(g.name for g in reverted)
+        key = _choice(reverted)
         if key not in self.tried:
             graph, share = self.trials.graph(reverted)
             trial = Trial.of(self.searching, self.trials.outputs(graph, self.searching.feeds))
             drops = [drop for goal in self.goals if (drop := goal.drop(trial)) is not None]
-            names = tuple(g.name for g in reverted)
+            names = tuple(f"{g.name} ({g.weights} weights)" if g.weights else g.name for g in reverted)
             self.tried[key] = Tried(names, share, trial.noise.db, drops[0] if drops else None)
             self.enough[key] = all(goal.reached(trial) for goal in self.goals)
             self.monitor.advance()
@@ -86,7 +91,7 @@ class Search:
 
     def reaches(self, reverted: Collection[Group], floor: float) -> bool:
         """Whether a choice reaches the goals where the search goes by, and the SQNR that judgements ask for."""
-        return self.measure(reverted).sqnr_db >= floor and self.enough[frozenset(g.name for g in reverted)]
+        return self.measure(reverted).sqnr_db >= floor and self.enough[_choice(reverted)]
 
     def judge(self, reverted: Collection[Group]) -> tuple[Graph, Plan, tuple[Verdict, ...]]:
         """The choice in the form that is shipped, and what the held-back samples say of it."""
@@ -96,10 +101,10 @@ class Search:
             runs, _ = self.trials.graph(reverted)
         trial = Trial.of(self.judging, self.trials.outputs(runs, self.judging.feeds))
         verdicts = tuple(goal.verdict(trial) for goal in self.goals)
-        key = frozenset(g.name for g in reverted)
+        key = _choice(reverted)
         self.tried[key] = replace(self.measure(reverted), verdicts=verdicts)
         if self.best is None or _shortfall(verdicts, self.goals) < _shortfall(self.best[0], self.goals):
-            self.best = verdicts, plan.int8_share()
+            self.best = verdicts, share_whole(plan, reverted)
         return graph, plan, verdicts
 
     def raised(self, reverted: Collection[Group], verdicts: Sequence[Verdict]) -> float:
@@ -114,15 +119,31 @@ class Search:
         ]
         return self.measure(reverted).sqnr_db + min(max(LEAST_DB, *lacking), MOST_DB)
 
+    def slack(self, reverted: Collection[Group], verdicts: Sequence[Verdict]) -> float:
+        """The SQNR down to which a choice near to this one, which the held-back samples took, may be taken too."""
+        spare = [v.bound - g.least for v, g in zip(verdicts, self.goals, strict=True) if isinstance(g, MinSqnr)]
+        return self.measure(reverted).sqnr_db - min(spare) if spare else -math.inf
+
     def budget(
         self, reverted: Sequence[Group], plan: Plan, verdicts: tuple[Verdict, ...], costs_of: Sensitivity | None
     ) -> Budget:
         """What was found, as values."""
         costs = {} if costs_of is None else {g.name: g for g in costs_of.groups}
-        sent = tuple(Reverted(g.name, g.nodes, costs[g.name].share, costs[g.name].output_db) for g in reverted)
+        sent = tuple(
+            Reverted(g.name, g.nodes, costs[g.name].share, costs[g.name].output_db, g.weights) for g in reverted
+        )
         tried = tuple(sorted(self.tried.values(), key=lambda t: (-t.mac_share, t.reverted)))
         count = len(self.judging.feeds)
-        return Budget(verdicts, count, sent, plan.int8_share(), tried, costs_of, self.of_calibration)
+        share = share_whole(plan, reverted)
+        return Budget(verdicts, count, sent, share, tried, costs_of, self.of_calibration)
+
+
+_Choice = frozenset[tuple[str, str]]
+"""Names of groups that are reverted, and the formats of their weights."""
+
+
+def _choice(reverted: Collection[Group]) -> _Choice:
+    return frozenset((g.name, g.weights) for g in reverted)
 
 
 def within(search: Search, sensitivity: Sensitivity, floor: float = -math.inf) -> tuple[Graph, Plan]:
@@ -135,14 +156,20 @@ def within(search: Search, sensitivity: Sensitivity, floor: float = -math.inf) -
     for _ in range(ROUNDS):
         search.monitor.stage("Searching", None)
         count = _smallest(search, order, floor)
-        if count == len(order):
+        everything = count == len(order)
+        chosen = _narrowed(search, order, floor) if everything else _restored(search, order[:count], sensitivity, floor)
+        if everything and not any(g.weights for g in chosen):
             search.judge(order[:-1])  # to say what the best is
             break
-        chosen = _restored(search, order[:count], sensitivity, floor)
-        graph, plan, verdicts = search.judge(chosen)
-        if all(v.met for v in verdicts):
+        found = search.judge(chosen)
+        if all(v.met for v in found[2]):
+            narrow = chosen if everything else _narrowed(search, chosen, search.slack(chosen, found[2]))
+            other = found if narrow == chosen else search.judge(narrow)
+            if all(v.met for v in other[2]):
+                chosen, found = narrow, other
+            graph, plan, verdicts = found
             return graph, replace(plan, budget=search.budget(chosen, plan, verdicts, sensitivity))
-        floor = search.raised(chosen, verdicts)
+        floor = search.raised(chosen, found[2])
     raise unmet(search)
 
 
@@ -196,6 +223,23 @@ def _restored(search: Search, chosen: Sequence[Group], sensitivity: Sensitivity,
         if search.reaches(rest, floor):
             kept = rest
     return kept
+
+
+def _narrowed(search: Search, chosen: Sequence[Group], floor: float) -> list[Group]:
+    """The choice with narrow weights where it holds with them: all groups of one format at once, else the largest."""
+    found = list(chosen)
+    for weights in search.fallback:
+        left = sorted((g for g in found if not g.weights), key=lambda g: (-g.macs, g.name))
+        trying = [g for g in left if narrows(search.trials.plain, replace(g, weights=weights))]
+        everything = [replace(g, weights=weights) if g in trying else g for g in found]
+        if trying and search.reaches(everything, floor):
+            found = everything
+            continue
+        for group in trying[:RESTORED] if len(trying) > 1 else ():
+            other = [replace(g, weights=weights) if g is group else g for g in found]
+            if search.reaches(other, floor):
+                found = other
+    return found
 
 
 def _shortfall(verdicts: Sequence[Verdict], goals: Sequence[Goal]) -> float:

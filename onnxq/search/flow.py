@@ -118,10 +118,12 @@ def within_budget(
         OnnxqError: see its children.
     """
     goals = _goals(ready.recipe, evaluation.metric)
+    fallback = [rule.weights for rule in ready.recipe.fallback_rules if rule.weights is not None]
     trials, parts = _trials(ready, data, evaluation.data, monitor, cache, running)
     monitor.stage("Running the float model", len(parts.searching) + len(parts.judging))
     exact = trials.exact(parts.searching, monitor), trials.exact(parts.judging, monitor)
-    search = Search(trials, groups(trials.ready.plan), goals, *exact, monitor, evaluation.data is None)
+    found = groups(trials.ready.plan)
+    search = Search(trials, found, goals, *exact, monitor, evaluation.data is None, fallback)
     monitor.stage("Judging", None)
     floor = float("-inf")
     if search.reaches((), floor):

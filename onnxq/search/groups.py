@@ -28,10 +28,13 @@ class Group:
     Attributes:
         nodes: their names, in the model's order; the first names the group.
         macs: multiply-accumulates of all, unknown dimensions counted as 1.
+        weights: the format that their weights have beside float activations when the group is reverted; empty where
+            they go to float too.
     """
 
     nodes: tuple[str, ...]
     macs: int
+    weights: str = ""
 
     @property
     def name(self) -> str:
@@ -75,13 +78,35 @@ def groups(plan: Plan) -> tuple[Group, ...]:
 
 
 def without(ready: Prepared, reverted: Iterable[Group]) -> Prepared:
-    """The prepared model with these groups in float, and all that must go with them.
+    """The prepared model with these groups in float, or their weights alone narrow, and all that must go with them.
 
     Nothing is quantized that was not before, so that statistics of `ready` serve. Its recipe has a rule for every
-    node in float.
+    such node.
+
+    Raises:
+        RecipeError: the target has no such weights.
     """
-    names = {node for group in reverted for node in group.nodes}
-    return _placed(ready, names, ()) if names else ready
+    formats = {node: group.weights for group in reverted for node in group.nodes}
+    narrow = tuple(
+        Rule(nodes=glob.escape(d.node), weights=formats[d.node], activations="float")
+        for d in ready.plan.decisions
+        if formats.get(d.node)
+    )
+    names = {node for node, weights in formats.items() if not weights}
+    return _placed(ready, names, narrow) if formats else ready
+
+
+def narrows(ready: Prepared, group: Group) -> bool:
+    """Whether the target stores weights of the group's format for any of its layers."""
+    found = without(ready, [group]).plan
+    return any(d.quantized for d in found.decisions if d.node in group.nodes)
+
+
+def share_whole(plan: Plan, reverted: Collection[Group]) -> float:
+    """Share of the multiply-accumulates that the plan quantizes, without layers whose weights alone stay narrow."""
+    narrow = {node for group in reverted if group.weights for node in group.nodes}
+    total = sum(d.macs for d in plan.decisions)
+    return sum(d.macs for d in plan.decisions if d.quantized and d.node not in narrow) / total if total else 0.0
 
 
 def only(ready: Prepared, every: Collection[Group], kept: Group) -> Prepared:
@@ -90,11 +115,11 @@ def only(ready: Prepared, every: Collection[Group], kept: Group) -> Prepared:
     return _placed(ready, others, tuple(_rule(name, True) for name in kept.nodes))
 
 
-def _placed(ready: Prepared, names: set[str], insisting: tuple[Rule, ...]) -> Prepared:
-    """The model placed again without these nodes, and without what would be quantized in their stead."""
+def _placed(ready: Prepared, names: set[str], others: tuple[Rule, ...]) -> Prepared:
+    """The model placed again without these nodes and by these rules, without what would be quantized in their stead."""
     before, target = _uses(ready.plan), get_target(ready.recipe.target)
     while True:
-        recipe = replace(ready.recipe, rules=(*ready.recipe.rules, *float_rules(ready, names), *insisting))
+        recipe = replace(ready.recipe, rules=(*ready.recipe.rules, *float_rules(ready, names), *others))
         plan = planned(ready.graph, recipe)
         added = {node for node, _ in _uses(plan) - before} - names
         if not added or target.every_tensor:

@@ -9,7 +9,7 @@ from onnxq.api import Prepared, lowered, planned
 from onnxq.collect import session_for
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, SILENT, Monitor
-from onnxq.search.groups import only, without
+from onnxq.search.groups import only, share_whole, without
 from onnxq.search.noise import Exact, exact, run
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Trials:
     def graph(self, reverted: Collection[Group]) -> tuple[Graph, float]:
         """The quantized model with these groups in float, in float32 what is not int8; its share of MACs in int8."""
         graph, plan = self._lowered(without(self.plain, reverted))
-        return graph, plan.int8_share()
+        return graph, share_whole(plan, reverted)
 
     def graph_only(self, every: Collection[Group], kept: Group) -> Graph:
         """The model with a single group in int8."""

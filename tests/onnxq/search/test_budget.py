@@ -74,6 +74,50 @@ def test_the_hard_layer_alone_goes_back() -> None:
     assert [t["mac_share"] for t in said["pareto"]] == sorted((t["mac_share"] for t in said["pareto"]), reverse=True)
 
 
+def test_what_goes_back_may_keep_narrow_weights() -> None:
+    graph, data = chain(6, hard=(2,)), samples(64)
+    recipe = replace(RECIPE, min_sqnr=20.0, target="tensorrt@10")
+    whole, plain = onnxq.quantize(graph, data, recipe)
+    found, plan = onnxq.quantize(graph, data, replace(recipe, fallback="int8"))
+    assert plain.budget is not None
+    assert plan.budget is not None
+    [reverted] = plan.budget.reverted
+    assert (reverted.name, reverted.weights) == (plain.budget.reverted[0].name, "int8/channel")
+    assert "its weights stay, in int8/channel" in reverted.reason
+    assert "float input" in next(d.reason for d in plan.decisions if d.node == reverted.name)
+    assert plan.budget.mac_share == pytest.approx(5 / 6)  # of products whose activations are quantized too
+    assert len(found.to_proto().SerializeToString()) < len(whole.to_proto().SerializeToString()) - 2 * 32 * 32
+    assert sqnr(graph, found, samples(200, seed=5)) >= 20
+    assert_legal(found.to_proto(), allow=frozenset({"P20"}))  # which warns that its product runs in float
+
+
+def test_formats_are_tried_in_turn() -> None:
+    """In mode weight-only no layer of 2 or 4 bits is left at 33 dB; at 12 dB 4 bits are enough for some."""
+    graph, data = chain(4), samples(64)
+    recipe = replace(RECIPE, target="ort-cpu", mode="weight-only", weights="int2/block:32", min_sqnr=33.0)
+    _, plan = onnxq.quantize(graph, data, replace(recipe, fallback="int4/block:16, int8/channel"))
+    assert plan.budget is not None
+    kept = [r.weights for r in plan.budget.reverted]
+    assert "int8/channel" in kept
+    assert "" not in kept
+    _, low = onnxq.quantize(graph, data, replace(recipe, min_sqnr=12.0, fallback="int4/block:16, int8/channel"))
+    assert low.budget is not None
+    assert "int4/block:16" in [r.weights for r in low.budget.reverted]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fallback": "int8", "min_sqnr": None}, "fallback needs a budget"),
+        ({"fallback": "nf4", "target": "tensorrt@10"}, "fallback: tensorrt@10 cannot run weights in nf4"),
+        ({"fallback": "int9"}, "unknown type 'int9'"),
+    ],
+)
+def test_a_fallback_that_cannot_be(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        onnxq.quantize(chain(2), samples(16), replace(RECIPE, **{"min_sqnr": 20.0, **changes}))
+
+
 def test_few_are_reverted_compared_with_every_choice() -> None:
     """Against all 64 choices of groups, on the same held-back samples: one more at most is in float."""
     graph, data = chain(6, hard=(1, 4)), samples(64)
