@@ -113,6 +113,12 @@ WHY_NOT: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("", ("mxfp4",), TENSORRT, "TensorRT takes float4 in blocks of 16 with float8 scales only: nvfp4"),
     ("", (), TENSORRT, "TensorRT's parser has no such type, and would expand the tables that spell it to float"),
     ("activations", (), ("ort-cuda",), "on CUDA ONNX Runtime has integer products of int8 with one scale only"),
+    (
+        "weights",
+        ("nf4", "fp4"),
+        ("ort-cuda",),
+        "CUDA's MatMulBnb4 would read it; onnxq writes that for ort-cpu alone, since none was seen on a GPU yet",
+    ),
     ("weights", (), ("ort-cuda",), "on CUDA only MatMulNBits and MatMulBnb4 read narrow weights; this is neither"),
     ("activations", ("fp8e4m3", "fp8e5m2"), ("ort-cpu",), "ONNX Runtime 1.31's optimizer spoils pairs in float8"),
     ("activations", (), ("ort-cpu",), "ONNX Runtime's CPU kernels quantize to uint8, and compute nothing in this type"),
