@@ -156,8 +156,7 @@ def _refined(
         return judge.noise(ranges.paired(tensors), statistics.smoothing)
 
     def noise(codes: Mapping[str, Rounded] | None) -> Floats:
-        plain = codes is not None and not codes
-        if plain:
+        if codes is not None and not codes:
             return nearest(frozenset(points))
         return judge.noise(ranges.paired(points, codes), statistics.smoothing)
 

@@ -204,7 +204,7 @@ def chosen_weights(plan: Plan, recipe: Recipe, statistics: Statistics | None) ->
     for point in plan.weights:  # a budget may have sent others back to float
         forms.setdefault(point.tensor, set()).add(stored_as(point))
     odd = [n for n, found in statistics.weights.items() if found.format not in forms.get(n, {found.format})]
-    if odd:
+    if odd and not recipe.fallback:  # with which a budget, whose statistics are its own, stores some otherwise
         raise StatisticsError(
             f"the statistics hold no weights chosen by {method} in this format: {odd[0]!r}",
             "Run `onnxq calibrate` with the same recipe.",

@@ -319,6 +319,17 @@ def test_a_budget_for_weights_that_are_chosen_from_data(method: str) -> None:
     assert len(after.weights) == 5 - sum(len(r.nodes) for r in after.budget.reverted)
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_weights_that_are_chosen_from_data_may_fall_back(method: str) -> None:
+    """What a budget stores in another format than the statistics have it in is rounded to nearest."""
+    graph, data = chain(5), samples(48)
+    recipe = Recipe(mode="weight-only", target="ort-cpu", weights="int3/block:32", weight_method=method)
+    _, plan = onnxq.quantize(graph, data, replace(recipe, min_sqnr=20.0, fallback="int8"))
+    assert plan.budget is not None
+    assert "int8/channel" in [r.weights for r in plan.budget.reverted]
+    assert {str(w.format) for w in plan.weights} >= {"int8/channel"}
+
+
 def test_outlier_columns_are_taken_apart_once() -> None:
     data = [{"x": feed["x"] * np.where(np.arange(32) == 7, 40, 1).astype(np.float32)} for feed in samples(40)]
     recipe = replace(RECIPE, outlier_threshold=20.0, min_sqnr=5.0)
