@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qat import train
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "qat_brevitas.onnx"
 STEPS, BATCH = 40, 16
@@ -54,14 +55,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = make_model().train()
-    optimizer = torch.optim.SGD(model.parameters(), 0.02)
-    for _ in range(STEPS):
-        x = torch.randn(BATCH, 3, 8, 8)
-        loss = ((model(x)[:, 0] - x.mean((1, 2, 3))) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
+    train(model, 0.02, (torch.randn(BATCH, 3, 8, 8) for _ in range(STEPS)))
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qat import export, images, train
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "qat_modelopt.onnx"
 STEPS, BATCH = 40, 16
@@ -40,13 +41,6 @@ def make_model() -> Any:  # noqa: ANN401 -- torch has no types where the checks 
     return Net()
 
 
-def images(count: int) -> Any:  # noqa: ANN401 -- as above
-    """Noise of many sizes."""
-    import torch
-
-    return torch.randn(count, 3, 8, 8) * torch.linspace(0.5, 2, count)[:, None, None, None] + 0.3
-
-
 def main() -> None:
     """Quantize, train on, then write the model and two of its results."""
     import modelopt.torch.quantization as mtq
@@ -56,29 +50,13 @@ def main() -> None:
     torch.set_num_threads(1)
     model = mtq.quantize(make_model(), mtq.INT8_DEFAULT_CFG, lambda m: m(images(64)))
     mtq.disable_quantizer(model, "head*")
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    for _ in range(STEPS):
-        x = images(BATCH)
-        loss = ((model(x)[:, 0] - x.mean((1, 2, 3))) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train(model, 0.05, (images(BATCH) for _ in range(STEPS)))
     mtq.calibrate(model, "max", lambda m: m(images(64)))  # weights have moved since
-    model.eval()
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     x = torch.randn(2, 3, 8, 8) * 1.5
     with torch.no_grad():
         expected = model(x)
-    torch.onnx.export(
-        model,
-        (x,),
-        str(out),
-        dynamo=False,
-        opset_version=17,
-        input_names=["image"],
-        output_names=["y"],
-        dynamic_axes={"image": {0: "N"}, "y": {0: "N"}},
-    )
+    export(model, x, out)
     np.savez(out.with_suffix(".npz"), image=x.numpy(), y=expected.numpy())
 
 

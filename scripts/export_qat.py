@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qat import export, images, train
+
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "qat_torch.onnx"
 STEPS, BATCH = 60, 16
 
@@ -57,27 +59,11 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = make_model().train()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    for _ in range(STEPS):
-        x = torch.randn(BATCH, 3, 8, 8) * torch.linspace(0.5, 2, BATCH)[:, None, None, None] + 0.3
-        loss = ((model(x)[:, 0] - x.mean((1, 2, 3))) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
+    train(model, 0.05, (images(BATCH) for _ in range(STEPS)))
     for fake in (*model.a, *model.w):
         fake.disable_observer()
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
-    torch.onnx.export(
-        model,
-        (torch.randn(2, 3, 8, 8),),
-        str(out),
-        dynamo=False,
-        opset_version=17,
-        input_names=["image"],
-        output_names=["y"],
-        dynamic_axes={"image": {0: "N"}, "y": {0: "N"}},
-    )
+    export(model, torch.randn(2, 3, 8, 8), out)
 
 
 if __name__ == "__main__":
