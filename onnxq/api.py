@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,37 +11,27 @@ from typing import TYPE_CHECKING
 from onnxq import checks, files, pipeline
 from onnxq.caches import Cache
 from onnxq.choose import bounds_only, light, resolve, uncached, weights_only, with_codes
-from onnxq.collect import learn_types
 from onnxq.comparison import Comparison, compare_graphs
-from onnxq.customs import behind_customs, notes
-from onnxq.errors import ModelError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.intake import Model, checked, load, open_data
 from onnxq.interface import ports
-from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
 from onnxq.passes import (
-    FitPairs,
-    Smooth,
-    SplitOutliers,
     integer_interface,
     lower,
-    prepare,
     share_weights,
     weight_grid,
 )
-from onnxq.placement import placed, settled
+from onnxq.placement import settled
 from onnxq.placement.bodies import divided
-from onnxq.placement.dla import cover
-from onnxq.placement.interface import with_interface
-from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.placement.zero_points import with_zero_points
-from onnxq.precision import probes, with_float_types
+from onnxq.planning import SPARED, Prepared, activations, drafted, planned, prepared, smoothed, without_nodes
+from onnxq.precision import with_float_types
 from onnxq.recipe import Recipe
 from onnxq.relay import collect_within
 from onnxq.schemes import backend
 from onnxq.statistics import Statistics, is_statistics
-from onnxq.timing import timed
 from onnxq.weights import chosen_weights, needs_data
 
 if TYPE_CHECKING:
@@ -50,21 +40,32 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.plan import Plan
     from onnxq.search import Evaluation
-    from onnxq.statistics import Factor
+
+__all__ = [
+    "DEFAULT",
+    "FEW",
+    "Prepared",
+    "activations",
+    "calibrate",
+    "carried_out",
+    "check",
+    "compare",
+    "default_output",
+    "export",
+    "lowered",
+    "make_plan",
+    "measured",
+    "observe",
+    "planned",
+    "prepared",
+    "quantize",
+    "smoothed",
+]
 
 DEFAULT = Recipe()
 
 FEW = 8
 """With so many samples or fewer a warning is given."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model ready to be observed and lowered, with its (unresolved) plan."""
-
-    graph: Graph
-    plan: Plan
-    recipe: Recipe
 
 
 def quantize(
@@ -135,7 +136,7 @@ def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) 
         OnnxqError: the model cannot be read or prepared, or a rule matches nothing.
     """
     with checked(model):
-        return _drafted(model, recipe, monitor).plan
+        return drafted(model, recipe, monitor).plan
 
 
 def compare(
@@ -188,70 +189,6 @@ def check(model: Model, target: str = "tensorrt") -> checks.Report:
 
 
 # -- the steps -----------------------------------------------------------------------------------------------
-
-
-def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
-    """Load, bring to the form that is observed and lowered, and plan.
-
-    Raises:
-        ModelError: the model cannot be read, or nothing in it can be quantized.
-        RecipeError: a rule matches nothing.
-    """
-    with checked(model):
-        made = _drafted(model, recipe, monitor)
-    if made.plan.mode != "float" and not (made.plan.weights or made.plan.points or made.plan.kept):
-        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
-        raise ModelError(f"there is nothing to quantize in {where}", made.plan.why_empty())
-    return made
-
-
-def _drafted(model: Model, recipe: Recipe, monitor: Monitor) -> Prepared:
-    monitor.stage("Preparing", None)
-    target = backend(recipe)
-    with timed(monitor, "reading the model"):
-        graph = load(model)
-    prepares = prepare(lowest_opset(recipe, target), target.placement, every_tensor=target.every_tensor)
-    passes: tuple[pipeline.Pass, ...] = (*prepares, FitPairs(target.activation))
-    pipeline.run(graph, passes)
-    if recipe.custom_ops and learn_types(graph, recipe.custom_op_list, recipe.provider_list):
-        pipeline.run(graph, passes)  # types that were unknown are inferred now
-    if files.weight_bytes(graph) > files.SPILL_BYTES:
-        graph = files.spill(graph)
-    return Prepared(graph, planned(graph, recipe), recipe)
-
-
-def planned(graph: Graph, recipe: Recipe) -> Plan:
-    """The plan of a prepared graph.
-
-    Raises:
-        RecipeError: a rule matches nothing.
-    """
-    target = backend(recipe)
-    plan = placed(graph, target, recipe)
-    plan = replace(plan, float_type=recipe.float_type, notes=(*plan.notes, *notes(graph)))
-    if target.every_tensor:
-        plan = cover(graph, plan, target, recipe)
-    if recipe.io_types == "int8":
-        plan = with_interface(graph, plan)
-    if recipe.float_type == "float16":
-        unseen = set() if recipe.custom_ops else behind_customs(graph)
-        plan = replace(plan, probes=tuple(name for name in probes(graph, plan) if name not in unseen))
-    return plan
-
-
-def smoothed(
-    ready: Prepared, factors: Mapping[str, Factor], outliers: Mapping[str, tuple[int, ...]] | None = None
-) -> Prepared:
-    """The prepared model with the factors in it and outlier columns apart, and its plan; itself when there are none.
-
-    Raises:
-        StatisticsError: they belong to another model.
-    """
-    if not factors and not outliers:
-        return ready
-    graph = ready.graph.copy()
-    pipeline.run(graph, (Smooth(factors), SplitOutliers(outliers or {})))
-    return Prepared(graph, planned(graph, ready.recipe), ready.recipe)
 
 
 def observe(
@@ -338,11 +275,6 @@ def carried_out(
     return (*lowered(ready, statistics, monitor, cache), statistics)
 
 
-def activations(graph: Graph) -> tuple[str, ...]:
-    """Names of the main graph's float activations, model inputs and outputs among them."""
-    return tuple(str(v.name) for v in graph.values() if v.name and graph.dtype(v) in FLOAT_TYPES)
-
-
 def lowered(
     ready: Prepared, statistics: Statistics | None, monitor: Monitor = QUIET, cache: Cache | None = None
 ) -> tuple[Graph, Plan]:
@@ -359,6 +291,8 @@ def lowered(
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing, statistics.outliers)
         statistics.check_model(ready.graph.digest())
+        if statistics.spared:
+            ready = without_nodes(ready, statistics.spared, SPARED)
         plan = settled(ready.graph, ready.plan, statistics.met, target, ready.recipe)
         ready = replace(ready, plan=with_zero_points(ready.graph, plan, statistics.zero_points))
     if statistics is None and cache is None and ready.plan.mode == "static":

@@ -19,6 +19,7 @@ from onnxq.improvement import (
     rounded_weights,
     smoothing_axes,
     smoothing_factors,
+    spared,
     zero_points,
 )
 from onnxq.improvement.shifting import names_of, promising
@@ -29,8 +30,10 @@ from onnxq.parts import HERE, Running
 from onnxq.passes import InsertQDQ, QuantizeWeights, remove_redundant_qdq, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
+from onnxq.placement.groups import groups, nodes_of
 from onnxq.placement.zero_points import candidates, with_zero_points
 from onnxq.plan import INT8
+from onnxq.planning import SPARED, without_nodes
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
@@ -42,10 +45,14 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
     from onnxq.improvement.judging import Floats
+    from onnxq.placement.groups import Group
     from onnxq.placement.zero_points import Candidate
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
     from onnxq.statistics import Factor, Rounded, Statistics
+
+CHOOSERS = 8
+"""So many samples, or a quarter of those there are, tell which layers are costly."""
 
 NEAREST: Mapping[str, Rounded] = {}
 """No codes that were chosen: every weight is rounded to the nearest."""
@@ -164,13 +171,52 @@ def _refined(
     points = zero_points(promising, lambda chosen: nearest(frozenset(chosen)), model.effort.trials, monitor)
     grid = (weight_grid(get_target(plain.recipe.target), plain.recipe), plain.recipe.weight_range)
     rounding = rounded_weights(model, ranges.plan(points), picked, grid, noise, monitor)
-    return replace(statistics, zero_points=points, rounding=rounding)
+    improved = replace(statistics, zero_points=points, rounding=rounding)
+    return replace(improved, spared=_spared(plain, improved, model, picked, judge, monitor))
+
+
+def _spared(
+    plain: api.Prepared, statistics: Statistics, model: Inspected, picked: Picked, judge: Judge, monitor: Monitor
+) -> tuple[str, ...]:
+    """Names of the layers that stay in float."""
+    target, recipe = get_target(plain.recipe.target), plain.recipe
+    limit = target.float_share if recipe.float_share is None else recipe.float_share
+    if not limit:
+        return ()
+    points, codes, shifts = statistics.zero_points, statistics.rounding, _shifts(recipe)
+    ranges = Ranges(plain, statistics, shifts=shifts)
+    chooser = Judge(model, picked.choosing[: max(CHOOSERS, len(picked.choosing) // 4)])
+
+    def quickly(chosen: Sequence[Group]) -> Floats:
+        return chooser.noise(ranges.paired(points, codes, nodes_of(chosen)), statistics.smoothing)
+
+    def exactly(chosen: Sequence[Group]) -> Floats:
+        placed = without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
+        there = Ranges(placed, statistics, shifts=shifts)
+        return judge.noise(there.paired(points, codes), statistics.smoothing)
+
+    total = sum(d.macs for d in plain.plan.decisions)
+    trials = model.effort.spares, model.effort.trials
+    return nodes_of(spared(groups(ranges.symmetric), total, limit, (quickly, exactly), trials, monitor))
 
 
 def _shifts(recipe: Recipe) -> bool:
     """Whether zero points are written as shifts: the target's grid has none, and inputs are no codes of it."""
     target = get_target(recipe.target)
     return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
+
+
+def _cut(plan: Plan, nodes: frozenset[str]) -> Plan:
+    """The plan without these nodes' pairs; `without_nodes` places the others again, which takes longer."""
+    if not nodes:
+        return plan
+
+    def others(uses: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        return tuple(use for use in uses if use[0] not in nodes)
+
+    points = {n: replace(p, uses=others(p.uses)) for n, p in plan.points.items() if others(p.uses) or p.output}
+    weights = tuple(replace(w, uses=others(w.uses)) for w in plan.weights if others(w.uses))
+    return replace(plan, points=points, weights=weights)
 
 
 class Ranges:
@@ -196,15 +242,19 @@ class Ranges:
         found = {n: (self.shifted if n in tensors else self.symmetric).points[n] for n in self.symmetric.points}
         return replace(self.symmetric, points=found)
 
-    def paired(self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST) -> Graph:
+    def paired(
+        self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST, floats: Collection[str] = ()
+    ) -> Graph:
         """The model with pairs of such zero points and with these codes; None: with weights in float.
+
+        `floats` names layers that read and hold what is in float.
 
         What lowering would then do for a backend is left out: it changes no value but for roundings in float, and
         here every tensor keeps its name. Tables, formats that no effort changes, bodies of other modes: in float.
         """
         recipe, graph = self._plain.recipe, self._plain.graph.copy()
         grid = weight_grid(get_target(recipe.target), recipe)
-        plan = with_codes(self.plan(tensors), rounding or {}, grid)
+        plan = _cut(with_codes(self.plan(tensors), rounding or {}, grid), frozenset(floats))
         weights = tuple(w for w in plan.weights if w.format == INT8 and rounding is not None)
         parts = tuple(graph.parts())
         shares = zip(parts, divided(replace(plan, weights=weights), parts), strict=True)

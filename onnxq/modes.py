@@ -129,6 +129,19 @@ def _check_outliers(recipe: Recipe) -> None:
         )
 
 
+def check_cpu(recipe: Recipe, target: Target) -> None:
+    """Raise RecipeError for what only the CPU provider has, and for what it has not."""
+    cpu = target.placement == "ort-cpu"
+    if not cpu and (recipe.reduce_range or recipe.format != "qdq"):
+        said = "reduce_range" if recipe.reduce_range else f"format {recipe.format}"
+        raise RecipeError(f"{said} is for target ort-cpu, not {recipe.target}", "Leave it out, or change the target.")
+    if cpu and recipe.mode != "float" and recipe.float_type != "float32":
+        raise RecipeError(
+            f"{recipe.target} runs its float part in fp32, not {recipe.high_precision}",
+            "Its integer kernels take float32 scales, and half precision is slow on CPUs. Leave high_precision out.",
+        )
+
+
 def _check_stored(recipe: Recipe, target: Target) -> None:
     """Whether the target takes what weights are stored in, where no activation is quantized."""
     if recipe.mode == "float" and recipe.float_type == "float32":

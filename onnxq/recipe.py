@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError, known_names
 from onnxq.memory import parse_bytes
-from onnxq.modes import MODES, check_interface, check_mode, check_width
+from onnxq.modes import MODES, check_cpu, check_interface, check_mode, check_width
 from onnxq.runtime import provider_names
 from onnxq.schemes import check_formats, float_for, mode_for, parsed
 from onnxq.targets import get_target
@@ -97,6 +97,11 @@ class Recipe:
         "measured error; best: look at more samples and try more.",
         EFFORTS,
     )
+    float_share: float | None = _option(
+        None,
+        "Share of the MACs (0.05 is 5 %) that efforts above fast may leave in float, in layers that err far more than "
+        "their share; 0 for none. [default: the target's]",
+    )
     weight_form: str | None = _option(
         None,
         "dq: int8 weights + DequantizeLinear; qdq: float weights + Q + DQ. [default: the target's]",
@@ -162,6 +167,8 @@ class Recipe:
         object.__setattr__(self, "rules", tuple(self.rules))
         if self.max_samples is not None and self.max_samples < 1:
             raise RecipeError(f"max_samples is {self.max_samples}", "Give 1 or more, or leave it out.")
+        if self.float_share is not None and not 0 <= self.float_share < 1:
+            raise RecipeError(f"float_share is {self.float_share}", "Give a share of at least 0 and below 1.")
         get_target(self.target)
         make_calibrator(self.calibrator, self.percentile)
         check_budget(self)
@@ -181,7 +188,7 @@ class Recipe:
         check_formats(self, get_target(self.target))
         check_mode(self, get_target(self.target))
         check_interface(self, get_target(self.target))
-        _check_cpu(self)
+        check_cpu(self, get_target(self.target))
         provider_names(self.provider_list)
         if self.part is not None and self.effort != "fast":
             raise RecipeError(
@@ -366,19 +373,6 @@ def check_memory(recipe: Recipe) -> None:
         raise RecipeError(
             f"memory cannot be limited with {said}, which runs the whole model again and again",
             "Add --effort fast, or leave out --memory." if said.startswith("effort") else "Leave one of them out.",
-        )
-
-
-def _check_cpu(recipe: Recipe) -> None:
-    """What only the CPU provider has, and what it has not."""
-    cpu = get_target(recipe.target).placement == "ort-cpu"
-    if not cpu and (recipe.reduce_range or recipe.format != "qdq"):
-        said = "reduce_range" if recipe.reduce_range else f"format {recipe.format}"
-        raise RecipeError(f"{said} is for target ort-cpu, not {recipe.target}", "Leave it out, or change the target.")
-    if cpu and recipe.mode != "float" and recipe.float_type != "float32":
-        raise RecipeError(
-            f"{recipe.target} runs its float part in fp32, not {recipe.high_precision}",
-            "Its integer kernels take float32 scales, and half precision is slow on CPUs. Leave high_precision out.",
         )
 
 

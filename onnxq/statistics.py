@@ -114,6 +114,7 @@ class Statistics:
         bounds: tensor name -> (smallest, largest) finite value, of tensors of which nothing else is asked.
         rounding: weight name -> the codes chosen for it.
         zero_points: names of the tensors that a symmetric target gives a zero point by a shift.
+        spared: names of the layers that stay in float.
     """
 
     model: str
@@ -128,11 +129,12 @@ class Statistics:
     rounding: Mapping[str, Rounded] = field(default_factory=dict)
     outliers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     zero_points: tuple[str, ...] = ()
+    spared: tuple[str, ...] = ()
 
     @property
-    def improved(self) -> tuple[dict[str, Factor], dict[str, Rounded], tuple[str, ...]]:
+    def improved(self) -> tuple[dict[str, Factor], dict[str, Rounded], tuple[str, ...], tuple[str, ...]]:
         """What an effort chose from the data."""
-        return dict(self.smoothing), dict(self.rounding), self.zero_points
+        return dict(self.smoothing), dict(self.rounding), self.zero_points, self.spared
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -192,6 +194,7 @@ class Statistics:
             self.rounding,
             self.outliers,
             self.zero_points,
+            self.spared,
         )
 
     def check_model(self, digest: str) -> None:
@@ -215,6 +218,7 @@ class Statistics:
             "nonfinite": dict(sorted(self.nonfinite.items())),
             "outliers": {name: list(columns) for name, columns in sorted(self.outliers.items())},
             "zero_points": list(self.zero_points),
+            **({"spared": list(self.spared)} if self.spared else {}),
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
         for index, name in enumerate(names):
@@ -332,6 +336,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         {str(n): _rounded(grouped[f"r{i}"], int(limit)) for i, (n, limit) in enumerate(meta.get("rounding", ()))},
         {str(n): tuple(map(int, columns)) for n, columns in meta.get("outliers", {}).items()},
         tuple(map(str, meta.get("zero_points", ()))),
+        tuple(map(str, meta.get("spared", ()))),
     )
 
 

@@ -55,6 +55,7 @@ class Effort:
         rows: rows of a layer's input that factors are chosen on, over all samples.
         trials: times that the quantized model is made and run at most to confirm factors.
         work: multiply-accumulates that may be spent on the rounding of weights.
+        spares: times that the quantized model is run at most with some of its layers in float, to find the costly ones.
     """
 
     picked: int
@@ -62,11 +63,12 @@ class Effort:
     rows: int
     trials: int
     work: float
+    spares: int
 
 
 LEVELS = {
-    "balanced": Effort(picked=96, judges=16, rows=384, trials=7, work=2e11),
-    "best": Effort(picked=512, judges=48, rows=1024, trials=25, work=1e13),
+    "balanced": Effort(picked=96, judges=16, rows=384, trials=7, work=2e11, spares=24),
+    "best": Effort(picked=512, judges=48, rows=1024, trials=25, work=1e13, spares=120),
 }
 """Name of an effort above `fast` -> what it spends."""
 

@@ -6,7 +6,8 @@ find are the plain values of `onnxq.outcome`.
 
 from __future__ import annotations
 
+from onnxq.placement.groups import Group, groups
 from onnxq.search.flow import Evaluation, sensitivity, within_budget
-from onnxq.search.groups import Group, groups, without
+from onnxq.search.groups import without
 
 __all__ = ["Evaluation", "Group", "groups", "sensitivity", "within_budget", "without"]

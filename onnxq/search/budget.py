@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.monitor import Monitor
     from onnxq.outcome import Sensitivity, Verdict
+    from onnxq.placement.groups import Group
     from onnxq.plan import Plan
     from onnxq.search.goals import Goal
-    from onnxq.search.groups import Group
     from onnxq.search.noise import Exact
     from onnxq.search.trials import Trials
 

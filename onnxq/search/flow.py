@@ -12,10 +12,10 @@ from onnxq.data import Source, rereadable
 from onnxq.errors import DataError, ModelError, RecipeError
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
+from onnxq.placement.groups import groups
 from onnxq.search.aside import Aside
 from onnxq.search.budget import Search, unmet, within
 from onnxq.search.goals import MaxDrop, MinSqnr
-from onnxq.search.groups import groups
 from onnxq.search.measuring import key_of, measure
 from onnxq.search.metrics import Metric, load_metric
 from onnxq.search.split import SEARCHED, split
@@ -168,7 +168,8 @@ def _trials(
     source = rereadable(_opened(data, ready, "data", monitor))
     session = session_for(ready.graph, (), recipe.provider_list, recipe.custom_op_list)
     parts = split(session, source, held_back, monitor)
-    ready = replace(ready, recipe=replace(ready.recipe, max_samples=None))  # they are counted already
+    # Samples are counted already, and which layers go to float is for the budget to say.
+    ready = replace(ready, recipe=replace(ready.recipe, max_samples=None, float_share=0.0))
     statistics = None
     if ready.plan.mode == "static" or needs_data(recipe, ready.plan.mode):
         statistics = api.measured(ready, parts.calibration, monitor, cache, running)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.monitor import Monitor
+    from onnxq.placement.groups import Group
     from onnxq.runtime import Session
     from onnxq.search.aside import Aside
-    from onnxq.search.groups import Group
     from onnxq.search.trials import Trials
 
     Array = npt.NDArray[Any]

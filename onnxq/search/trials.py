@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from onnxq.caches import Cache
     from onnxq.data import Feed
     from onnxq.graph import Graph
+    from onnxq.placement.groups import Group
     from onnxq.plan import Plan
     from onnxq.runtime import Session
-    from onnxq.search.groups import Group
     from onnxq.search.noise import Outputs
     from onnxq.statistics import Statistics
 

@@ -24,6 +24,7 @@ TENSORRT_10 = Target(
     min_channels=16,  # ModelOpt's exclusion rules; int8 tensor cores want multiples of 16
     group_multiple=4,  # NvInfer.h, IConvolutionLayer::setNbGroups
     float4=True,  # from 10.8 on
+    float_share=0.05,  # a layer in fp16 takes twice its time in int8 at most
     refuses={"dynamic": "its parser takes scales that are constants, and no DynamicQuantizeLinear or MatMulInteger"},
     next_step={
         # From 10.12 on strong typing is what is not deprecated; the int8 and fp16 flags contradict it.

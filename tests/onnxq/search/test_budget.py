@@ -21,9 +21,10 @@ from onnxq.errors import AccuracyError, DataError, RecipeError
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.parts import Running
+from onnxq.placement.groups import groups
 from onnxq.report import plan_json
 from onnxq.runtime import Session
-from onnxq.search.groups import groups, without
+from onnxq.search.groups import without
 
 if TYPE_CHECKING:
     from pathlib import Path

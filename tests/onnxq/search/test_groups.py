@@ -12,7 +12,8 @@ from real_models import DIGITS
 
 from onnxq import Recipe, Rule, api
 from onnxq.graph import Graph
-from onnxq.search.groups import Group, groups, only, without
+from onnxq.placement.groups import Group, groups
+from onnxq.search.groups import only, without
 
 RNG = np.random.default_rng(0)
 

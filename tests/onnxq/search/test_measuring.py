@@ -13,8 +13,9 @@ from graphs import run
 import onnxq
 from onnxq import Recipe, api
 from onnxq.numerics import sqnr_db
+from onnxq.placement.groups import groups
 from onnxq.runtime import Session
-from onnxq.search.groups import groups, only
+from onnxq.search.groups import only
 
 if TYPE_CHECKING:
     from pathlib import Path

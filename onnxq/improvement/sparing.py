@@ -1,0 +1,105 @@
+"""Which layers stay in float: those that make far more of the error than of the work.
+
+In many models a few cheap layers, often the first or the last ones, make much of the error. What each makes is
+measured: the model is run with a stretch of layers in float, and where that helps with each half of it. The noise of
+single layers nearly adds up, so that what it falls by is theirs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.improvement.judging import confirmed, gains
+from onnxq.monitor import QUIET, Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from onnxq.improvement.judging import Floats
+    from onnxq.placement.groups import Group
+
+    Noise = Callable[[Sequence[Group]], Floats]
+    """Groups in float -> noise over signal of the quantized model, of each sample."""
+
+TIMES = 8.0
+"""How many times its share of the multiply-accumulates a layer must make of the noise."""
+
+LEAST = 0.03
+"""The least share of the noise that is looked for, 0.13 dB."""
+
+PAYS_DB = 0.5
+"""What all that stays in float must gain at the model's outputs: each is a change of types, and of speed."""
+
+STRETCHES = 8
+"""Layers are parted into so many stretches at first."""
+
+
+def spared(
+    groups: Sequence[Group],
+    total: int,
+    limit: float,
+    noise: tuple[Noise, Noise],
+    trials: tuple[int, int],
+    monitor: Monitor = QUIET,
+) -> tuple[Group, ...]:
+    """The groups that stay in float, in the model's order; often none.
+
+    Args:
+        groups: of quantized layers, in the model's order.
+        total: multiply-accumulates of the model.
+        limit: share of them that may stay in float, 0 to 1.
+        noise: on samples that choose, and on those that judge.
+        trials: models that are run at most on the former, and on the latter.
+        monitor: progress.
+    """
+    room = limit * total
+    possible = [g for g in groups if g.macs <= room]
+    if not possible:
+        return ()
+    monitor.stage("Looking for layers to leave in float", None)
+    wanted, left = [], room
+    shares = costly(possible, noise[0], trials[0])
+    for group in sorted(shares, key=lambda g: (-shares[g] * total / max(g.macs, 1), groups.index(g))):
+        if shares[group] >= TIMES * group.macs / total and group.macs <= left:
+            wanted.append(group)
+            left -= group.macs
+    if not wanted:
+        return ()
+    kept = confirmed([wanted], noise[1], lambda _, before, after: gains(before, after, PAYS_DB), trials[1])
+    return tuple(g for g in groups if g in kept)
+
+
+def costly(groups: Sequence[Group], noise: Noise, trials: int) -> dict[Group, float]:
+    """Group -> the share of the noise that goes with it, of those found to make at least `LEAST` of it.
+
+    Args:
+        groups: in the model's order.
+        noise: on the samples that choose.
+        trials: models that are run at most, one with everything in int8 among them.
+    """
+    before = _level(noise(()))
+    size = -(-len(groups) // STRETCHES)
+    waiting = [(-1.0, start, tuple(groups[start : start + size])) for start in range(0, len(groups), size)]
+    found: dict[Group, float] = {}
+    for _ in range(trials - 1):
+        if not waiting:
+            break
+        _, start, stretch = heapq.heappop(waiting)
+        share = 1.0 - float(np.exp(_level(noise(stretch)) - before))
+        if not share >= LEAST:
+            continue
+        if len(stretch) == 1:
+            found[stretch[0]] = share
+            continue
+        middle = len(stretch) // 2
+        for offset, half in ((0, stretch[:middle]), (middle, stretch[middle:])):
+            heapq.heappush(waiting, (-share, start + offset, half))
+    return found
+
+
+def _level(noise: Floats) -> float:
+    """The logarithm of the noise, mean over the samples."""
+    return float(np.log(np.maximum(noise, np.finfo(np.float64).tiny)).mean())

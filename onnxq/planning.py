@@ -1,0 +1,177 @@
+"""From a model and a recipe to a graph that is ready to be observed and lowered, and its plan."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onnxq import files, pipeline
+from onnxq.collect import learn_types
+from onnxq.customs import behind_customs, notes
+from onnxq.errors import ModelError
+from onnxq.intake import checked, load
+from onnxq.modes import lowest_opset
+from onnxq.monitor import QUIET, Monitor
+from onnxq.passes import FitPairs, Smooth, SplitOutliers, prepare
+from onnxq.placement import placed
+from onnxq.placement.dla import cover
+from onnxq.placement.interface import with_interface
+from onnxq.placement.weighted import FLOAT_TYPES
+from onnxq.precision import probes
+from onnxq.recipe import Rule
+from onnxq.schemes import backend
+from onnxq.targets import get_target
+from onnxq.timing import timed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from onnxq.graph import Graph
+    from onnxq.intake import Model
+    from onnxq.plan import Plan
+    from onnxq.recipe import Recipe
+    from onnxq.statistics import Factor
+
+
+SPARED = "left in float: in int8 it makes far more of the error than of the work (float_share)"
+"""Why an effort leaves a layer in float."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be observed and lowered, with its (unresolved) plan."""
+
+    graph: Graph
+    plan: Plan
+    recipe: Recipe
+
+
+def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
+    """Load, bring to the form that is observed and lowered, and plan.
+
+    Raises:
+        ModelError: the model cannot be read, or nothing in it can be quantized.
+        RecipeError: a rule matches nothing.
+    """
+    with checked(model):
+        made = drafted(model, recipe, monitor)
+    if made.plan.mode != "float" and not (made.plan.weights or made.plan.points or made.plan.kept):
+        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
+        raise ModelError(f"there is nothing to quantize in {where}", made.plan.why_empty())
+    return made
+
+
+def drafted(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
+    """`prepared`, also where there is nothing to quantize.
+
+    Raises:
+        OnnxqError: the model cannot be read or prepared, or a rule matches nothing.
+    """
+    monitor.stage("Preparing", None)
+    target = backend(recipe)
+    with timed(monitor, "reading the model"):
+        graph = load(model)
+    prepares = prepare(lowest_opset(recipe, target), target.placement, every_tensor=target.every_tensor)
+    passes: tuple[pipeline.Pass, ...] = (*prepares, FitPairs(target.activation))
+    pipeline.run(graph, passes)
+    if recipe.custom_ops and learn_types(graph, recipe.custom_op_list, recipe.provider_list):
+        pipeline.run(graph, passes)  # types that were unknown are inferred now
+    if files.weight_bytes(graph) > files.SPILL_BYTES:
+        graph = files.spill(graph)
+    return Prepared(graph, planned(graph, recipe), recipe)
+
+
+def planned(graph: Graph, recipe: Recipe) -> Plan:
+    """The plan of a prepared graph.
+
+    Raises:
+        RecipeError: a rule matches nothing.
+    """
+    target = backend(recipe)
+    plan = placed(graph, target, recipe)
+    plan = replace(plan, float_type=recipe.float_type, notes=(*plan.notes, *notes(graph)))
+    if target.every_tensor:
+        plan = cover(graph, plan, target, recipe)
+    if recipe.io_types == "int8":
+        plan = with_interface(graph, plan)
+    if recipe.float_type == "float16":
+        unseen = set() if recipe.custom_ops else behind_customs(graph)
+        plan = replace(plan, probes=tuple(name for name in probes(graph, plan) if name not in unseen))
+    return plan
+
+
+def smoothed(
+    ready: Prepared, factors: Mapping[str, Factor], outliers: Mapping[str, tuple[int, ...]] | None = None
+) -> Prepared:
+    """The prepared model with the factors in it and outlier columns apart, and its plan; itself when there are none.
+
+    Raises:
+        StatisticsError: they belong to another model.
+    """
+    if not factors and not outliers:
+        return ready
+    graph = ready.graph.copy()
+    pipeline.run(graph, (Smooth(factors), SplitOutliers(outliers or {})))
+    return Prepared(graph, planned(graph, ready.recipe), ready.recipe)
+
+
+def activations(graph: Graph) -> tuple[str, ...]:
+    """Names of the main graph's float activations, model inputs and outputs among them."""
+    return tuple(str(v.name) for v in graph.values() if v.name and graph.dtype(v) in FLOAT_TYPES)
+
+
+def without_nodes(ready: Prepared, names: Collection[str], because: str, others: tuple[Rule, ...] = ()) -> Prepared:
+    """The prepared model placed again with these nodes in float and by these rules, and all that must go with them.
+
+    Nothing is quantized in their stead, so that statistics of `ready` serve. The recipe has a rule for every such node.
+
+    Args:
+        ready: the prepared model; names that none of its nodes has are passed over.
+        names: of nodes.
+        because: why, for the plan.
+        others: rules for other nodes.
+
+    Raises:
+        RecipeError: the target cannot do what these rules say.
+    """
+    before, target, left = _uses(ready.plan), get_target(ready.recipe.target), set(names)
+    while True:
+        recipe = replace(ready.recipe, rules=(*ready.recipe.rules, *float_rules(ready.plan, left), *others))
+        plan = planned(ready.graph, recipe)
+        added = {node for node, _ in _uses(plan) - before} - left
+        if not added or target.every_tensor:
+            return Prepared(ready.graph, _observed(_explained(plan, left, because), ready.plan), recipe)
+        left |= added  # an addition, say, that would fuse into its other branch now: it stays in float
+
+
+def float_rules(plan: Plan, names: Collection[str]) -> tuple[Rule, ...]:
+    """What takes nodes out of int8, in the model's order: to float, as no target computes with 16-bit activations."""
+    return tuple(Rule(nodes=glob.escape(d.node), quantize=False) for d in plan.decisions if d.node in names)
+
+
+def _uses(plan: Plan) -> set[tuple[str, int]]:
+    pairs = {use for point in plan.points.values() for use in point.uses}
+    return pairs | {use for weight in plan.weights for use in weight.uses}
+
+
+def _observed(plan: Plan, before: Plan) -> Plan:
+    """The plan that asks for nothing but what was observed: what a float node moves now has the range it had."""
+    seen = set(before.observe)
+    points = {
+        name: replace(point, observe=before.points[name].observe)
+        if point.observe not in seen and name in before.points
+        else point
+        for name, point in plan.points.items()
+    }
+    return replace(plan, points=points)
+
+
+def _explained(plan: Plan, names: Collection[str], because: str) -> Plan:
+    """The plan that says of these nodes why a rule excludes them."""
+    decisions = tuple(
+        replace(d, reason=because) if d.node in names and not d.quantized and d.reason == "excluded by a rule" else d
+        for d in plan.decisions
+    )
+    return replace(plan, decisions=decisions)
