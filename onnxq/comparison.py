@@ -19,7 +19,7 @@ from onnxq.histogram import Tally
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session
-from onnxq.shifted import with_float_tensors
+from onnxq.smoothed import with_float_tensors, with_smoothed_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -188,19 +188,21 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
     they are more, the data is read once for each group of them. `histograms` names tensors, among those compared or
     the inputs, of whose values in the float model a histogram is made. Without `custom_ops`, what depends on custom
     operators is left out. A layer whose shape differs between the models is left out too. Where the quantized model
-    holds a tensor with a constant added, and says so (`onnxq.shifted`), the tensor is compared.
+    holds a tensor shifted or smoothed, and says so (`onnxq.shifted`, `onnxq.smoothed`), the tensor is compared; a
+    histogram of what it holds, asked for under that name, is of the same made of the float model's tensor.
 
     Raises:
         ModelError: the models have no output of the same name, or cannot be run.
         DataError: the data does not fit.
     """
-    quantized = with_float_ends(quantized)
+    quantized, compared = with_float_ends(quantized), reference
     if layers:
         quantized = with_float_tensors(quantized)
+        reference = with_smoothed_tensors(reference, quantized, histograms)
     names = _common(reference, quantized, monitor, layers=layers)
     if not custom_ops:
         names = _without_customs(names, reference, quantized, monitor)
-    seen = _Seen(reference, names, histograms, monitor)
+    seen = _Seen(compared, names, histograms, monitor)
     source, samples = rereadable(source) if layers else source, 0
     while names:
         group: list[str] = []
@@ -228,8 +230,8 @@ class _Seen:
 
     def __init__(self, model: Graph, names: Sequence[str], histograms: Collection[str], monitor: Monitor) -> None:
         inputs = [str(v.name) for v in model.inputs if model.dtype(v) in _FLOATS]
-        self._outputs = {str(v.name) for v in model.outputs}
-        self._sums = {name: _Sums() for name in names}
+        self._outputs, own = {str(v.name) for v in model.outputs}, {str(v.name) for v in model.values()}
+        self._sums = {name: _Sums() for name in names if name in own}
         self._tallies = {name: Tally() for name in (*inputs, *names) if name in histograms}
         self._inputs = tuple(name for name in inputs if name in self._tallies)
         self._monitor = monitor

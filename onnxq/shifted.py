@@ -23,7 +23,7 @@ from onnxq.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from onnxq.graph import Graph
+    from onnxq.graph import Graph, Value
 
 _PREFIX = "onnxq.shifted."
 
@@ -78,9 +78,7 @@ def with_float_tensors(graph: Graph) -> Graph:
         value = values.get(one.tensor)
         if value is None or one.name in values:
             continue
-        if made.dtype(value) != "float32":
-            value = made.add("Cast", [value], name=f"{one.name}/whole", attributes={"to": _FLOAT})
-            made.retype(value, "float32")
+        value = in_float32(made, value, one.name)
         shift = made.constant(f"{one.name}/shift", np.array(one.shift, np.float32))
         value = made.add("Sub", [value, shift], name=f"{one.name}/unshifted", like=value)
         if one.high is not None:
@@ -88,6 +86,15 @@ def with_float_tensors(graph: Graph) -> Graph:
             value = made.add("Clip", [value, *ends], name=f"{one.name}/clipped", like=value)
         value.name = one.name  # which is free, or a node's
     return made
+
+
+def in_float32(graph: Graph, value: Value, name: str) -> Value:
+    """The value, behind a Cast where it has another type; `name` begins the Cast's."""
+    if graph.dtype(value) == "float32":
+        return value
+    cast = graph.add("Cast", [value], name=f"{name}/whole", attributes={"to": _FLOAT})
+    graph.retype(cast, "float32")
+    return cast
 
 
 _FLOAT = 1

@@ -19,6 +19,7 @@ import numpy as np
 from onnxq.errors import PassError, StatisticsError
 from onnxq.linear import Linear, add_bias, renewed, scale_outputs
 from onnxq.rescaling import clip_limit, find_sites, maker_of, mixed_from, reader_at, tie_making
+from onnxq.smoothed import Smoothed, record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,35 +67,46 @@ class Smooth:
 def _apply(graph: Graph, site: Site, factor: Factor, values: dict[str, Value], nodes: dict[str, Node]) -> None:
     scale, shift = factor.scale.astype(np.float64), factor.shift.astype(np.float64)
     readers = [nodes[name] for _, name in site.readers]
+    moved: list[Smoothed] = []
     if site.explicit:
-        _compute(graph, site, values[site.name], (scale, shift), readers)
+        made = _compute(graph, site, values[site.name], (scale, shift), readers)
+        moved.append(Smoothed(site.name, str(made.name), site.axis - (graph.rank(made) or 0)))
     else:
         members = [values[name] for name in site.tensors]
         for value in members:
             if tie_making(graph, value) is None:
-                _make(graph, value, 1 / scale, -shift / scale)
+                moved += _make(graph, value, 1 / scale, -shift / scale)
         for name in site.clips:
             limit = clip_limit(graph, nodes[name]) or 0.0
             new = np.asarray(limit / scale.max(), np.float32)
             graph.set_input(nodes[name], 2, graph.constant(f"{name}/limit", new))
-        for value in members:
-            graph.rename(value, f"{value.name}/smoothed")
+        moved += [_renamed(graph, value, site.axis) for value in members]
+    record(graph, moved, site.name, factor)
     for node in readers:
         _read(graph, node, scale, shift)
 
 
-def _make(graph: Graph, value: Value, factor: Array, shift: Array) -> None:
-    """Let the maker of a tensor give y * factor + shift."""
+def _renamed(graph: Graph, value: Value, axis: int, *, scaled: bool = False) -> Smoothed:
+    """Give a tensor that stands for other values another name."""
+    name = str(value.name)
+    graph.rename(value, f"{name}/smoothed")
+    return Smoothed(name, str(value.name), axis - (graph.rank(value) or 0), scaled)
+
+
+def _make(graph: Graph, value: Value, factor: Array, shift: Array) -> list[Smoothed]:
+    """Let the maker of a tensor give y * factor + shift; return what has other values then, beside it."""
     maker = maker_of(graph, value)
+    moved: list[Smoothed] = []
     if isinstance(maker, Linear):
-        inner = maker.node.outputs[0]
+        inner, last = maker.node.outputs[0], (graph.rank(maker.node.outputs[0]) or 0) - 1
         for between in mixed_from(graph, value):
-            graph.rename(between, f"{between.name}/smoothed")
+            renamed = _renamed(graph, between, last)
+            moved += [renamed] if not moved else []  # V itself; what it is turned into has its channels elsewhere
         if not scale_outputs(graph, maker, factor, shift):
             raise PassError(f"node {maker.node.name!r} cannot take a factor", "This is a fault in onnxq.")
         if maker.bias_add is not None:
-            graph.rename(inner, f"{inner.name}/smoothed")
-        return
+            moved.append(_renamed(graph, inner, last, scaled=True))
+        return moved
     assert maker is not None  # noqa: S101  find_sites saw to it
     for index, constant in ((1, 0.0), (2, shift)):
         old = maker.inputs[index] if index < len(maker.inputs) else None
@@ -103,10 +115,11 @@ def _make(graph: Graph, value: Value, factor: Array, shift: Array) -> None:
         array = np.zeros_like(factor) if old is None else np.asarray(graph.const(old), np.float64)
         name = f"{maker.name}/bias" if old is None else renewed(old)
         graph.set_input(maker, index, graph.constant(name, (array * factor + constant).astype(np.float32)))
+    return moved
 
 
-def _compute(graph: Graph, site: Site, value: Value, factor: tuple[Array, Array], readers: list[Node]) -> None:
-    """Put x' = x (1 / s) - c / s in front of the linear readers."""
+def _compute(graph: Graph, site: Site, value: Value, factor: tuple[Array, Array], readers: list[Node]) -> Value:
+    """Put x' = x (1 / s) - c / s in front of the linear readers, and return it."""
     scale, shift = factor
     shape = [-1] + [1] * ((graph.rank(value) or 0) - 1 - site.axis)
     made = value
@@ -116,6 +129,7 @@ def _compute(graph: Graph, site: Site, value: Value, factor: tuple[Array, Array]
         array = graph.constant(f"{value.name}/{op.lower()}", constant.astype(np.float32).reshape(shape))
         made = graph.add(op, [made, array], name=f"{value.name}/smoothed", like=value)
     graph.replace_uses(value, made, [(node, 0) for node in readers])
+    return made
 
 
 def _read(graph: Graph, node: Node, scale: Array, shift: Array) -> None:

@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "seen",
         "segments",
         "shifted",
+        "smoothed",
     ),
     ("recipe", "modes", "schemes", "inventory"),
     (

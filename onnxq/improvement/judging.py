@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.improvement.picking import Inspected
+    from onnxq.rescaling import Site
     from onnxq.statistics import Factor
 
     Floats = npt.NDArray[np.float64]
@@ -70,6 +71,11 @@ class Judge:
         session = model.session((*looked_at, *inner))
         return looked_at, inner, [run(session, feed) for feed in self._feeds]
 
+    @cached_property
+    def _folded(self) -> tuple[Site, ...]:
+        """The sites whose tensors have other values and names when they are smoothed."""
+        return tuple(site for site in find_sites(self._model.graph) if not site.explicit)
+
     def noise(self, quantized: Graph, factors: Mapping[str, Factor] | None = None) -> Floats:
         """Noise over signal, of each sample: the weighted geometric mean of that of the outputs and of the features.
 
@@ -78,7 +84,7 @@ class Judge:
             factors: site -> those that the model was smoothed with; what they put in place of a tensor is moved back.
         """
         looked_at, inner, exact = self._found
-        sites = [s for s in find_sites(self._model.graph) if s.name in factors and not s.explicit] if factors else []
+        sites = [s for s in self._folded if s.name in factors] if factors else []
         away = {tensor: (s.axis, factors[s.name]) for s in sites for tensor in s.tensors} if factors else {}
         names = (*looked_at, *inner)
         now = {name: f"{name}/smoothed" if name in away else name for name in names}  # as `passes.smooth` has it

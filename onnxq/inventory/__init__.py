@@ -23,6 +23,7 @@ from onnxq.inventory.layers import layers as layers_of
 from onnxq.inventory.types import NAMES, stored_bytes
 from onnxq.inventory.values import Holding, Inventory, Layer, is_low
 from onnxq.shifted import shifted_tensors
+from onnxq.smoothed import stand_ins
 
 if TYPE_CHECKING:
     import os
@@ -68,7 +69,8 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
     tensors = [found for model, decoded in both for found in holdings_of(model, decoded)]
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     shifted = {one.tensor: one for one in shifted_tensors(metadata)}
-    layers = [_told(layer, shifted) for layer in layers]
+    others = stand_ins(metadata)
+    layers = [_told(layer, others) for layer in layers]
     tensors = [_shifted(tensor, shifted) for tensor in tensors]
     producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
     return Inventory(
@@ -87,10 +89,10 @@ def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
     return replace(model, shapes={**model.shapes, **known})
 
 
-def _told(layer: Layer, shifted: Mapping[str, Shifted]) -> Layer:
+def _told(layer: Layer, others: Mapping[str, str]) -> Layer:
     """The layer with the float model's tensors for which its outputs stand."""
-    others = [shifted[name].name for name in layer.outputs if name in shifted]
-    return replace(layer, outputs=tuple(dict.fromkeys((*layer.outputs, *others))))
+    found = [others[name] for name in layer.outputs if name in others]
+    return replace(layer, outputs=tuple(dict.fromkeys((*layer.outputs, *found))))
 
 
 def _shifted(tensor: Holding, shifted: Mapping[str, Shifted]) -> Holding:

@@ -62,7 +62,7 @@ class Layer:
             float type, "unknown" when nothing tells it.
         macs: multiply-accumulates of one run, dimensions that are not known counted as 1.
         outputs: names of the tensors it makes, and behind them those that are the same in another float type, and of
-            the float model's tensors those for which they stand with a constant added.
+            the float model's tensors those for which they stand, shifted or smoothed.
     """
 
     name: str

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 from graphs import Array, graph_of, lines, random_feeds, run, same_function
@@ -9,13 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import StatisticsError
+from onnxq.graph import Graph
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.smooth import Smooth
 from onnxq.rescaling import Site, find_sites
+from onnxq.smoothed import with_float_tensors
 from onnxq.statistics import Factor
-
-if TYPE_CHECKING:
-    from onnxq.graph import Graph
 
 RNG = np.random.default_rng(5)
 
@@ -203,6 +200,26 @@ def test_each_tensor_is_what_the_formula_says() -> None:
     wanted = (normal * weights["g"] + weights["h"] - factor.shift) / factor.scale
     after.set_outputs([v for v in after.values() if v.name == "n/smoothed"])
     np.testing.assert_allclose(run(after, feeds)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_tensor_comes_back_under_its_name(name: str) -> None:
+    text, weights, _ = CASES[name]
+    before = built(text, **weights)
+    sites = find_sites(before)
+    after = before.copy()
+    Smooth(factors_of(sites))(after)
+    whole = with_float_tensors(Graph.from_proto(after.to_proto()))  # the metadata is a part of the file
+    told = {str(v.name) for v in whole.values()}
+    assert {t for site in sites for t in site.tensors} <= told
+    feeds = random_feeds(before, 3, N=2, L=5)
+    shared = [str(v.name) for n in before.nodes for v in n.outputs if v.name in told]
+    for graph in (whole, before):
+        values = {str(v.name): v for v in graph.values()}
+        graph.set_outputs([values[tensor] for tensor in shared])
+    for tensor, found, wanted in zip(shared, run(whole, feeds), run(before, feeds), strict=True):
+        limit = 3e-4 * np.abs(wanted).max()
+        assert np.abs(found - wanted).max() <= limit, tensor
 
 
 def test_a_fold_adds_no_node() -> None:
