@@ -67,7 +67,7 @@ class Effort:
 
 
 LEVELS = {
-    "balanced": Effort(picked=96, judges=16, rows=384, trials=7, work=2e11, spares=24),
+    "balanced": Effort(picked=96, judges=16, rows=384, trials=7, work=2e11, spares=32),
     "best": Effort(picked=512, judges=48, rows=1024, trials=25, work=1e13, spares=120),
 }
 """Name of an effort above `fast` -> what it spends."""

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     Noise = Callable[[Sequence[Group]], Floats]
     """Groups in float -> noise over signal of the quantized model, of each sample."""
 
-TIMES = 8.0
+TIMES = 4.0
 """How many times its share of the multiply-accumulates a layer must make of the noise."""
 
-LEAST = 0.03
-"""The least share of the noise that is looked for, 0.13 dB."""
+LEAST = 0.01
+"""The least share of the noise that is looked for, 0.04 dB."""
 
 PAYS_DB = 0.5
 """What all that stays in float must gain at the model's outputs: each is a change of types, and of speed."""
