@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from onnxq.ahead import at_once, cores, in_turn
 from onnxq.checkpoint import Total
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
@@ -22,6 +23,7 @@ from onnxq.graph import begin_at, remove_unread_inputs
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session, unused_gpu
 from onnxq.seen import Sample, Seen, asked_for
+from onnxq.smallest import copied
 from onnxq.timing import paced, timed
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     """
     gc.collect()  # what is left of the graphs before this one are cycles, and they hold weights
     with timed(monitor, "loading into ONNX Runtime"):
-        runner, run = _runner(graph, (tensors, bounds), (providers, custom_ops), monitor, session)
+        runner, run, most = _runner(graph, (tensors, bounds), (providers, custom_ops), monitor, session)
     warn_of_customs(graph, custom_ops, monitor)
     seen = Seen.of(digest or graph.digest(), tensors, bounds)
     total = Total(seen.statistics(), keeper)
@@ -97,7 +99,7 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
 
     try:
         found = fresh(samples(runner, source, monitor), total.left)
-        count_all(run, found, count, source.bad, monitor)
+        count_all(run, found, count, source.bad, monitor, most)
     except KeyboardInterrupt:
         total.keep(seen.checkpoint, now=True)  # the counting thread has ended: no sample is half counted
         raise
@@ -111,21 +113,27 @@ def _runner(
     runtime: tuple[Sequence[str], Sequence[str]],
     monitor: Monitor,
     session: Session | None,
-) -> tuple[Runner, Callable[[Feed], Arrays]]:
-    """What runs the model, and what gives what is to be counted of a sample: on a GPU counts, else tensors."""
+) -> tuple[Runner, Callable[[Feed], Arrays], int]:
+    """What runs the model, what gives what is to be counted of a sample, and how many of them it may run at once.
+
+    On a GPU what is counted there comes as counts, else as tensors.
+    """
     from onnxq.on_device import LOWEST_OPSET, OnDevice  # it makes a session by what is below
 
     tensors, bounds = names
     every = asked_for(tensors, bounds)
     if session is None and tuple(runtime[0][:1]) == ("cuda",) and graph.opset >= LOWEST_OPSET:
         device = OnDevice(graph, tensors, bounds, runtime)
-        return device, device.observed
+        return device, device.observed, 1
     if session is None and tuple(runtime[0][:1]) == ("cuda",):
         monitor.warn(f"tensors are counted on the CPU: opset {graph.opset} cannot, {LOWEST_OPSET} could on the GPU")
     if session is None and unused_gpu(runtime[0]):
         monitor.warn("calibrating on the CPU, although there is a GPU: --providers cuda runs and counts on it")
-    session = session or session_for(graph, every, *runtime)
-    return session, partial(observed, session, every)
+    most = 1
+    if session is None:
+        most = at_once(graph, every, cores()) if tuple(runtime[0]) == ("cpu",) and not runtime[1] else 1
+        session = session_for(graph, every, *runtime, threads=cores() - most + 1 if most > 1 else 0)
+    return session, partial(observed, session, every), most
 
 
 def warn_of_customs(graph: Graph, custom_ops: Sequence[str], monitor: Monitor) -> None:
@@ -142,13 +150,13 @@ def nothing_seen(
 
 
 def fresh(found: Iterable[tuple[str, Feed]], left: Counter[int]) -> Iterator[tuple[Sample, Feed]]:
-    """The samples that are not among those `left` of a checkpoint, of which they are taken off."""
+    """The samples that are not among those `left` of a checkpoint, of which they are taken off; copied."""
     for label, feed in found:
         sample = Sample(label, sample_hash(feed), {k: (v.shape, v.shape) for k, v in feed.items()})
         if left[sample.hash]:
             left[sample.hash] -= 1
         else:
-            yield sample, feed
+            yield sample, copied(feed)
 
 
 def count_all(
@@ -157,17 +165,18 @@ def count_all(
     count: Callable[[Arrays, Sample, Event], None],
     bad: Callable[[DataError], None] | None,
     monitor: Monitor = QUIET,
+    most: int = 1,
 ) -> None:
-    """Run every sample, and count its tensors while the next one runs; `bad` is told of those that cannot be run.
+    """Run every sample, `most` at once, and count its tensors while the next ones run.
 
-    One thread counts, in order: the result is as without it, and an interrupt, which only the main thread sees,
-    leaves no sample half counted.
+    Feeds must be arrays of their own. `bad` is told of samples that cannot be run. One thread counts, in order: the
+    result is as without it, and an interrupt, which only the main thread sees, leaves no sample half counted.
     """
     counted: Future[None] | None = None
-    with ThreadPoolExecutor(1) as counter:
-        for sample, feed in paced(found, monitor, "reading data"):
-            with timed(monitor, "the forward pass"):
-                arrays = _tried(run, feed, sample.label, bad)
+    with ThreadPoolExecutor(1) as counter, ThreadPoolExecutor(most) as runners:
+        for sample, made in in_turn(run, paced(found, monitor, "reading data"), runners, most):
+            with timed(monitor, "the forward pass, or waiting for it"):
+                arrays = _tried(made, sample.label, bad)
             with timed(monitor, "waiting for counting"):
                 if counted is not None:
                     counted.result()
@@ -181,11 +190,11 @@ def count_all(
                 counted.result()
 
 
-def _tried(run: Callable[[Feed], _T], feed: Feed, label: str, bad: Callable[[DataError], None] | None) -> _T | None:
+def _tried(run: Callable[[], _T], label: str, bad: Callable[[DataError], None] | None) -> _T | None:
     """What a sample gives; None where it cannot be run and such samples are skipped."""
     try:
         with named(label):
-            return run(feed)
+            return run()
     except DataError as error:
         if bad is None:
             raise
@@ -228,11 +237,13 @@ def session_for(
     providers: Sequence[str],
     custom_ops: Sequence[str] = (),
     reads: Sequence[str] = (),
+    *,
+    threads: int = 0,
 ) -> Session:
     """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed).
 
     Those of bodies come flat, and empty where the body did not run. `reads` names activations that are given like
-    inputs; then nothing of what makes them is left.
+    inputs; then nothing of what makes them is left. `threads` as of a Session.
     """
     copy = graph.copy()
     begin_at(copy, reads)
@@ -253,7 +264,7 @@ def session_for(
         _refuse_customs(copy, outputs)
     large = weight_bytes(copy) > SPILL_BYTES
     model = for_runtime(copy) if large else copy.to_proto().SerializeToString()
-    return Session(model, providers, as_written=True, custom_ops=custom_ops)
+    return Session(model, providers, as_written=True, custom_ops=custom_ops, threads=threads)
 
 
 def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:
@@ -284,7 +295,7 @@ def samples(session: Runner, source: Source, monitor: Monitor, *, tried: bool = 
         for where, part in rows if len(parts) > 1 and splits else [(label, feed)]:
             if not holds_numbers(part, where, source):
                 continue
-            if not tried or source.bad is None or _tried(partial(_once, session), part, where, source.bad) is not None:
+            if not tried or source.bad is None or _tried(partial(_once, session, part), where, source.bad) is not None:
                 yield where, part
         monitor.advance()
 

@@ -18,7 +18,6 @@ from onnxq.memory import for_tensors
 from onnxq.monitor import QUIET, Monitor
 from onnxq.seen import Seen, asked_for
 from onnxq.segments import Segment, cut, sample_sizes
-from onnxq.smallest import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -169,7 +168,7 @@ class Relay:
         """The samples, so many at a time as may be kept."""
         block: Block = []
         for sample, feed in found:
-            block.append((sample, copied(feed)))
+            block.append((sample, feed))
             if len(block) >= self._room(feed):
                 yield block
                 block = []

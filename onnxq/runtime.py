@@ -55,7 +55,8 @@ class Session:
     `as_deployed` is a session as a user's code gets it, for what it runs and how long that takes; all others are exact
     on such CPUs, and their threads do not spin.
     `custom_ops` are shared libraries that export RegisterCustomOps. `output_types` gives numpy's name of the element
-    type of every output, None for what is no tensor of numbers. `write_to` is where the optimized model goes,
+    type of every output, None for what is no tensor of numbers. `threads` work on one run, all cores where it is 0; the
+    one that calls is among them. `write_to` is where the optimized model goes,
     `profile_to` the beginning of the name of the profile that `end_profile` writes.
     """
 
@@ -70,11 +71,13 @@ class Session:
         custom_ops: Sequence[str] = (),
         write_to: Path | None = None,
         profile_to: Path | None = None,
+        threads: int = 0,
     ) -> None:
         import onnxruntime as ort  # noqa: TID251  this is the wall; 0.1 s that `import onnxq` need not pay
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads
         if not as_deployed:
             # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")

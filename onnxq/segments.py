@@ -8,6 +8,7 @@ Convolutions that follow one another are not cut apart, see `BLOCKED`.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node, Value
 
-HEAVY = frozenset(
+RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+)
+"""Operators that may give something else each time."""
+
+HEAVY = RANDOM | frozenset(
     (
         *("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "MatMulInteger", "ConvInteger", "QLinearMatMul"),
         *("QLinearConv", "LSTM", "GRU", "RNN", "TopK", "NonMaxSuppression", "Resize", "GridSample"),
-        *("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
-        "Dropout",
     )
 )
 """Operators that are not run twice: they cost something, or give something else each time."""
@@ -97,12 +101,13 @@ def sample_sizes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     return {str(v.name): nbytes(copy, v) for v in copy.values() if v.name}
 
 
-def nbytes(graph: Graph, value: Value) -> int:
-    """Bytes of a tensor of known size and a type that numpy knows; else 0."""
-    dtype, size = graph.dtype(value), graph.size(value)
-    if size is None or dtype is None:
+def nbytes(graph: Graph, value: Value, ones: Collection[str] = ()) -> int:
+    """Bytes of a tensor of known size and a type that numpy knows; else 0. Dimensions named in `ones` count as 1."""
+    dtype, shape = graph.dtype(value), graph.shape(value)
+    known = [d if isinstance(d, int) else 1 for d in shape or () if isinstance(d, int) or d in ones]
+    if shape is None or dtype is None or len(known) < len(shape):
         return 0
-    return size * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize if dtype in _NUMPY else 1)
+    return math.prod(known) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize if dtype in _NUMPY else 1)
 
 
 _NUMPY = frozenset(

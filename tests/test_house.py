@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "formats", "memory"),
     (
+        "ahead",
         "targets",
         "statistics",
         "patterns",
