@@ -291,7 +291,7 @@ def lowered(
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing, statistics.outliers)
         statistics.check_model(ready.graph.digest())
-        if statistics.spared:
+        if statistics.spared and ready.recipe.float_share != 0:
             ready = without_nodes(ready, statistics.spared, SPARED)
         plan = settled(ready.graph, ready.plan, statistics.met, target, ready.recipe)
         ready = replace(ready, plan=with_zero_points(ready.graph, plan, statistics.zero_points))

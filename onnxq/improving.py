@@ -87,7 +87,13 @@ def improved(
     better = api.smoothed(ready, factors)
     names = _names(better, all_tensors=all_tensors)
     found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
-    return found if examined is None else _refined(better, found, *examined, monitor)
+    if examined is None:
+        return found
+    try:
+        return _refined(better, found, *examined, monitor)
+    except ModelError as error:  # what is looked at cannot be had from ONNX Runtime
+        monitor.warn(f"codes and zero points cannot be chosen by the data: {error.message}")
+        return found
 
 
 def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:

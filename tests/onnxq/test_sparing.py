@@ -1,0 +1,203 @@
+"""Layers that an effort leaves in float: which are found, that judges have their say, that the model keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from graphs import Array, graph_of, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq import Recipe, RecipeError, StatisticsError, api, improving
+from onnxq.errors import ModelError
+from onnxq.improvement.sparing import LEAST, TIMES, costly, spared
+from onnxq.monitor import Monitor
+from onnxq.placement.groups import Group
+from onnxq.planning import SPARED, without_nodes
+from onnxq.statistics import Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from onnxq.graph import Graph
+    from onnxq.improvement.judging import Floats
+    from onnxq.improvement.sparing import Noise
+    from onnxq.plan import Plan
+
+RECIPE = Recipe(high_precision="fp32")
+
+
+def layers(*macs: int) -> list[Group]:
+    return [Group((f"g{i}",), n) for i, n in enumerate(macs)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=40).filter(lambda x: sum(x) > 1.0))
+def test_what_makes_noise_is_found(noise: list[float]) -> None:
+    """Where noise adds up, each layer's share is what the sums say, and none above the least share is missed."""
+    groups = layers(*[1] * len(noise))
+    by_group = dict(zip(groups, noise, strict=True))
+    total = sum(noise)
+
+    def left(chosen: Sequence[Group]) -> Floats:
+        return np.array([total - sum(by_group[g] for g in chosen)] * 3) + 1e-9
+
+    found = costly(groups, left, trials=200)
+    shares = {g: by_group[g] / total for g in groups}
+    assert (
+        {g for g in groups if shares[g] > LEAST * 1.001}
+        <= set(found)
+        <= {g for g in groups if shares[g] > LEAST * 0.999}
+    )
+    for group, share in found.items():
+        assert share == pytest.approx(shares[group], abs=1e-6)
+
+
+def test_no_more_models_are_run_than_allowed() -> None:
+    ran: list[int] = []
+
+    def noise(chosen: Sequence[Group]) -> Floats:
+        ran.append(len(chosen))
+        return np.array([1.0 - 0.02 * len(chosen)] * 3)
+
+    costly(layers(*[1] * 40), noise, trials=12)
+    assert len(ran) == 12
+
+
+def choose(
+    groups: Sequence[Group], noise: Sequence[float], limit: float, judged: Sequence[float] | None = None
+) -> list[str]:
+    """Names of what stays in float, where noise adds up; `judged` where the judges see other noise."""
+
+    def left(of: Sequence[float]) -> Noise:
+        by_group = dict(zip(groups, of, strict=True))
+        return lambda chosen: np.array([1e-9 + sum(of) - sum(by_group[g] for g in chosen)] * 4)
+
+    total = sum(g.macs for g in groups)
+    kept = spared(groups, total, limit, (left(noise), left(noise if judged is None else judged)), (100, 7))
+    return [g.name for g in kept]
+
+
+def test_layers_that_err_by_their_share_are_left_alone() -> None:
+    groups = layers(*[10] * 30)
+    assert choose(groups, [1.0] * 30, limit=0.05) == []
+    assert choose(groups, [1.0] * 29 + [TIMES * 0.9], limit=0.05) == []
+
+
+def test_a_cheap_bad_layer_stays_in_float_and_a_dear_one_does_not() -> None:
+    groups = layers(10, 400, *[10] * 59)  # 1 %, 40 %
+    noise = [1.0, 60.0, 30.0, *[0.5] * 58]
+    assert choose(groups, noise, limit=0.05) == ["g2"]
+    assert choose(groups, noise, limit=0.005) == []
+
+
+def test_the_limit_holds_and_the_best_for_their_work_come_first() -> None:
+    groups = layers(*[10] * 100)
+    noise = [0.1] * 100
+    noise[3], noise[40], noise[70], noise[71] = 20.0, 40.0, 30.0, 10.0
+    assert choose(groups, noise, limit=0.03) == ["g3", "g40", "g70"]
+    assert choose(groups, noise, limit=0.02) == ["g40", "g70"]
+
+
+def test_the_judges_have_the_last_word() -> None:
+    groups = layers(*[10] * 100)
+    noise = [0.1] * 100
+    noise[3] = noise[40] = 20.0
+    judged = [0.1] * 100
+    judged[40] = 20.0
+    assert choose(groups, noise, 0.05, judged=[1.0] * 100) == []
+    assert set(choose(groups, noise, 0.05, judged=judged)) >= {"g40"}
+
+
+# -- whole models ----------------------------------------------------------------------------------------------
+
+
+def heavy_tailed() -> Graph:
+    """A cheap first layer whose input has rare large values that Tanh then forgets, and dear, harmless ones."""
+    rng = np.random.default_rng(3)
+    w = {"a": (32, 32), "b": (32, 256), "c": (256, 256), "d": (256, 32)}
+    arrays = {n: (rng.normal(size=s) * 1.5 / np.sqrt(s[0])).astype(np.float32) for n, s in w.items()}
+    text = """(float[N,32] x) => (float[N,32] y) {
+              x1 = MatMul(x, a) x2 = Tanh(x1) x3 = MatMul(x2, b) x4 = Tanh(x3) x5 = MatMul(x4, c) x6 = Tanh(x5)
+              y = MatMul(x6, d) }"""
+    return graph_of(text, 17, **arrays)
+
+
+def samples(count: int, seed: int) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_t(1.3, size=(4, 32)).astype(np.float32)} for _ in range(count)]
+
+
+def floats(plan: Plan) -> list[str]:
+    return [d.node for d in plan.decisions if d.reason == SPARED]
+
+
+def sqnr(graph: Graph, quantized: Graph, feeds: list[dict[str, Array]]) -> float:
+    pairs = [(run(graph, feed)[0], run(quantized, feed)[0]) for feed in feeds]
+    noise = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    return 10 * np.log10(sum(float((a.astype(np.float64) ** 2).sum()) for a, _ in pairs) / noise)
+
+
+def test_what_costs_most_for_its_work_stays_in_float() -> None:
+    graph, data, unseen = heavy_tailed(), samples(64, 0), samples(32, 1)
+    all_int8, plan = api.quantize(graph, data, replace(RECIPE, float_share=0.0))
+    assert floats(plan) == []
+    assert plan.int8_share() == 1.0
+    better, plan = api.quantize(graph, data, RECIPE)
+    first = next(str(n.name) for n in graph.nodes)
+    assert floats(plan) == [first]
+    assert 0.95 <= plan.int8_share() < 1.0
+    assert sqnr(graph, better, unseen) > sqnr(graph, all_int8, unseen) + 3
+
+
+def test_only_efforts_above_fast_and_targets_that_say_so() -> None:
+    data = samples(64, 0)
+    for recipe in (replace(RECIPE, effort="fast"), Recipe(target="ort-cpu")):
+        assert floats(api.quantize(heavy_tailed(), data, recipe)[1]) == []
+
+
+def test_the_order_of_samples_does_not_matter_and_statistics_keep_it(tmp_path: Path) -> None:
+    data = samples(64, 0)
+    found = api.calibrate(heavy_tailed(), data, RECIPE)
+    assert found.spared
+    found.save(tmp_path / "a.npz")
+    api.calibrate(heavy_tailed(), data[::-1], RECIPE).save(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    again = Statistics.load(tmp_path / "a.npz")
+    assert again.spared == found.spared
+    direct, from_file = (api.quantize(heavy_tailed(), d, RECIPE)[0] for d in (data, again))
+    assert direct.to_proto().SerializeToString() == from_file.to_proto().SerializeToString()
+    assert floats(api.quantize(heavy_tailed(), again, replace(RECIPE, float_share=0.0))[1]) == []
+    with pytest.raises(StatisticsError, match="improved in different ways"):
+        found + replace(found, spared=())
+
+
+def test_a_budget_says_itself_what_goes_to_float() -> None:
+    _, plan = api.quantize(heavy_tailed(), samples(96, 0), replace(RECIPE, min_sqnr=10.0))
+    assert floats(plan) == []
+
+
+def test_names_that_the_model_lacks_are_passed_over() -> None:
+    ready = api.prepared(heavy_tailed(), RECIPE)
+    assert without_nodes(ready, ["no such node"], SPARED).plan == ready.plan
+
+
+def test_a_share_is_a_share() -> None:
+    for wrong in (1.0, -0.1, float("nan")):
+        with pytest.raises(RecipeError, match="float_share"):
+            Recipe(float_share=wrong)
+
+
+def test_where_nothing_can_be_judged_calibration_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Statistics:
+        raise ModelError("ONNX Runtime does not give this tensor")
+
+    monkeypatch.setattr(improving, "_refined", broken)
+    warned: list[str] = []
+    _, plan = api.quantize(heavy_tailed(), samples(64, 0), RECIPE, Monitor(warn=warned.append))
+    assert plan.resolved
+    assert any("does not give this tensor" in text for text in warned)
