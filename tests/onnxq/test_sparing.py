@@ -139,7 +139,7 @@ def floats(plan: Plan) -> list[str]:
 def sqnr(graph: Graph, quantized: Graph, feeds: list[dict[str, Array]]) -> float:
     pairs = [(run(graph, feed)[0], run(quantized, feed)[0]) for feed in feeds]
     noise = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
-    return 10 * np.log10(sum(float((a.astype(np.float64) ** 2).sum()) for a, _ in pairs) / noise)
+    return float(10 * np.log10(sum(float((a.astype(np.float64) ** 2).sum()) for a, _ in pairs) / noise))
 
 
 def test_what_costs_most_for_its_work_stays_in_float() -> None:
