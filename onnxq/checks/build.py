@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from onnxq.checks.versions import Version
 
 SMALL = 1024  # elements; shape inference reads the values of small constants only (axes, target shapes)
+
+_T = TypeVar("_T")
 
 
 def read(path: str | os.PathLike[str]) -> ModelProto:
@@ -138,8 +141,11 @@ def _indexed(graph: GraphProto, outer: Model, *, main: bool = False) -> Iterator
     """The index of a graph inside `outer`, then those of the bodies inside it."""
     constants = {tensor.name: tensor for tensor in graph.initializer} | _constants(graph)
     shapes, types = _declared(graph)
+    producers = {name: node for node in graph.node for name in node.output if name}
+    readers = dict.fromkeys((*producers, *constants, *(value.name for value in graph.input)), ()) | _users(graph)
     # A name from outside keeps all its readers; a body's own names may recur in a sibling body.
-    seen = {name: users for name, users in outer.users.items() if name in outer.types or name in outer.producers}
+    seen = {name for name in readers if name in outer.users and (name in outer.types or name in outer.producers)}
+    over = _merged if main else _chained
     scope = Model(
         proto=outer.proto,
         main=main,
@@ -147,14 +153,14 @@ def _indexed(graph: GraphProto, outer: Model, *, main: bool = False) -> Iterator
         base_dir=outer.base_dir,
         nodes=tuple(graph.node),
         opset=outer.opset,
-        constants={**outer.constants, **constants},
-        producers={**outer.producers, **{name: node for node in graph.node for name in node.output if name}},
-        users={**_users(graph), **seen},
+        constants=over(constants, outer.constants),
+        producers=over(producers, outer.producers),
+        users=over({name: users for name, users in readers.items() if name not in seen}, outer.users),
         inputs=frozenset(value.name for value in graph.input),
         outputs=frozenset(value.name for value in graph.output),
-        shapes={**outer.shapes, **shapes, **{name: tuple(tensor.dims) for name, tensor in constants.items()}},
-        types={**outer.types, **types, **{name: tensor.data_type for name, tensor in constants.items()}},
-        carried=_carried(graph, outer.carried),
+        shapes=over(shapes | {name: tuple(tensor.dims) for name, tensor in constants.items()}, outer.shapes),
+        types=over(types | {name: tensor.data_type for name, tensor in constants.items()}, outer.types),
+        carried=_carried(graph, outer.carried, main=main),
     )
     yield scope
     for node in graph.node:
@@ -162,15 +168,31 @@ def _indexed(graph: GraphProto, outer: Model, *, main: bool = False) -> Iterator
             yield from _indexed(body, scope)
 
 
-def _carried(graph: GraphProto, outer: Mapping[str, NodeProto]) -> dict[str, NodeProto]:
-    found = dict(outer)
+def own(table: Mapping[str, _T]) -> Mapping[str, _T]:
+    """What a graph itself holds, of one of the tables of its Model; for the main graph all of it."""
+    return table.maps[0] if isinstance(table, ChainMap) else table
+
+
+def _merged(inner: dict[str, _T], outer: Mapping[str, _T]) -> Mapping[str, _T]:
+    """What a graph holds by name, in one table with what is around it."""
+    return {**outer, **inner}
+
+
+def _chained(inner: dict[str, _T], outer: Mapping[str, _T]) -> Mapping[str, _T]:
+    """The same for a body, without a copy of all that is around it: a model may have thousands of bodies."""
+    return ChainMap(inner, *(outer.maps if isinstance(outer, ChainMap) else [cast("dict[str, _T]", outer)]))
+
+
+def _carried(graph: GraphProto, outer: Mapping[str, NodeProto], *, main: bool) -> Mapping[str, NodeProto]:
+    inner: dict[str, NodeProto] = {}
+    found = inner if main else _chained(inner, outer)
     for node in graph.node:
         makers = [found.get(name) for name in node.input]
         maker = node if node.op_type == DQ and is_qdq(node) else None
         if is_onnx(node) and (node.op_type in COPIES or (node.op_type == "Concat" and None not in makers)):
             maker = next(iter(makers), None)
         if maker is not None:
-            found |= {name: maker for name in node.output if name}
+            inner |= {name: maker for name in node.output if name}
     return found
 
 

@@ -13,6 +13,7 @@ from onnxq.customs import is_custom, stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
     from onnx import GraphProto, ModelProto, TensorProto
 
@@ -36,16 +37,16 @@ def valid(model: Model) -> Iterator[Breach]:
         yield from _checked(model.proto)
 
 
-def unsorted(graph: GraphProto, outer: frozenset[str] = frozenset()) -> Iterator[Breach]:
+def unsorted(graph: GraphProto, outer: tuple[AbstractSet[str], ...] = ()) -> Iterator[Breach]:
     """Nodes that read what is not made before them: out of order, on a cycle, or made nowhere."""
-    known = set(outer) | {t.name for t in graph.initializer} | {value.name for value in graph.input}
+    known = {t.name for t in graph.initializer} | {value.name for value in graph.input}
     known |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
         for name in filter(None, node.input):
-            if name not in known:
+            if name not in known and not any(name in names for names in outer):
                 yield error(node, f"reads {name}, which no earlier node makes")
         for body in bodies(node):
-            yield from unsorted(body, frozenset(known))
+            yield from unsorted(body, (known, *outer))
         known |= set(node.output)
 
 

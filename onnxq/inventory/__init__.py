@@ -109,7 +109,7 @@ def _interface(proto: ModelProto, metadata: Mapping[str, str]) -> tuple[Port, ..
 def _sizes(models: Iterable[Model]) -> tuple[tuple[str, int, int], ...]:
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    seen = {id(tensor): tensor for model in models for tensor in model.constants.values()}
+    seen = {id(tensor): tensor for model in models for tensor in build.own(model.constants).values()}
     for tensor in seen.values():
         kind = NAMES.get(tensor.data_type, "other")
         counts[kind] += 1

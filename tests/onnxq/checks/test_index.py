@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import runpy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +14,11 @@ from check_graphs import CONV, X8, const, io, model, pair
 from legality import ADVICE, assert_legal, findings
 from onnx import numpy_helper
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from onnxq.checks.build import graphs, own
+from onnxq.checks.versions import get_version
+
+SYNTHETIC = Path(__file__).parents[3] / "scripts" / "synthetic.py"
+BRANCHES: Any = runpy.run_path(str(SYNTHETIC), run_name="synthetic")["branches"]
 
 
 def test_assert_legal_lists_errors_and_warnings_but_the_allowed_ones() -> None:
@@ -119,3 +124,36 @@ def test_defaults_of_onnxruntime_are_not_for_tensorrt(tmp_path: Path) -> None:
     assert {("P4", "E"), ("P5", "E"), ("P16", "E")} <= {(f.id, f.severity) for f in found}
     with pytest.raises(AssertionError, match="is not zero"):
         assert_legal(onnx.load_model(target))
+
+
+def test_a_body_sees_what_is_around_it_and_nothing_of_its_siblings() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[4] x, bool k) => (float[4] y)
+        <float[4] w = {1,2,3,4}> {
+        outside = Relu(x)
+        y = If (k) <then_branch = t () => (float[4] a) { local = Add(outside, w) a = Relu(local) },
+                    else_branch = e () => (float[4] b) { local = Abs(x) b = Neg(outside) }>
+        z = Abs(outside)
+    }"""
+    main, then, other = graphs(onnx.parser.parse_model(text), "", get_version("tensorrt"))
+    assert [node.op_type for node in then.users["local"]] == ["Relu"]
+    assert not other.users["local"]  # the other branch reads its own of that name
+    for seen in (main, then, other):
+        assert sorted(node.op_type for node in seen.users["outside"]) == ["Abs", "Add", "Neg"]
+    assert other.producers["local"].op_type == "Abs"
+    assert then.producers["local"].op_type == "Add"
+    assert other.producers["outside"].op_type == "Relu"
+    assert "local" not in main.producers
+    assert "w" in then.constants
+    assert then.shapes["w"] == (4,)
+
+
+def test_tables_of_bodies_grow_with_the_model() -> None:
+    """A body's tables hold its own names, not again all that is around it."""
+
+    def held(nodes: int) -> int:
+        models = graphs(BRANCHES(nodes), "", get_version("tensorrt"))
+        tables = (t for m in models for t in (m.constants, m.producers, m.users, m.shapes, m.types, m.carried))
+        return sum(len(own(table)) for table in tables)
+
+    small, large = held(160), held(320)
+    assert large <= 2.1 * small
