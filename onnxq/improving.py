@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from onnxq import api, pipeline
+from onnxq.blas import one_thread
 from onnxq.choose import resolve, with_codes
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
@@ -58,6 +59,7 @@ NEAREST: Mapping[str, Rounded] = {}
 """No codes that were chosen: every weight is rounded to the nearest."""
 
 
+@one_thread()
 def improved(
     ready: api.Prepared,
     data: object,

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram"),
-        *("monitor", "scratch", "smallest", "timing"),
+        *("monitor", "scratch", "smallest", "timing", "blas"),
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "formats", "memory"),
     (
@@ -96,6 +96,7 @@ WALLS: dict[str, set[str]] = {
     "click": {"cli", "cli_options", "cli_search", "cli_statistics", "cli_views"},
     "jinja2": {"page"},
     "rich": {"tables", "progress"},
+    "threadpoolctl": {"blas"},
     "distributed": {"parts"},
     "PIL": {"data"},
     "pyarrow": {"data"},

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from onnxq.ahead import cores
+from onnxq.blas import side_by_side
 from onnxq.feedback import DAMP, feedback, whole
 from onnxq.improvement.judging import gains
 from onnxq.improvement.picking import run
@@ -84,11 +86,17 @@ def rounded_weights(
         return {}
     monitor.stage(f"Rounding {len(layers)} weights", len(layers))
     found: dict[str, Rounded] = {}
+
+    def codes(known: tuple[_Layer, tuple[Floats | None, int]]) -> Rounded | None:
+        layer, (hessian, rows) = known
+        damp = DAMP * max(1.0, _TRUSTED * layer.sizes[1] / max(rows, 1))
+        return None if hessian is None else _rounded(model.graph, layer, (hessian, damp), grid)
+
     for part in _parts(layers):
-        for layer, (hessian, rows) in zip(part, _hessians(model, part, picked), strict=True):
-            if hessian is not None:
-                damp = DAMP * max(1.0, _TRUSTED * layer.sizes[1] / rows)
-                found[layer.point.tensor] = _rounded(model.graph, layer, (hessian, damp), grid)
+        known = zip(part, _hessians(model, part, picked), strict=True)
+        for layer, made in zip(part, side_by_side(codes, known, _threads()), strict=True):
+            if made is not None:
+                found[layer.point.tensor] = made
             monitor.advance()
     if not found:
         return {}
@@ -161,6 +169,11 @@ def _affordable(layers: list[_Layer], work: float) -> list[_Layer]:
     return [layer for index, layer in enumerate(layers) if index in taken]
 
 
+def _threads() -> int:
+    """Layers that are worked on at once: each takes several times its matrix H."""
+    return min(cores(), 4)
+
+
 def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
     """The layers in runs whose matrices fit into memory together."""
     part: list[_Layer] = []
@@ -188,13 +201,20 @@ def _hessians(model: Inspected, layers: Sequence[_Layer], picked: Picked) -> lis
         if not lacking:
             break
         arrays = run(session, feed)
-        for key, layer in lacking.items():
+
+        def product(layer: _Layer, arrays: Mapping[str, Array] = arrays, seed: int = seed) -> tuple[Array, int]:
             x = _taken(model.graph, layer, arrays[layer.tensor], seed)
             x = dequantize(quantize(x, layer.params), layer.params)
             grouped = _by_group(x, layer.sizes[0])
-            product = (grouped.transpose(0, 2, 1) @ grouped).astype(np.float64)
-            sums[key] = sums[key] + product if key in sums else product
-            counts[key] += len(x)
+            return grouped.transpose(0, 2, 1) @ grouped, len(x)
+
+        found = side_by_side(product, lacking.values(), _threads())
+        for key, (squares, count) in zip(lacking, found, strict=True):
+            if key in sums:
+                sums[key] += squares  # in float64, and in place: the matrices are large
+            else:
+                sums[key] = squares.astype(np.float64)
+            counts[key] += count
     means = (
         sums[key] / counts[key] if counts[key] * _FEWEST >= x.sizes[1] else None
         for key, x in zip(keys, layers, strict=True)
