@@ -23,6 +23,7 @@ PRODUCTS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
     **dict.fromkeys(("MatMulNBits", "MatMulBnb4"), (0, 1)),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (0, 3)),
+    "MultiHeadAttention": (0, 1),
 }
 """Operator -> indices of its two operands."""
 
@@ -170,6 +171,8 @@ def _macs(node: NodeProto, tensors: _Tensors) -> int:
     if not source or not weight or not out:
         return 0
     attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "MultiHeadAttention":  # [B, S, N H] and [B, L, N H]: Q K^T, and as much again with V
+        return 2 * prod(source) * weight[-2]
     if "Conv" in node.op_type:
         last = attributes.get("channels_last", 0)
         pixels = source if node.op_type == "ConvTranspose" else out

@@ -339,3 +339,16 @@ def _bias_slot(graph: Graph, linear: Linear) -> tuple[Node | None, int]:
     if linear.bias_add is None:
         return None, 0
     return linear.bias_add, 0 if graph.is_const(linear.bias_add.inputs[0]) else 1
+
+
+def biased_product(graph: Graph, value: Value) -> tuple[Value, npt.NDArray[Any]] | None:
+    """(the product of matrices [..., N], its bias [N]) that the value is the sum of; None when it is none."""
+    add, shape = graph.producer(value, "Add"), graph.shape(value) or (None,)
+    terms = () if add is None else tuple(add.inputs)
+    for product, constant in zip(terms, terms[::-1], strict=True):
+        bias = graph.const(constant)
+        if product is None or bias is None or graph.producer(product, "MatMul") is None:
+            continue
+        if bias.ndim and bias.size == bias.shape[-1] == shape[-1] and graph.shape(product) == shape:
+            return product, bias.reshape(-1)
+    return None
