@@ -3,9 +3,11 @@
     python scripts/kernel_sums.py NAME [--runs 60] [--top 0] [--only TEXT ...] [--file FILE ...]
 
 NAME is one of subjects.py; the files are those that bench_latency.py NAME has left, and any `--file`.
-Every file runs with one thread under ONNX Runtime's profiler, in turns. Of each kernel the fastest of all runs counts:
-a neighbour lengthens some runs of a kernel, hardly all of them. The sum of these is printed in milliseconds, and by
-operator; with `--top N` also the N slowest kernels of each file, in order of execution.
+Every file runs with one thread, in turns. "CPU" is the least processor time of a whole run, in milliseconds. Then the
+same under ONNX Runtime's profiler: of each kernel the fastest of all runs counts, since a neighbour lengthens some runs
+of a kernel, hardly all of them; their sum is printed, and that by operator. The longer a kernel, the rarer is a run
+of it that nobody disturbs: where one kernel stands for many, trust the processor time. `--top N` prints the N slowest
+kernels of each file, in order of execution.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +43,8 @@ class Kernel:
     ms: float
 
 
-def sessions(files: dict[str, Path], folder: Path) -> dict[str, Any]:
-    """Profiling sessions of one thread."""
+def sessions(files: dict[str, Path], profiles: Path | None = None) -> dict[str, Any]:
+    """Sessions of one thread; profiles go to a folder, where one is given."""
     import onnxruntime as ort  # noqa: TID251  measured bare, outside the engine
 
     found = {}
@@ -49,10 +52,23 @@ def sessions(files: dict[str, Path], folder: Path) -> dict[str, Any]:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / str(index))
+        if profiles is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profiles / str(index))
         found[what] = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return found
+
+
+def processor(files: dict[str, Path], feed: Any, runs: int) -> dict[str, float]:  # noqa: ANN401  a Feed
+    """The least processor time of a run of each file, in ms."""
+    opened = sessions(files)
+    times: dict[str, list[float]] = {what: [] for what in opened}
+    for _ in range(runs + 3):
+        for what, session in opened.items():
+            begun = time.thread_time()  # a session of one thread runs in the caller's
+            session.run(None, feed)
+            times[what].append((time.thread_time() - begun) * 1000)
+    return {what: min(each[3:]) for what, each in times.items()}
 
 
 def kernels(profile: Path, skipped: int = 3) -> list[Kernel]:
@@ -90,14 +106,13 @@ def left(name: str) -> dict[str, Path]:
     return {"float": SUBJECTS[name].path} | ours | {what: path for what, path in theirs.items() if path.exists()}
 
 
-def show(found: dict[str, list[Kernel]], top: int) -> None:
-    """Print the sums, the operators of 1 % and more, and the slowest kernels."""
-    float_sum = sum(k.ms for k in found.get("float", []))
-    for what, each in sorted(found.items(), key=lambda item: sum(k.ms for k in item[1])):
-        total = sum(k.ms for k in each)
+def show(cpu: dict[str, float], found: dict[str, list[Kernel]], top: int) -> None:
+    """Print both sums, the operators of 1 % and more, and the slowest kernels."""
+    for what in sorted(found, key=lambda name: cpu[name]):
+        each, total = found[what], sum(k.ms for k in found[what])
         parts = [f"{op} {ms:.2f}" for op, ms in by_operator(each).most_common() if ms >= total / 100]
-        ratio = f", {total / float_sum:.3f} of float" if float_sum else ""
-        print(f"{what}: {total:.2f} ms{ratio}, {len(each)} kernels: {', '.join(parts)}")
+        ratio = f" ({cpu[what] / cpu['float']:.3f} of float)" if "float" in cpu else ""
+        print(f"{what}: CPU {cpu[what]:.2f} ms{ratio}, {len(each)} kernels {total:.2f} ms: {', '.join(parts)}")
         least = sorted((k.ms for k in each), reverse=True)[:top][-1:]
         for kernel in each if top else ():
             if kernel.ms >= least[0]:
@@ -114,7 +129,9 @@ def main() -> None:
     parser.add_argument("--file", action="append", default=[], type=Path, help="beside those of bench_latency.py")
     args = parser.parse_args()
     wanted = {what: p for what, p in left(args.name).items() if not args.only or any(o in what for o in args.only)}
-    show(measured(wanted | {path.name: path for path in args.file}, timed(args.name), args.runs), args.top)
+    wanted |= {path.name: path for path in args.file}
+    feed = timed(args.name)
+    show(processor(wanted, feed, args.runs), measured(wanted, feed, args.runs), args.top)
 
 
 if __name__ == "__main__":

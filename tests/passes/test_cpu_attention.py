@@ -11,6 +11,7 @@ from graphs import graph_of, lines, random_feeds, same_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxq.executed import executed
 from onnxq.passes.cpu_attention import join_attention
 
 if TYPE_CHECKING:
@@ -141,3 +142,13 @@ def test_biases_of_all_three_are_taken_along() -> None:
     twice = attention(body + " w = Relu(k2)", "B,1,S,L", ", float[B,L,32] w", **weights)
     assert join_attention(twice) == 1
     assert [node.op_type for node in twice.nodes].count("Add") == 4  # three biases and the mask: not removed yet
+
+
+def test_its_products_are_counted() -> None:
+    graph = attention(WHOLE)
+    assert join_attention(graph) == 1
+    graph.remove_unused()
+    sizes = {"q": (2, 3, 32), "k": (2, 5, 32), "v": (2, 5, 32), "m": (2, 1, 3, 5), "y": (2, 3, 32)}
+    (node,) = executed(graph.to_proto(), {name: ("float", shape) for name, shape in sizes.items()})
+    assert node.runs == "float"
+    assert node.macs == 2 * 4 * (3 * 5 * 8) * 2  # batch, heads, rows x columns x size, both products
