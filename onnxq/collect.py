@@ -18,7 +18,7 @@ from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
 from onnxq.errors import DataError, ModelError
 from onnxq.exposing import expose
-from onnxq.files import SPILL_BYTES, for_runtime, weight_bytes
+from onnxq.files import runnable
 from onnxq.graph import begin_at, remove_unread_inputs
 from onnxq.monitor import QUIET, Monitor
 from onnxq.runtime import Session, unused_gpu
@@ -262,9 +262,7 @@ def session_for(
         remove_unread_inputs(copy)
     if not custom_ops:
         _refuse_customs(copy, outputs)
-    large = weight_bytes(copy) > SPILL_BYTES
-    model = for_runtime(copy) if large else copy.to_proto().SerializeToString()
-    return Session(model, providers, as_written=True, custom_ops=custom_ops, threads=threads)
+    return Session(runnable(copy), providers, as_written=True, custom_ops=custom_ops, threads=threads)
 
 
 def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:

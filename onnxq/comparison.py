@@ -14,7 +14,7 @@ from onnxq.collect import holds_numbers, named
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import rereadable
 from onnxq.errors import DataError, ModelError
-from onnxq.files import SPILL_BYTES, for_runtime, weight_bytes
+from onnxq.files import runnable
 from onnxq.histogram import Tally
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, Monitor
@@ -391,6 +391,4 @@ def _session(graph: Graph, names: Sequence[str], providers: Sequence[str], custo
     copy.set_outputs([values[name] for name in names])
     if not custom_ops:
         copy.remove_unused()  # custom nodes among them
-    large = weight_bytes(copy) > SPILL_BYTES
-    model = for_runtime(copy) if large else copy.to_proto().SerializeToString()
-    return Session(model, providers, optimize=optimize, as_written=as_written, custom_ops=custom_ops)
+    return Session(runnable(copy), providers, optimize=optimize, as_written=as_written, custom_ops=custom_ops)

@@ -90,6 +90,18 @@ def weight_bytes(graph: Graph) -> int:
     return sum(v.const_value.nbytes for v in graph.weights.values() if v.const_value is not None)
 
 
+def runnable(graph: Graph) -> Loadable | bytes:
+    """The model as ONNX Runtime loads it; the graph is of no use any more.
+
+    One of no more than `SPILL_BYTES` has its weights inside, of another see `for_runtime`.
+    """
+    if weight_bytes(graph) > SPILL_BYTES:
+        return for_runtime(graph)
+    ir.external_data.load_to_model(graph.model)
+    made: bytes = ir.to_proto(graph.model).SerializeToString()
+    return made
+
+
 def for_runtime(graph: Graph) -> Loadable:
     """The model as ONNX Runtime loads it without a copy of its larger weights; the graph is of no use any more.
 

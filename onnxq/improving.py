@@ -180,19 +180,19 @@ def _refined(
     grid = (weight_grid(get_target(plain.recipe.target), plain.recipe), plain.recipe.weight_range)
     rounding = rounded_weights(model, ranges.plan(points), picked, grid, noise, monitor)
     improved = replace(statistics, zero_points=points, rounding=rounding)
-    return replace(improved, spared=_spared(plain, improved, model, picked, judge, monitor))
+    return replace(improved, spared=_spared(ranges, improved, model, picked, judge, monitor))
 
 
 def _spared(
-    plain: api.Prepared, statistics: Statistics, model: Inspected, picked: Picked, judge: Judge, monitor: Monitor
+    ranges: Ranges, statistics: Statistics, model: Inspected, picked: Picked, judge: Judge, monitor: Monitor
 ) -> tuple[str, ...]:
     """Names of the layers that stay in float."""
+    plain = ranges.plain
     target, recipe = get_target(plain.recipe.target), plain.recipe
     limit = target.float_share if recipe.float_share is None else recipe.float_share
     if not limit:
         return ()
     points, codes, shifts = statistics.zero_points, statistics.rounding, _shifts(recipe)
-    ranges = Ranges(plain, statistics, shifts=shifts)
     chooser = Judge(model, picked.choosing[: max(CHOOSERS, len(picked.choosing) // 4)])
 
     def quickly(chosen: Sequence[Group]) -> Floats:
@@ -200,7 +200,7 @@ def _spared(
 
     def exactly(chosen: Sequence[Group]) -> Floats:
         placed = without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
-        there = Ranges(placed, statistics, shifts=shifts)
+        there = Ranges(placed, statistics, shifts=shifts) if chosen else ranges
         return judge.noise(there.paired(points, codes), statistics.smoothing)
 
     total = sum(d.macs for d in plain.plan.decisions)
@@ -233,7 +233,7 @@ class Ranges:
     def __init__(self, plain: api.Prepared, statistics: Statistics, *, shifts: bool) -> None:
         recipe, target = plain.recipe, get_target(plain.recipe.target)
         plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
-        self._plain, self._statistics = plain, statistics
+        self.plain, self._statistics = plain, statistics
         self.possible = candidates(plain.graph, plan) if shifts else ()
         self.symmetric = self.shifted = resolve(plan, statistics, recipe, target)
         if self.possible:
@@ -260,7 +260,7 @@ class Ranges:
         What lowering would then do for a backend is left out: it changes no value but for roundings in float, and
         here every tensor keeps its name. Tables, formats that no effort changes, bodies of other modes: in float.
         """
-        recipe, graph = self._plain.recipe, self._plain.graph.copy()
+        recipe, graph = self.plain.recipe, self.plain.graph.copy()
         grid = weight_grid(get_target(recipe.target), recipe)
         plan = _cut(with_codes(self.plan(tensors), rounding or {}, grid), frozenset(floats))
         weights = tuple(w for w in plan.weights if w.format == INT8 and rounding is not None)

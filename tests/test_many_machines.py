@@ -18,7 +18,7 @@ import pytest
 from graphs import graph_of
 
 import onnxq
-from onnxq import Recipe, Running, collect, files, parts
+from onnxq import Recipe, Running, files, parts
 from onnxq.checkpoint import Checkpoint, Keeper
 from onnxq.graph import Graph
 from onnxq.monitor import Monitor
@@ -68,7 +68,6 @@ def no_messages(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("Message onnx.ModelProto exceeds maximum protobuf size of 2GB")
 
     monkeypatch.setattr(files, "SPILL_BYTES", 10_000)
-    monkeypatch.setattr(collect, "SPILL_BYTES", 10_000)
     monkeypatch.setattr(Graph, "to_proto", too_large)
 
 

@@ -233,8 +233,7 @@ def test_what_cannot_be_collected() -> None:
 
 @pytest.mark.parametrize("spill", [False, True])
 def test_large_models_run_from_a_file(monkeypatch: pytest.MonkeyPatch, spill: bool) -> None:
-    for module in ("onnxq.files", "onnxq.collect"):
-        monkeypatch.setattr(f"{module}.SPILL_BYTES", 0)
+    monkeypatch.setattr(files, "SPILL_BYTES", 0)
     graph = graph_of(CHAIN, w=np.tile(W, (1, 1)))
     expected = oracle(graph, batches(1), "a")
     source = files.spill(graph) if spill else graph

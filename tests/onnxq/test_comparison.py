@@ -243,7 +243,6 @@ def test_the_json_is_json() -> None:
 
 
 def test_spilled_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxq.comparison.SPILL_BYTES", 0)
     monkeypatch.setattr("onnxq.files.SPILL_BYTES", 0)
     graph = graph_of(TEXT, w=W)
     assert errors(graph, graph)["y"].max_abs == 0
