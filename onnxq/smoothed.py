@@ -5,7 +5,7 @@ for all tensors that share them, as little-endian float32 in base64:
 
     onnxq.smoothed.<name>  = {"tensor": t, "factors": f, "axis": -1}     x = t s + c
     onnxq.smoothed.<name>  = {..., "scaled": true}                       x = t s
-    onnxq.factors.<f>      = {"scale": s, "shift": c}                    no shift where it is 0
+    onnxq.factors.<f>      = {"scale": s, "shift": c}                    left out where they are all 1, or 0
 
 A tensor may have a constant added on top of that (`onnxq.shifted`): then that one tells what stands for t.
 """
@@ -34,6 +34,9 @@ _PREFIX, _FACTORS = "onnxq.smoothed.", "onnxq.factors."
 MOST = 16_384
 """Characters of factors that are written at most: those of 1536 channels, or 3072 without a shift. Whoever loads the
 model reads its metadata whole and keeps it, and viewers print it; of wider tensors the float values are not told."""
+
+_STEPS = 2
+"""A tensor is smoothed as what a node makes, then as what takes the shift of what that reads, then shifted."""
 
 _DIMENSIONS = 64
 """More than any tensor has."""
@@ -65,8 +68,9 @@ class Smoothed:
 
 def record(graph: Graph, found: Iterable[Smoothed], name: str, factor: Factor) -> None:
     """Write them into the model's metadata, unless the factors are too long; `name` is that of the factors."""
-    said = {"scale": _text(factor.scale)} | ({"shift": _text(factor.shift)} if np.any(factor.shift) else {})
-    if sum(map(len, said.values())) > MOST:
+    both = (("scale", factor.scale, 1.0), ("shift", factor.shift, 0.0))
+    said = {name: _text(array) for name, array, neutral in both if np.any(array != neutral)}
+    if not 0 < sum(map(len, said.values())) <= MOST:
         return
     graph.model.metadata_props[f"{_FACTORS}{name}"] = json.dumps(said)
     for one in found:
@@ -91,9 +95,12 @@ def stand_ins(metadata: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ModelError: the metadata cannot be read.
     """
-    smoothed = {one.tensor: one.name for one in smoothed_tensors(metadata)}
-    moved = {one.tensor: smoothed.get(one.name, one.name) for one in shifted.shifted_tensors(metadata)}
-    return smoothed | moved
+    told: list[Smoothed | shifted.Shifted] = [*smoothed_tensors(metadata), *shifted.shifted_tensors(metadata)]
+    direct = {one.tensor: one.name for one in told if one.tensor != one.name}
+    found = dict(direct)
+    for _ in range(_STEPS):
+        found = {tensor: direct.get(name, name) for tensor, name in found.items()}
+    return found
 
 
 def with_float_tensors(graph: Graph) -> Graph:
@@ -106,12 +113,15 @@ def with_float_tensors(graph: Graph) -> Graph:
     made = shifted.with_float_tensors(graph)
     made = made.copy() if found and made is graph else made
     values = {str(v.name): v for v in made.values()}
-    for one, factor in found.items():
-        if one.tensor in values and one.name not in values:
+    while ready := [
+        one for one in found if one.tensor in values and one.name not in values
+    ]:  # one may stand for another
+        for one in ready:
             value = in_float32(made, values[one.tensor], one.name)
-            value = _with(made, "Mul", value, one, factor.scale)
-            value = value if one.scaled else _with(made, "Add", value, one, factor.shift)
+            value = _with(made, "Mul", value, one, found[one].scale)
+            value = value if one.scaled else _with(made, "Add", value, one, found[one].shift)
             value.name = one.name  # which is free, or a node's
+            values[one.name] = value
     return made
 
 
@@ -143,14 +153,18 @@ def _text(array: Any) -> str:  # noqa: ANN401  an array
     return b64encode(array.astype("<f4").tobytes()).decode("ascii")
 
 
+def _array(text: str) -> Any:  # noqa: ANN401  an array
+    return np.frombuffer(b64decode(text, validate=True), "<f4").astype(np.float32)
+
+
 def _read(metadata: Mapping[str, str], key: str, text: str) -> tuple[Smoothed, Factor]:
     try:
         said = json.loads(text)
         name, axis = str(said["factors"]), int(said["axis"])
         told = json.loads(metadata[f"{_FACTORS}{name}"])
-        scale = np.frombuffer(b64decode(told["scale"], validate=True), "<f4").astype(np.float32)
-        shift = np.frombuffer(b64decode(told.get("shift", ""), validate=True), "<f4").astype(np.float32)
-        factor = Factor(scale, shift if "shift" in told else np.zeros_like(scale))
+        found = {k: _array(told[k]) for k in ("scale", "shift") if k in told}
+        size = max(array.size for array in found.values())
+        factor = Factor(found.get("scale", np.ones(size, np.float32)), found.get("shift", np.zeros(size, np.float32)))
         one = Smoothed(key.removeprefix(_PREFIX), str(said["tensor"]), axis, bool(said.get("scaled", False)))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(f"the model's metadata {key} makes no sense: {text[:80]!r}", "Quantize it again.") from error

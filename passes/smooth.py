@@ -20,6 +20,7 @@ from onnxq.errors import PassError, StatisticsError
 from onnxq.linear import Linear, add_bias, renewed, scale_outputs
 from onnxq.rescaling import clip_limit, find_sites, maker_of, mixed_from, reader_at, tie_making
 from onnxq.smoothed import Smoothed, record
+from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node, Value
     from onnxq.rescaling import Site
-    from onnxq.statistics import Factor
 
     Array = npt.NDArray[Any]
 
@@ -142,7 +142,12 @@ def _read(graph: Graph, node: Node, scale: Array, shift: Array) -> None:
     graph.set_input(node, 1, graph.constant(renewed(linear.weight), stored))
     if np.any(shift):
         gain = graph.attribute(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
+        output, before = node.outputs[0], str(node.outputs[0].name)
         add_bias(graph, linear, gain * added, "smoothed")
+        user = graph.only_user(output)
+        if output.name != before and user is not None and user.outputs[0].name != before:  # the bias behind it took it
+            factor = Factor(np.ones(linear.channels, np.float32), added.astype(np.float32))
+            record(graph, [Smoothed(before, str(output.name), -1)], before, factor)
 
 
 def _columns(graph: Graph, linear: Linear, weight: Array, scale: Array) -> Array:

@@ -63,13 +63,14 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
     """
     if disorder := next(unsorted(proto.graph), None):
         raise ModelError(f"the nodes are not in order: {disorder.message}", "Sort the graph and save it again.")
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    others = stand_ins(metadata)
+    shapes = {**shapes, **{tensor: shapes[name] for tensor, name in others.items() if name in shapes}}
     models = [_sized(model, shapes) for model in build.graphs(proto, base_dir, get_version("tensorrt"))]
     both = [(model, decoded_from(model)) for model in models]
     layers = [found for model, decoded in both for found in layers_of(model, decoded)]
     tensors = [found for model, decoded in both for found in holdings_of(model, decoded)]
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
     shifted = {one.tensor: one for one in shifted_tensors(metadata)}
-    others = stand_ins(metadata)
     layers = [_told(layer, others) for layer in layers]
     tensors = [_shifted(tensor, shifted) for tensor in tensors]
     producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
@@ -79,13 +80,18 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
 
 
 def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
-    """The model with these shapes, which its Q and DQ nodes hand on."""
+    """The model with these shapes, which its Q and DQ nodes hand on, and back what adds a bias to a product."""
     if not shapes or not model.main:
         return model
     known = dict(shapes)
     for node in model.nodes:
         if is_qdq(node) and node.input[0] in known:
             known.setdefault(node.output[0], known[node.input[0]])
+        elif node.op_type == "Add" and node.output[0] in known:
+            made = [name for name in node.input if not model.constant(name)]
+            flat = all(len(model.shapes.get(name, ())) == 1 for name in node.input if name not in made)
+            if len(made) == 1 and flat:
+                known.setdefault(made[0], known[node.output[0]])
     return replace(model, shapes={**model.shapes, **known})
 
 

@@ -16,6 +16,8 @@ from onnxq import api, cli, files
 from onnxq.errors import ModelError
 from onnxq.inventory import NAMES, Holding, is_low, look_at, take_stock
 from onnxq.recipe import Recipe
+from onnxq.smoothed import Smoothed, record
+from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,6 +190,18 @@ def test_work_is_counted_with_the_shapes_of_a_run() -> None:
     proto = parsed(text, k=np.float32(0.1), z=np.int8(0))
     assert take_stock(proto).macs() == {"float32": 32}
     assert take_stock(proto, shapes={"x": (5, 32), "u": (3, 5), "y": (3, 32)}).macs() == {"float32": 3 * 5 * 32}
+
+
+def test_work_is_counted_where_tensors_are_smoothed_and_products_have_other_names() -> None:
+    text = """(float[N,4,8] x) => (float[N,4,5] y) {
+              h = Mul(x, s) q = QuantizeLinear(h, k, z) d = DequantizeLinear(q, k, z)
+              e = DequantizeLinear(w, k, z) p = MatMul(d, e) y = Add(b, p) }"""
+    ones, step, zero = np.ones(8, np.float32), np.float32(0.1), np.int8(0)
+    graph = graph_of(text, 17, s=ones, k=step, z=zero, b=np.ones(5, np.float32), w=np.ones((8, 5), np.int8))
+    record(graph, [Smoothed("f", "h", -1)], "f", Factor(ones, ones))
+    found = take_stock(graph.to_proto(), shapes={"x": (3, 4, 8), "f": (3, 4, 8), "y": (3, 4, 5)})
+    assert found.macs() == {"int8": 3 * 4 * 8 * 5}
+    assert next(layer for layer in found.layers if layer.op_type == "Mul").outputs == ("h", "f")
 
 
 def test_bodies_are_looked_into() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import StatisticsError
-from onnxq.graph import Graph
+from onnxq.graph import Graph, Node
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.smooth import Smooth
 from onnxq.rescaling import Site, find_sites
@@ -202,6 +202,12 @@ def test_each_tensor_is_what_the_formula_says() -> None:
     np.testing.assert_allclose(run(after, feeds)[0], wanted, rtol=1e-4, atol=1e-4)
 
 
+def biased(graph: Graph, node: Node) -> bool:
+    """Whether a constant is added to what the node makes."""
+    user = graph.only_user(node.outputs[0])
+    return user is not None and user.op_type == "Add" and any(graph.is_const(v) for v in user.inputs)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_comes_back_under_its_name(name: str) -> None:
     text, weights, _ = CASES[name]
@@ -212,6 +218,7 @@ def test_every_tensor_comes_back_under_its_name(name: str) -> None:
     whole = with_float_tensors(Graph.from_proto(after.to_proto()))  # the metadata is a part of the file
     told = {str(v.name) for v in whole.values()}
     assert {t for site in sites for t in site.tensors} <= told
+    assert {str(n.outputs[0].name) for n in before.nodes if n.op_type == "MatMul" and biased(before, n)} <= told
     feeds = random_feeds(before, 3, N=2, L=5)
     shared = [str(v.name) for n in before.nodes for v in n.outputs if v.name in told]
     for graph in (whole, before):
