@@ -68,7 +68,31 @@ def resolve(
         params = params_from_range(*found, grid)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
-    return replace(plan, points=ordered, notes=tuple(notes))
+    resolved = replace(plan, points=ordered, notes=tuple(notes))
+    return resolved if statistics is None else widened(resolved, statistics.wider)
+
+
+WIDENED = ("auto", "mse")
+"""Calibrators whose ranges an effort may widen: those of least squared error. Others say what they want."""
+
+
+def widened(plan: Plan, wider: Mapping[str, float]) -> Plan:
+    """The resolved plan with some ranges multiplied, as far as the tensors can go.
+
+    Args:
+        plan: resolved.
+        wider: tensor -> factor; a group gets the largest of its tensors'.
+    """
+    points = dict(plan.points)
+    for members in _groups(plan) if wider else ():
+        by = max(wider.get(p.tensor, 1.0) for p in members)
+        for point in members if by != 1.0 else ():
+            if point.range is not None and point.params is not None and point.chosen in WIDENED:
+                low, high = point.range
+                found = _inside((low * by, high * by), members)
+                params = params_from_range(*found, point.params.qtype)
+                points[point.tensor] = replace(point, range=found, params=params)
+    return replace(plan, points=points)
 
 
 def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType) -> Plan:

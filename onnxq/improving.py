@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from onnxq import api, pipeline
 from onnxq.blas import one_thread
-from onnxq.choose import resolve, with_codes
+from onnxq.choose import WIDENED, resolve, widened, with_codes
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.errors import ModelError
@@ -21,6 +21,7 @@ from onnxq.improvement import (
     smoothing_axes,
     smoothing_factors,
     spared,
+    wider_ranges,
     zero_points,
 )
 from onnxq.improvement.shifting import names_of, promising
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
+    from onnxq.histogram import Histogram
     from onnxq.improvement import Picked
     from onnxq.improvement.judging import Floats
     from onnxq.placement.groups import Group
@@ -142,7 +144,7 @@ def _inspected(ready: api.Prepared) -> Inspected:
 
     def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
         trial = api.smoothed(quick, factors)
-        ranges = Ranges(trial, api.observe(trial, list(feeds), SILENT), shifts=_shifts(ready.recipe))
+        ranges = Ranges.of(trial, api.observe(trial, list(feeds), SILENT), shifts=_shifts(ready.recipe))
         return ranges.paired(names_of(ranges.promising()))
 
     target, level = get_target(recipe.target), LEVELS[recipe.effort]
@@ -162,9 +164,15 @@ def _inspected(ready: api.Prepared) -> Inspected:
 def _refined(
     better: api.Prepared, statistics: Statistics, picked: Picked, judge: Judge, monitor: Monitor
 ) -> Statistics:
-    """The statistics with the tensors that get a zero point where the target's grid has none, and codes of weights."""
+    """The statistics with wider ranges, zero points where the target's grid has none, codes, and layers in float."""
     plain, model = _in_float32(better), _inspected(better)
-    ranges = Ranges(plain, statistics, shifts=_shifts(better.recipe))
+    ranges = Ranges.of(plain, statistics, shifts=_shifts(better.recipe))
+
+    def wide(factors: Mapping[str, float]) -> Floats:
+        return judge.noise(ranges.widened(factors).paired(()), statistics.smoothing)
+
+    wider = wider_ranges(ranges.groups(), wide, model.effort.trials, monitor)
+    statistics, ranges = replace(statistics, wider=wider), ranges.widened(wider)
 
     @lru_cache
     def nearest(tensors: frozenset[str]) -> Floats:
@@ -200,7 +208,7 @@ def _spared(
 
     def exactly(chosen: Sequence[Group]) -> Floats:
         placed = without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
-        there = Ranges(placed, statistics, shifts=shifts) if chosen else ranges
+        there = Ranges.of(placed, statistics, shifts=shifts) if chosen else ranges
         return judge.noise(there.paired(points, codes), statistics.smoothing)
 
     total = sum(d.macs for d in plain.plan.decisions)
@@ -227,23 +235,52 @@ def _cut(plan: Plan, nodes: frozenset[str]) -> Plan:
     return replace(plan, points=points, weights=weights)
 
 
+@dataclass(frozen=True)
 class Ranges:
-    """The ranges of one model, with zero points and without: found once, for all that is tried with them."""
+    """The ranges of one model, with zero points and without: found once, for all that is tried with them.
 
-    def __init__(self, plain: api.Prepared, statistics: Statistics, *, shifts: bool) -> None:
+    Attributes:
+        plain: the model.
+        seen: what was observed of it.
+        possible: the groups of tensors that can have a zero point by a shift.
+        symmetric: its resolved plan.
+        shifted: the same with a zero point wherever there can be one.
+    """
+
+    plain: api.Prepared
+    seen: Mapping[str, Histogram]
+    possible: tuple[Candidate, ...]
+    symmetric: Plan
+    shifted: Plan
+
+    @classmethod
+    def of(cls, plain: api.Prepared, statistics: Statistics, *, shifts: bool) -> Ranges:
+        """Those of the statistics; without `shifts` no tensor can have a zero point by one."""
         recipe, target = plain.recipe, get_target(plain.recipe.target)
         plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
-        self.plain, self._statistics = plain, statistics
-        self.possible = candidates(plain.graph, plan) if shifts else ()
-        self.symmetric = self.shifted = resolve(plan, statistics, recipe, target)
-        if self.possible:
-            moved = with_zero_points(plain.graph, plan, names_of(self.possible))
-            points = {n: self.symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
-            self.shifted = resolve(replace(moved, points=points), statistics, recipe, target)
+        possible = candidates(plain.graph, plan) if shifts else ()
+        symmetric = shifted = resolve(plan, statistics, recipe, target)
+        if possible:
+            moved = with_zero_points(plain.graph, plan, names_of(possible))
+            points = {n: symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
+            shifted = resolve(replace(moved, points=points), statistics, recipe, target)
+        return cls(plain, statistics.tensors, possible, symmetric, shifted)
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Tensors that share a scale, of those whose range may get wider, in the plan's order."""
+        found: dict[str, tuple[str, ...]] = {}
+        for point in self.symmetric.points.values():
+            if point.chosen in WIDENED:
+                found[point.group] = (*found.get(point.group, ()), point.tensor)
+        return tuple(found.values())
+
+    def widened(self, wider: Mapping[str, float]) -> Ranges:
+        """With such ranges multiplied by these factors."""
+        return replace(self, symmetric=widened(self.symmetric, wider), shifted=widened(self.shifted, wider))
 
     def promising(self) -> tuple[Candidate, ...]:
         """The groups that promise to gain by a zero point."""
-        return promising(self.possible, (self.symmetric, self.shifted), self._statistics.tensors)
+        return promising(self.possible, (self.symmetric, self.shifted), self.seen)
 
     def plan(self, tensors: Collection[str]) -> Plan:
         """The resolved plan with zero points at these tensors."""

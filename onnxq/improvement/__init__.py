@@ -1,8 +1,8 @@
 """What makes a model better in int8 at the price of some computing: chosen on some samples, judged on others.
 
-`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `shifting` gives
-one-sided tensors a zero point, `rounding` rounds weights with regard to what they are multiplied with, `sparing`
-leaves a few layers in float, and `judging` says what of all that is kept.
+`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `widening` widens
+ranges, `shifting` gives one-sided tensors a zero point, `rounding` rounds weights with regard to what they are
+multiplied with, `sparing` leaves a few layers in float, and `judging` says what of all that is kept.
 """
 
 from onnxq.improvement.factors import smoothing_axes, smoothing_factors
@@ -11,6 +11,7 @@ from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_weights
 from onnxq.improvement.shifting import zero_points
 from onnxq.improvement.sparing import spared
+from onnxq.improvement.widening import wider_ranges
 
 __all__ = [
     "LEVELS",
@@ -22,5 +23,6 @@ __all__ = [
     "smoothing_axes",
     "smoothing_factors",
     "spared",
+    "wider_ranges",
     "zero_points",
 ]

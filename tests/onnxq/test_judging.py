@@ -145,7 +145,7 @@ def test_pairs_alone_compute_what_is_lowered(target: str) -> None:
     graph, data = classifier(40), images(20)
     ready = api.prepared(graph, replace(FAST, target=target))
     statistics = api.observe(ready, data)
-    ranges = Ranges(ready, statistics, shifts=target != "ort-cpu")
+    ranges = Ranges.of(ready, statistics, shifts=target != "ort-cpu")
     names = names_of(ranges.possible)
     assert bool(names) == (target != "ort-cpu")
     pairs, lowered = ranges.paired(names), api.lowered(ready, replace(statistics, zero_points=names))[0]
