@@ -87,6 +87,23 @@ class Histogram:
             max(self.max, other.max),
         )
 
+    def without(self, part: Histogram) -> Histogram:
+        """What is left when the values of `part`, all of which this one has seen, are taken out.
+
+        Counts are exact, on this one's bins; where the smallest or largest value was of `part`, the bound is the outer
+        edge of the outermost bin that is left.
+        """
+        positive, negative = (
+            ours - _widen(theirs, self.exponent - part.exponent)
+            for ours, theirs in ((self.positive, part.positive), (self.negative, part.negative))
+        )
+        edges = [float(np.flatnonzero(side).max(initial=-1) + 1) * self.bin_width for side in (negative, positive)]
+        low, high = max(self.min, -edges[0]), min(self.max, edges[1])
+        if low > high:  # nothing is left
+            low, high = math.inf, -math.inf
+        counts = (self.nan - part.nan, self.pos_inf - part.pos_inf, self.neg_inf - part.neg_inf)
+        return Histogram(self.exponent, positive, negative, self.zeros - part.zeros, *counts, low, high)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):
             return NotImplemented

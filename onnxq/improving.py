@@ -168,10 +168,7 @@ def _refined(
     plain, model = _in_float32(better), _inspected(better)
     ranges = Ranges.of(plain, statistics, shifts=_shifts(better.recipe))
 
-    def wide(factors: Mapping[str, float]) -> Floats:
-        return judge.noise(ranges.widened(factors).paired(()), statistics.smoothing)
-
-    wider = wider_ranges(ranges.groups(), wide, model.effort.trials, monitor)
+    wider = _wider(ranges, better, statistics, picked, judge, monitor)
     statistics, ranges = replace(statistics, wider=wider), ranges.widened(wider)
 
     @lru_cache
@@ -189,6 +186,24 @@ def _refined(
     rounding = rounded_weights(model, ranges.plan(points), picked, grid, noise, monitor)
     improved = replace(statistics, zero_points=points, rounding=rounding)
     return replace(improved, spared=_spared(ranges, improved, model, picked, judge, monitor))
+
+
+def _wider(
+    ranges: Ranges, better: api.Prepared, statistics: Statistics, picked: Picked, judge: Judge, monitor: Monitor
+) -> dict[str, float]:
+    """Tensor -> what its range is multiplied by.
+
+    What new values cost only ranges can tell that the judging samples have no part in.
+    """
+    judging = api.observe(better, list(picked.judging), SILENT).tensors
+    others = {name: seen.without(judging[name]) for name, seen in statistics.tensors.items() if name in judging}
+    apart = Ranges.of(ranges.plain, replace(statistics, tensors=others), shifts=False)
+
+    def noise(factors: Mapping[str, float]) -> Floats:
+        return judge.noise(apart.widened(factors).paired(()), statistics.smoothing)
+
+    trials = LEVELS[ranges.plain.recipe.effort].trials
+    return wider_ranges(ranges.groups(), noise, trials, monitor)
 
 
 def _spared(
