@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from onnxq.statistics import Factor
 
 
-SPARED = "left in float: in int8 it makes far more of the error than of the work (float_share)"
+SPARED = "left in float: in int8 it makes far more of the error than of the work (--float-share 0: int8)"
 """Why an effort leaves a layer in float."""
 
 
