@@ -69,24 +69,18 @@ def resolve(
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
     resolved = replace(plan, points=ordered, notes=tuple(notes))
-    return resolved if statistics is None else widened(resolved, statistics.wider)
+    return resolved if statistics is None else widened(resolved, statistics.widening)
 
 
 WIDENED = ("auto", "mse")
 """Calibrators whose ranges an effort may widen: those of least squared error. Others say what they want."""
 
 
-def widened(plan: Plan, wider: Mapping[str, float]) -> Plan:
-    """The resolved plan with some ranges multiplied, as far as the tensors can go.
-
-    Args:
-        plan: resolved.
-        wider: tensor -> factor; a group gets the largest of its tensors'.
-    """
+def widened(plan: Plan, by: float) -> Plan:
+    """The resolved plan with ranges of least squared error multiplied by this, as far as the tensors can go."""
     points = dict(plan.points)
-    for members in _groups(plan) if wider else ():
-        by = max(wider.get(p.tensor, 1.0) for p in members)
-        for point in members if by != 1.0 else ():
+    for members in _groups(plan) if by != 1.0 else ():
+        for point in members:
             if point.range is not None and point.params is not None and point.chosen in WIDENED:
                 low, high = point.range
                 found = _inside((low * by, high * by), members)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from onnxq import api, pipeline
 from onnxq.blas import one_thread
-from onnxq.choose import WIDENED, resolve, widened, with_codes
+from onnxq.choose import resolve, widened, with_codes
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.errors import ModelError
@@ -21,7 +21,7 @@ from onnxq.improvement import (
     smoothing_axes,
     smoothing_factors,
     spared,
-    wider_ranges,
+    widening,
     zero_points,
 )
 from onnxq.improvement.shifting import names_of, promising
@@ -168,8 +168,8 @@ def _refined(
     plain, model = _in_float32(better), _inspected(better)
     ranges = Ranges.of(plain, statistics, shifts=_shifts(better.recipe))
 
-    wider = _wider(ranges, better, statistics, picked, judge, monitor)
-    statistics, ranges = replace(statistics, wider=wider), ranges.widened(wider)
+    by = _widening(ranges, better, statistics, picked, judge, monitor)
+    statistics, ranges = replace(statistics, widening=by), ranges.widened(by)
 
     @lru_cache
     def nearest(tensors: frozenset[str]) -> Floats:
@@ -188,10 +188,10 @@ def _refined(
     return replace(improved, spared=_spared(ranges, improved, model, picked, judge, monitor))
 
 
-def _wider(
+def _widening(
     ranges: Ranges, better: api.Prepared, statistics: Statistics, picked: Picked, judge: Judge, monitor: Monitor
-) -> dict[str, float]:
-    """Tensor -> what its range is multiplied by.
+) -> float:
+    """What ranges are multiplied by.
 
     What new values cost only ranges can tell that the judging samples have no part in.
     """
@@ -199,11 +199,7 @@ def _wider(
     others = {name: seen.without(judging[name]) for name, seen in statistics.tensors.items() if name in judging}
     apart = Ranges.of(ranges.plain, replace(statistics, tensors=others), shifts=False)
 
-    def noise(factors: Mapping[str, float]) -> Floats:
-        return judge.noise(apart.widened(factors).paired(()), statistics.smoothing)
-
-    trials = LEVELS[ranges.plain.recipe.effort].trials
-    return wider_ranges(ranges.groups(), noise, trials, monitor)
+    return widening(lambda by: judge.noise(apart.widened(by).paired(()), statistics.smoothing), monitor)
 
 
 def _spared(
@@ -281,17 +277,9 @@ class Ranges:
             shifted = resolve(replace(moved, points=points), statistics, recipe, target)
         return cls(plain, statistics.tensors, possible, symmetric, shifted)
 
-    def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Tensors that share a scale, of those whose range may get wider, in the plan's order."""
-        found: dict[str, tuple[str, ...]] = {}
-        for point in self.symmetric.points.values():
-            if point.chosen in WIDENED:
-                found[point.group] = (*found.get(point.group, ()), point.tensor)
-        return tuple(found.values())
-
-    def widened(self, wider: Mapping[str, float]) -> Ranges:
-        """With such ranges multiplied by these factors."""
-        return replace(self, symmetric=widened(self.symmetric, wider), shifted=widened(self.shifted, wider))
+    def widened(self, by: float) -> Ranges:
+        """With ranges of least squared error multiplied by this."""
+        return replace(self, symmetric=widened(self.symmetric, by), shifted=widened(self.shifted, by))
 
     def promising(self) -> tuple[Candidate, ...]:
         """The groups that promise to gain by a zero point."""

@@ -115,7 +115,7 @@ class Statistics:
         rounding: weight name -> the codes chosen for it.
         zero_points: names of the tensors that a symmetric target gives a zero point by a shift.
         spared: names of the layers that stay in float.
-        wider: tensor -> what its range of least squared error is multiplied by.
+        widening: what ranges of least squared error are multiplied by.
     """
 
     model: str
@@ -131,12 +131,12 @@ class Statistics:
     outliers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     zero_points: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
-    wider: Mapping[str, float] = field(default_factory=dict)
+    widening: float = 1.0
 
     @property
     def improved(self) -> tuple[object, ...]:
         """What an effort chose from the data."""
-        return dict(self.smoothing), dict(self.rounding), self.zero_points, self.spared, dict(self.wider)
+        return dict(self.smoothing), dict(self.rounding), self.zero_points, self.spared, self.widening
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -197,7 +197,7 @@ class Statistics:
             self.outliers,
             self.zero_points,
             self.spared,
-            self.wider,
+            self.widening,
         )
 
     def check_model(self, digest: str) -> None:
@@ -222,7 +222,7 @@ class Statistics:
             "outliers": {name: list(columns) for name, columns in sorted(self.outliers.items())},
             "zero_points": list(self.zero_points),
             **({"spared": list(self.spared)} if self.spared else {}),
-            **({"wider": dict(sorted(self.wider.items()))} if self.wider else {}),
+            **({"widening": self.widening} if self.widening != 1.0 else {}),
         }
         arrays: dict[str, npt.NDArray[Any]] = {}
         for index, name in enumerate(names):
@@ -341,7 +341,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         {str(n): tuple(map(int, columns)) for n, columns in meta.get("outliers", {}).items()},
         tuple(map(str, meta.get("zero_points", ()))),
         tuple(map(str, meta.get("spared", ()))),
-        {str(n): float(by) for n, by in meta.get("wider", {}).items()},
+        float(meta.get("widening", 1.0)),
     )
 
 

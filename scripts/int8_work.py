@@ -1,6 +1,6 @@
 """The share of a model's multiply-accumulates that runs on int8 data: one counting for the graphs of every tool.
 
-Counted are Conv, ConvTranspose, Gemm, MatMul and LSTM, and the integer operators that stand for them, by the shapes of
+Counted are Conv, ConvTranspose, Gemm, MatMul, LSTM and the products of a MultiHeadAttention, and the integer operators that stand for them, by the shapes of
 one run. A float operator counts as int8 when both of its operands come out of a DequantizeLinear of 8 bits,
 over operators that only move data; what a runtime does with that is another question, see `onnxq check`.
 """
@@ -32,7 +32,7 @@ def share(path: Path, feed: dict[str, npt.NDArray[Any]]) -> float:
     makers = {name: node for node in graph.node for name in node.output}
     constants = {t.name: t for t in graph.initializer}
     constants |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
-    nodes = [n for n in graph.node if n.op_type in (*FLOAT, *INTEGER, "LSTM")]
+    nodes = [n for n in graph.node if n.op_type in (*FLOAT, *INTEGER, "LSTM", "MultiHeadAttention")]
     dims = _dims(model, [name for n in nodes for name in (*n.input, n.output[0]) if name], feed)
     total = eight = 0
     for node in nodes:
@@ -66,6 +66,8 @@ def _dims(model: onnx.ModelProto, names: list[str], feed: dict[str, npt.NDArray[
 def _macs(node: onnx.NodeProto, dims: dict[str, tuple[int, ...]]) -> int:
     """Multiply-accumulates of one node."""
     weight = dims[node.input[INTEGER.get(node.op_type, 1)]]
+    if node.op_type == "MultiHeadAttention":  # Q K^T, and with V: Q [B, S, N H] and K [B, L, N H]
+        return int(2 * np.prod(dims[node.input[0]]) * weight[1])
     if node.op_type == "LSTM":
         steps, batch, inputs = dims[node.input[0]]
         return int(steps * batch * np.prod(weight[:2]) * (inputs + weight[1] // 4))

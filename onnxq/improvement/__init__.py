@@ -11,7 +11,7 @@ from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_weights
 from onnxq.improvement.shifting import zero_points
 from onnxq.improvement.sparing import spared
-from onnxq.improvement.widening import wider_ranges
+from onnxq.improvement.widening import widening
 
 __all__ = [
     "LEVELS",
@@ -23,6 +23,6 @@ __all__ = [
     "smoothing_axes",
     "smoothing_factors",
     "spared",
-    "wider_ranges",
+    "widening",
     "zero_points",
 ]
