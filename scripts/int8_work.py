@@ -1,8 +1,9 @@
 """The share of a model's multiply-accumulates that runs on int8 data: one counting for the graphs of every tool.
 
-Counted are Conv, ConvTranspose, Gemm, MatMul, LSTM and the products of a MultiHeadAttention, and the integer operators that stand for them, by the shapes of
-one run. A float operator counts as int8 when both of its operands come out of a DequantizeLinear of 8 bits,
-over operators that only move data; what a runtime does with that is another question, see `onnxq check`.
+Counted are Conv, ConvTranspose, Gemm, MatMul, LSTM and the products of a MultiHeadAttention, and the integer operators
+that stand for them, by the shapes of one run. A float operator counts as int8 when both of its operands come out of a
+DequantizeLinear of 8 bits, over operators that only move data; what a runtime does with that is another question, see
+`onnxq check`.
 """
 
 from __future__ import annotations
