@@ -11,7 +11,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from onnxq.segments import RANDOM, nbytes
+from onnxq.operators import RANDOM
+from onnxq.segments import nbytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -97,9 +97,9 @@ def runnable(graph: Graph) -> Loadable | bytes:
     """
     if weight_bytes(graph) > SPILL_BYTES:
         return for_runtime(graph)
-    ir.external_data.load_to_model(graph.model)
-    made: bytes = ir.to_proto(graph.model).SerializeToString()
-    return made
+    outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in graph.weights.values())
+    proto = graph.to_proto() if outside else ir.to_proto(graph.model)  # what is read from files goes with its clone
+    return bytes(proto.SerializeToString())
 
 
 def for_runtime(graph: Graph) -> Loadable:

@@ -17,16 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onnxq.graph import fix_shapes
+from onnxq.operators import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from onnxq.graph import Graph, Node, Value
-
-RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
-)
-"""Operators that may give something else each time."""
 
 HEAVY = RANDOM | frozenset(
     (

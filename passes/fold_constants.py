@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.errors import OnnxqError
+from onnxq.operators import RANDOM
 from onnxq.runtime import Session
-from onnxq.segments import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram"),
-        *("monitor", "scratch", "smallest", "timing", "blas"),
+        *("monitor", "operators", "scratch", "smallest", "timing", "blas"),
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "formats", "memory"),
     (

@@ -50,7 +50,7 @@ def test_digits_keeps_its_accuracy(calibrator: str, tmp_path: Path) -> None:
     )
     assert before >= 0.98
     assert after >= before - 0.005
-    assert summarize(plan).int8 == 14  # all but the last Gemm, 32 -> 10
+    assert summarize(plan).mac_share >= 0.95  # a few cheap layers stay in float
     assert output.stat().st_size < (DIGITS / "digits.onnx").stat().st_size / 2.8  # nodes count in so small a model
 
 

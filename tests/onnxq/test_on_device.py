@@ -117,9 +117,9 @@ def test_a_collection_is_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None
     plain = run()
     made: list[OnDevice] = []
 
-    def device(graph: Graph, names: Any, _: object, *__: object) -> tuple[OnDevice, Any]:  # noqa: ANN401  a stand-in
+    def device(graph: Graph, names: Any, _: object, *__: object) -> tuple[OnDevice, Any, int]:  # noqa: ANN401  a stand-in
         made.append(OnDevice(graph, names[0], names[1], CPU))
-        return made[0], made[0].observed
+        return made[0], made[0].observed, 1
 
     monkeypatch.setattr(collecting, "_runner", device)
     found = run()
