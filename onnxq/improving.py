@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from onnxq import api, pipeline
 from onnxq.blas import one_thread
-from onnxq.choose import resolve, widened, with_codes
+from onnxq.choose import WIDENED, resolve, widened, with_codes
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
-from onnxq.errors import ModelError
+from onnxq.errors import DataError, ModelError
 from onnxq.improvement import (
     LEVELS,
     Inspected,
@@ -95,7 +95,7 @@ def improved(
         return found
     try:
         return _refined(better, found, *examined, monitor)
-    except ModelError as error:  # what is looked at cannot be had from ONNX Runtime
+    except (ModelError, DataError) as error:  # what is looked at cannot be had, or only judging samples reach a tensor
         monitor.warn(f"codes and zero points cannot be chosen by the data: {error.message}")
         return found
 
@@ -195,10 +195,11 @@ def _widening(
 
     What new values cost only ranges can tell that the judging samples have no part in.
     """
+    if all(point.chosen not in WIDENED for point in ranges.symmetric.points.values()):
+        return 1.0
     judging = api.observe(better, list(picked.judging), SILENT).tensors
     others = {name: seen.without(judging[name]) for name, seen in statistics.tensors.items() if name in judging}
     apart = Ranges.of(ranges.plain, replace(statistics, tensors=others), shifts=False)
-
     return widening(lambda by: judge.noise(apart.widened(by).paired(()), statistics.smoothing), monitor)
 
 
@@ -211,7 +212,7 @@ def _spared(
     limit = target.float_share if recipe.float_share is None else recipe.float_share
     if not limit:
         return ()
-    points, codes, shifts = statistics.zero_points, statistics.rounding, _shifts(recipe)
+    points, codes = statistics.zero_points, statistics.rounding
     chooser = Judge(model, picked.choosing[: max(CHOOSERS, len(picked.choosing) // 4)])
 
     def quickly(chosen: Sequence[Group]) -> Floats:
@@ -219,7 +220,7 @@ def _spared(
 
     def exactly(chosen: Sequence[Group]) -> Floats:
         placed = without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
-        there = Ranges.of(placed, statistics, shifts=shifts) if chosen else ranges
+        there = Ranges.of(placed, statistics, shifts=bool(ranges.possible)) if chosen else ranges
         return judge.noise(there.paired(points, codes), statistics.smoothing)
 
     total = sum(d.macs for d in plain.plan.decisions)
