@@ -17,12 +17,7 @@ from onnxq.intake import Model, checked, load, open_data
 from onnxq.interface import ports
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
-from onnxq.passes import (
-    integer_interface,
-    lower,
-    share_weights,
-    weight_grid,
-)
+from onnxq.passes import integer_interface, lower, share_weights, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
 from onnxq.placement.zero_points import with_zero_points

@@ -184,8 +184,8 @@ def _refined(
     points = zero_points(promising, lambda chosen: nearest(frozenset(chosen)), model.effort.trials, monitor)
     grid = (weight_grid(get_target(plain.recipe.target), plain.recipe), plain.recipe.weight_range)
     rounding = rounded_weights(model, ranges.plan(points), picked, grid, noise, monitor)
-    improved = replace(statistics, zero_points=points, rounding=rounding)
-    return replace(improved, spared=_spared(ranges, improved, model, picked, judge, monitor))
+    found = replace(statistics, zero_points=points, rounding=rounding)
+    return replace(found, spared=_spared(ranges, found, model, picked, judge, monitor))
 
 
 def _widening(
@@ -223,9 +223,8 @@ def _spared(
         there = Ranges.of(placed, statistics, shifts=bool(ranges.possible)) if chosen else ranges
         return judge.noise(there.paired(points, codes), statistics.smoothing)
 
-    total = sum(d.macs for d in plain.plan.decisions)
     trials = model.effort.spares, model.effort.trials
-    return nodes_of(spared(groups(ranges.symmetric), total, limit, (quickly, exactly), trials, monitor))
+    return nodes_of(spared(groups(ranges.symmetric), plain.plan.macs, limit, (quickly, exactly), trials, monitor))
 
 
 def _shifts(recipe: Recipe) -> bool:

@@ -168,10 +168,14 @@ class Plan:
         """Node name -> why it stays in float."""
         return {d.node: d.reason for d in self.decisions if not d.quantized}
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all nodes."""
+        return sum(d.macs for d in self.decisions)
+
     def int8_share(self) -> float:
         """Share of the multiply-accumulates that run in int8, 0 when there are none."""
-        total = sum(d.macs for d in self.decisions)
-        return sum(d.macs for d in self.decisions if d.quantized) / total if total else 0.0
+        return sum(d.macs for d in self.decisions if d.quantized) / self.macs if self.macs else 0.0
 
     def reasons(self) -> list[tuple[str, str, int]]:
         """(reason, op type, how many) of the nodes left in float, most frequent first."""

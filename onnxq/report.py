@@ -80,8 +80,7 @@ def _halved(decision: Decision, plan: Plan) -> bool:
 
 
 def _halved_share(plan: Plan) -> float:
-    total = sum(d.macs for d in plan.decisions)
-    return sum(d.macs for d in plan.decisions if _halved(d, plan)) / total if total else 0.0
+    return sum(d.macs for d in plan.decisions if _halved(d, plan)) / plan.macs if plan.macs else 0.0
 
 
 def _kept_wide(plan: Plan) -> list[tuple[str, str, int]]:

@@ -38,9 +38,10 @@ def quantized(model: Path, data: object, tmp_path: Path, recipe: onnxq.Recipe) -
     return output, plan
 
 
+@pytest.mark.parametrize("float_share", [0.0, None])
 @pytest.mark.parametrize("calibrator", ["auto", "entropy", "minmax", "mse", "percentile"])
-def test_digits_keeps_its_accuracy(calibrator: str, tmp_path: Path) -> None:
-    recipe = onnxq.Recipe(calibrator=calibrator)
+def test_digits_keeps_its_accuracy(calibrator: str, float_share: float | None, tmp_path: Path) -> None:
+    recipe = onnxq.Recipe(calibrator=calibrator, float_share=float_share)
     output, plan = quantized(DIGITS / "digits.onnx", DIGITS / "calib.npz", tmp_path, recipe)
     with np.load(DIGITS / "test.npz") as test:
         images, labels = test["image"], test["label"]
@@ -50,7 +51,9 @@ def test_digits_keeps_its_accuracy(calibrator: str, tmp_path: Path) -> None:
     )
     assert before >= 0.98
     assert after >= before - 0.005
-    assert summarize(plan).mac_share >= 0.95  # a few cheap layers stay in float
+    if float_share == 0.0:
+        assert summarize(plan).int8 == 14  # all but the last Gemm, 32 -> 10
+    assert summarize(plan).mac_share >= 0.95  # by default a few cheap layers stay in float
     assert output.stat().st_size < (DIGITS / "digits.onnx").stat().st_size / 2.8  # nodes count in so small a model
 
 

@@ -102,7 +102,7 @@ class Inspected:
         """How many samples judge at most: thrice as many where a run costs next to nothing."""
         sizes = [d for value in self.graph.inputs for d in (self.graph.shape(value) or (None,))[1:]]
         known = all(isinstance(d, int) for d in sizes)
-        small = known and sum(d.macs for d in self.plan.decisions) <= _SMALL
+        small = known and self.plan.macs <= _SMALL
         return 3 * self.effort.judges if small else self.effort.judges
 
     def session(self, tensors: Sequence[str]) -> Session:

@@ -62,8 +62,8 @@ def spared(
     monitor.stage("Looking for layers to leave in float", None)
     wanted, left = [], room
     shares = costly(possible, noise[0], trials[0])
-    for group in sorted(shares, key=lambda g: (-shares[g] * total / max(g.macs, 1), groups.index(g))):
-        if shares[group] >= TIMES * group.macs / total and group.macs <= left:
+    for group in sorted((g for g in possible if g in shares), key=lambda g: -shares[g] / max(g.macs, 1)):
+        if shares[group] * total >= TIMES * group.macs and group.macs <= left:
             wanted.append(group)
             left -= group.macs
     if not wanted:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 from typing import TYPE_CHECKING
 
+from onnxq.placement.groups import nodes_of
 from onnxq.planning import without_nodes
 from onnxq.recipe import Rule
 
@@ -50,13 +51,13 @@ def narrows(ready: Prepared, group: Group) -> bool:
 
 def share_whole(plan: Plan, reverted: Collection[Group]) -> float:
     """Share of the multiply-accumulates that the plan quantizes, without layers whose weights alone stay narrow."""
-    narrow = {node for group in reverted if group.weights for node in group.nodes}
-    total = sum(d.macs for d in plan.decisions)
-    return sum(d.macs for d in plan.decisions if d.quantized and d.node not in narrow) / total if total else 0.0
+    narrow = set(nodes_of(group for group in reverted if group.weights))
+    whole = sum(d.macs for d in plan.decisions if d.quantized and d.node not in narrow)
+    return whole / plan.macs if plan.macs else 0.0
 
 
 def only(ready: Prepared, every: Collection[Group], kept: Group) -> Prepared:
     """The prepared model with a single group in int8, even where the target would not find that worth while."""
-    others = {node for group in every if group is not kept for node in group.nodes}
+    others = nodes_of(group for group in every if group is not kept)
     rules = tuple(Rule(nodes=glob.escape(name), quantize=True) for name in kept.nodes)
     return without_nodes(ready, others, REVERTED, rules)

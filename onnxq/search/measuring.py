@@ -59,7 +59,7 @@ def measure(
     whole = passes.run(trials.graph(())[0], [n for names in layers.values() for n in names])
     monitor.advance()
     found = []
-    total = sum(d.macs for d in trials.ready.plan.decisions)
+    total = trials.ready.plan.macs
     for group in every:
         names = layers[group]
         if group.name not in aside.known:
