@@ -16,6 +16,7 @@ from onnxq.errors import ModelError, OutputError, what_failed
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
 from onnxq.graph.shelf import FileTensor, Shelf, from_file
+from onnxq.inference import MOST_BODIES, check_fully
 from onnxq.runtime import Loadable
 from onnxq.scratch import Scratch, alone
 
@@ -63,8 +64,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
         raise
     except Exception as error:  # whatever a malformed graph trips over in the library
         raise ModelError(
-            f"{path} is not a valid ONNX model: {_innermost(error)}",
-            "Copy the file again, or export it again.",
+            f"{path} is not a valid ONNX model: {_innermost(error)}", "Copy the file again, or export it again."
         ) from error
 
 
@@ -178,7 +178,8 @@ def save(
         else:
             written.append(path.parent / f"{path.name}.{graph.digest()[:12]}.data")
             _write(graph, target, written[1].name)
-        _check(graph, target, check)
+        if check:
+            _check(graph, target)
         for text_file, text in (texts or {}).items():
             (aside / text_file.name).write_text(text, encoding="utf-8")
         with alone(path.parent):
@@ -340,17 +341,16 @@ def _write(graph: Graph, target: Path, data_name: str) -> None:
     ir.save(graph.model, target, format="protobuf", external_data=data_name)
 
 
-def _check(graph: Graph, path: Path, check: bool) -> None:
+def _check(graph: Graph, path: Path) -> None:
     """Show the file written to onnx.checker, or a stand-in beside it.
 
-    That of a large model has its weights in the file itself, of which the checker would make copies in memory; that of
-    one with plugins, which onnx cannot know, has none of those.
+    That of a large model, or of one with many bodies, has its weights in the file itself, of which the checker would
+    make copies in memory; that of one with plugins, which onnx cannot know, has none of those.
     """
     import onnx
 
-    if not check:
-        return
-    large, unknown = weight_bytes(graph) > SPILL_BYTES, needs_stand_in(graph)
+    proto, unknown = None, needs_stand_in(graph)
+    large = weight_bytes(graph) > SPILL_BYTES or sum(1 for _ in graph.parts()) > MOST_BODIES
     if large or unknown:
         found = with_stubs(graph.model, path.name)[0] if large else None
         proto = onnx.load(path, load_external_data=False) if found is None else ir.to_proto(found)
@@ -359,7 +359,7 @@ def _check(graph: Graph, path: Path, check: bool) -> None:
         path = path.with_name(f"check-{path.name}")
         onnx.save(proto, path)
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        check_fully(path, proto)
     except Exception as error:  # ValidationError, InferenceError and others from C++
         raise ModelError(
             f"onnx.checker refuses the quantized model: {' '.join(str(error).split())[:400]}",

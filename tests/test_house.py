@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram"),
         *("monitor", "operators", "scratch", "smallest", "timing", "blas"),
     ),
-    ("graph", "files", "runtime", "calibrators", "customs", "formats", "memory"),
+    ("graph", "files", "runtime", "calibrators", "customs", "inference", "formats", "memory"),
     (
         "ahead",
         "targets",

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxq.checks.index import CONTRIB, COPIES, DQ, Model, Shape, is_onnx, is_qdq
 from onnxq.errors import ModelError
+from onnxq.inference import inferred
 
 if TYPE_CHECKING:
     import os
@@ -83,7 +84,7 @@ def graphs(proto: ModelProto, base_dir: str, version: Version) -> Iterator[Model
     _rename(small, contrib, "")
     # When inference fails, the checks know only the shapes that the model itself declares.
     with suppress(onnx.shape_inference.InferenceError):
-        small = onnx.shape_inference.infer_shapes(small, data_prop=True)
+        small = inferred(small)
     _rename(small, contrib, CONTRIB)
     yield from _indexed(small.graph, surroundings(proto, base_dir, version), main=True)
 

@@ -14,6 +14,7 @@ from onnxq.customs import STAND_IN, stand_in
 from onnxq.errors import ModelError
 from onnxq.graph.normal import normalize
 from onnxq.graph.signatures import signature_problem
+from onnxq.inference import inferred
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +27,8 @@ _SKELETON_BYTES = 1024
 
 def infer_shapes(model: ir.Model) -> None:
     """Fill in types and shapes as far as onnx's inference gets; what it cannot infer stays unknown."""
-    import onnx
-
     try:
-        proto = onnx.shape_inference.infer_shapes(_skeleton(model)[0], data_prop=True)
+        proto = inferred(_skeleton(model)[0])
     except Exception:  # noqa: BLE001  the C++ code raises several types; unknown shapes are no error
         return
     # onnx_ir's own pass would make tensors of sequences whose type was unknown, and takes quadratic time.
