@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import math
 import tomllib
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from onnxq.calibrators import make_calibrator
 from onnxq.errors import RecipeError, known_names
 from onnxq.memory import parse_bytes
 from onnxq.modes import MODES, check_cpu, check_interface, check_mode, check_width
+from onnxq.naming import Globs, matches
 from onnxq.runtime import provider_names
 from onnxq.schemes import check_formats, float_for, mode_for, parsed
 from onnxq.targets import get_target
@@ -75,8 +76,7 @@ class Rule:
 
     def matches(self, name: str, op_type: str) -> bool:
         """Whether the rule speaks of this node. A name that holds glob characters also matches itself."""
-        named = self.nodes == name or fnmatch.fnmatchcase(name, self.nodes)
-        return named and (not self.ops or op_type in self.ops)
+        return (not self.ops or op_type in self.ops) and matches(self.nodes, name)
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,16 @@ class Recipe:
 
     def rule_value(self, name: str, op_type: str, effect: str) -> Any:  # noqa: ANN401  depends on the effect
         """What the last matching rule says of `effect`, or None."""
-        said = [getattr(r, effect) for r in self.rules if r.matches(name, op_type)]
-        return next((value for value in reversed(said) if value is not None), None)
+        said = (getattr(self.rules[i], effect) for i in reversed(self._speaking(name, op_type)))
+        return next((value for value in said if value is not None), None)
+
+    @cached_property
+    def _globs(self) -> Globs:
+        return Globs.of([rule.nodes for rule in self.rules])
+
+    def _speaking(self, name: str, op_type: str) -> list[int]:
+        """Indices of the rules that speak of a node."""
+        return [i for i in self._globs.matching(name) if self.rules[i].matches(name, op_type)]
 
     def check_rules(self, nodes: Iterable[tuple[str, str]]) -> None:
         """Every rule must speak of some node.
@@ -258,9 +266,8 @@ class Recipe:
             RecipeError: a rule matches none.
         """
         known = list(nodes)
-        for rule in self.rules:
-            if any(rule.matches(name, op) for name, op in known):
-                continue
+        used = {index for name, op in known for index in self._speaking(name, op)}
+        for rule in (rule for index, rule in enumerate(self.rules) if index not in used):
             plain = rule.nodes.strip("*")
             near = difflib.get_close_matches(plain, [n for n, _ in known], 3, 0.4)
             near += [o for op in rule.ops for o in difflib.get_close_matches(op, {o for _, o in known}, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import runpy
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from onnxq import Recipe, api, checks
+from onnxq import Recipe, Rule, api, checks
 from onnxq.graph import Graph
 
 if TYPE_CHECKING:
@@ -82,6 +83,19 @@ def test_nor_with_the_number_of_bodies() -> None:
     recipe = Recipe(target="ort-cpu", effort="fast")
     small, large = (lines(quantized("branches", nodes, recipe)) for nodes in (TINY, 2 * TINY))
     assert not steep(small, large, 2.0)
+
+
+def test_rules_for_single_nodes_are_looked_up() -> None:
+    """Efforts and budgets send layers to float by a rule each."""
+
+    def planned(count: int) -> Callable[[], object]:
+        ready = api.prepared(KINDS["residual"](count), Recipe(target="tensorrt@10"))
+        names = [d.node for d in ready.plan.decisions if d.quantized][::2]
+        recipe = Recipe(target="tensorrt@10", rules=tuple(Rule(glob.escape(name), quantize=False) for name in names))
+        return lambda: api.planned(ready.graph, recipe)
+
+    planned(TINY)()
+    assert not steep(lines(planned(SMALL)), lines(planned(LARGE)), LARGE / SMALL)
 
 
 def test_quadratic_work_is_found() -> None:
