@@ -38,16 +38,23 @@ def cores() -> int:
 def at_once(graph: Graph, tensors: Sequence[str], most: int) -> int:
     """How many samples to run at once: up to `most` within MOST_BYTES, 1 where it does not pay or sizes are not known.
 
-    A dimension of the same name as an input's first counts as 1, as batches are run in rows. 1 also where an operator
-    gives something else each time: what a sample gets must not depend on which one is faster.
+    1 also where an operator gives something else each time: what a sample gets must not depend on which one is faster.
     """
     if any(node.op_type in RANDOM for part in graph.parts() for node in part.nodes):
         return 1
+    held = sample_bytes(graph, tensors)
+    return max(1, min(most, MOST_BYTES // held)) if held >= LEAST_BYTES else 1
+
+
+def sample_bytes(graph: Graph, tensors: Sequence[str]) -> int:
+    """Bytes of these tensors of one sample; 0 where the size of one is not known.
+
+    A dimension of the same name as an input's first counts as 1, as batches are run in rows.
+    """
     batch = {shape[0] for v in graph.inputs if (shape := graph.shape(v)) and isinstance(shape[0], str)}
     values = {str(v.name): v for v in graph.values()}
     sizes = [nbytes(graph, values[name], batch) if name in values else 0 for name in tensors]
-    known = all(sizes) and sum(sizes) >= LEAST_BYTES
-    return max(1, min(most, MOST_BYTES // sum(sizes))) if known else 1
+    return sum(sizes) if all(sizes) else 0
 
 
 def in_turn(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from onnxq.ahead import at_once, cores, in_turn
+from onnxq.blocked import pays, session_in_any_order
 from onnxq.checkpoint import Total
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import split_batch
@@ -132,7 +133,8 @@ def _runner(
     most = 1
     if session is None:
         most = at_once(graph, every, cores()) if tuple(runtime[0]) == ("cpu",) and not runtime[1] else 1
-        session = session_for(graph, every, *runtime, threads=cores() - most + 1 if most > 1 else 0)
+        threads = cores() - most + 1 if most > 1 else 0
+        session = session_for(graph, every, *runtime, threads=threads, ordered=not pays(graph, every))
     return session, partial(observed, session, every), most
 
 
@@ -239,11 +241,13 @@ def session_for(
     reads: Sequence[str] = (),
     *,
     threads: int = 0,
+    ordered: bool = True,
 ) -> Session:
     """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed).
 
     Those of bodies come flat, and empty where the body did not run. `reads` names activations that are given like
-    inputs; then nothing of what makes them is left. `threads` as of a Session.
+    inputs; then nothing of what makes them is left. `threads` as of a Session. Unless `ordered`, the values of a tensor
+    may come in another order.
     """
     copy = graph.copy()
     begin_at(copy, reads)
@@ -262,7 +266,10 @@ def session_for(
         remove_unread_inputs(copy)
     if not custom_ops:
         _refuse_customs(copy, outputs)
-    return Session(runnable(copy), providers, as_written=True, custom_ops=custom_ops, threads=threads)
+    model = runnable(copy)
+    if not ordered and isinstance(model, bytes) and tuple(providers) == ("cpu",) and not custom_ops:
+        return session_in_any_order(model, threads=threads)
+    return Session(model, providers, as_written=True, custom_ops=custom_ops, threads=threads)
 
 
 def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from onnxq import files
+from onnxq.blocked import pays
 from onnxq.checkpoint import Checkpoint, Total
 from onnxq.collect import collect, nothing_seen, sample_hash, samples, session_for
 from onnxq.data import InputSpec, Source, input_specs, label_specs, open_source
@@ -228,7 +229,8 @@ def _loaded(work: Work) -> _Loaded:
             content.tofile(folder.path / name)
         path = folder.path / path[0][0]
     graph = files.load(path)
-    session = session_for(graph, asked_for(work.tensors, work.bounds), work.providers, work.custom_ops)
+    names = asked_for(work.tensors, work.bounds)
+    session = session_for(graph, names, work.providers, work.custom_ops, ordered=not pays(graph, names))
     return _Loaded(graph, session, folder)
 
 

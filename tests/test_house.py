@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graph", "files", "runtime", "calibrators", "customs", "inference", "formats", "memory"),
     (
         "ahead",
+        "blocked",
         "targets",
         "statistics",
         "patterns",
