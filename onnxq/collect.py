@@ -130,12 +130,22 @@ def _runner(
         monitor.warn(f"tensors are counted on the CPU: opset {graph.opset} cannot, {LOWEST_OPSET} could on the GPU")
     if session is None and unused_gpu(runtime[0]):
         monitor.warn("calibrating on the CPU, although there is a GPU: --providers cuda runs and counts on it")
-    most = 1
-    if session is None:
-        most = at_once(graph, every, cores()) if tuple(runtime[0]) == ("cpu",) and not runtime[1] else 1
-        threads = cores() - most + 1 if most > 1 else 0
-        session = session_for(graph, every, *runtime, threads=threads, ordered=not pays(graph, every))
+    session, most = session_at_once(graph, every, *runtime) if session is None else (session, 1)
     return session, partial(observed, session, every), most
+
+
+def session_at_once(
+    graph: Graph, tensors: Sequence[str], providers: Sequence[str] = ("cpu",), custom_ops: Sequence[str] = ()
+) -> tuple[Session, int]:
+    """The session that gives what is to be counted, in whatever order its values are, and how many samples it may run.
+
+    Raises:
+        ModelError: as `session_for`.
+    """
+    most = at_once(graph, tensors, cores()) if tuple(providers) == ("cpu",) and not custom_ops else 1
+    threads = cores() - most + 1 if most > 1 else 0
+    ordered = not pays(graph, tensors)
+    return session_for(graph, tensors, providers, custom_ops, threads=threads, ordered=ordered), most
 
 
 def warn_of_customs(graph: Graph, custom_ops: Sequence[str], monitor: Monitor) -> None:
