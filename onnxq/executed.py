@@ -23,7 +23,7 @@ PRODUCTS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (0, 1)),
     **dict.fromkeys(("MatMulNBits", "MatMulBnb4"), (0, 1)),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (0, 3)),
-    "MultiHeadAttention": (0, 1),
+    **dict.fromkeys(("MultiHeadAttention", "QAttention"), (0, 1)),
 }
 """Operator -> indices of its two operands."""
 
@@ -87,7 +87,7 @@ def executed(model: ModelProto, seen: Mapping[str, Seen], inserted: Collection[s
     `inserted` names nodes that only the optimizer knows: a Transpose of its own between pairs was not meant for int8.
     """
     tensors = _tensors(model, seen)
-    return tuple(_node(node, tensors, own=node.name not in inserted) for node in every_node(model.graph))
+    return tuple(e for node in every_node(model.graph) for e in _nodes(node, tensors, own=node.name not in inserted))
 
 
 def every_node(graph: GraphProto) -> Iterator[NodeProto]:
@@ -116,9 +116,14 @@ def _tensors(model: ModelProto, seen: Mapping[str, Seen]) -> _Tensors:
     return _Tensors(shapes, types, makers, users, frozenset(t.name for t in weights))
 
 
-def _node(node: NodeProto, tensors: _Tensors, *, own: bool) -> Executed:
+def _nodes(node: NodeProto, tensors: _Tensors, *, own: bool) -> list[Executed]:
+    """The node; of a QAttention the products that make Q, K and V, and what it does in float."""
     lost = _is_lost(node, tensors, own=own)
-    return Executed(node.name, node.op_type, _runs(node, tensors, lost=lost), _macs(node, tensors), lost)
+    found = [Executed(node.name, node.op_type, _runs(node, tensors, lost=lost), _macs(node, tensors), lost)]
+    if node.op_type == "QAttention" and (out := tensors.shapes.get(node.output[0])):
+        products = 2 * prod(out) * out[-2]  # [B, S, N H]: Q K^T, and as much again with V
+        found.append(Executed(f"{node.name}: attention", node.op_type, "float", products, lost=False))
+    return found
 
 
 def _runs(node: NodeProto, tensors: _Tensors, *, lost: bool) -> str:
@@ -173,6 +178,8 @@ def _macs(node: NodeProto, tensors: _Tensors) -> int:
     attributes = {a.name: a.i for a in node.attribute}
     if node.op_type == "MultiHeadAttention":  # [B, S, N H] and [B, L, N H]: Q K^T, and as much again with V
         return 2 * prod(source) * weight[-2]
+    if node.op_type == "QAttention":  # [B, S, C] and [C, 3 N H]
+        return prod(source) * weight[-1]
     if "Conv" in node.op_type:
         last = attributes.get("channels_last", 0)
         pixels = source if node.op_type == "ConvTranspose" else out

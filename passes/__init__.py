@@ -18,6 +18,7 @@ from onnxq.passes.cpu_attention import join_attention
 from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
 from onnxq.passes.cpu_gelu import fast_gelu
 from onnxq.passes.cpu_norms import smooth_in_norms
+from onnxq.passes.cpu_qattention import quantize_attention
 from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
@@ -199,6 +200,8 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         fast_gelu,  # behind the operators, which take biases along; it and the next take those of Q/DQ graphs
         join_attention,  # the kernels around the products of an attention, which stay in float
         remove_unused,  # float weights that nothing reads any more
+        # those and the products that make Q, K and V: not of Q/DQ graphs, whose weights keep pairs and names
+        *((quantize_attention, remove_unused) if recipe.format == "qoperator" else ()),
     )
 
 

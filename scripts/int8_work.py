@@ -1,9 +1,9 @@
 """The share of a model's multiply-accumulates that runs on int8 data: one counting for the graphs of every tool.
 
-Counted are Conv, ConvTranspose, Gemm, MatMul, LSTM and the products of a MultiHeadAttention, and the integer operators
-that stand for them, by the shapes of one run. A float operator counts as int8 when both of its operands come out of a
-DequantizeLinear of 8 bits, over operators that only move data; what a runtime does with that is another question, see
-`onnxq check`.
+Counted are Conv, ConvTranspose, Gemm, MatMul, LSTM, the products of a MultiHeadAttention (which are float in a
+QAttention too) and the integer operators that stand for them, by the shapes of one run. A float operator counts as int8
+when both of its operands come out of a DequantizeLinear of 8 bits, over operators that only move data; what a runtime
+does with that is another question, see `onnxq check`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 INTEGER = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
-INTEGER |= {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1}
+INTEGER |= {"MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "QAttention": 1}
 """Operator -> the position of its weight."""
 FLOAT = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVING = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Slice", "Identity", "Pad", "Cast")
@@ -40,6 +40,8 @@ def share(path: Path, feed: dict[str, npt.NDArray[Any]]) -> float:
         macs = _macs(node, dims)
         total += macs
         operands = node.input[:2]
+        if node.op_type == "QAttention":  # beside the products that make them Q K^T, and with V: [B, S, N H]
+            total += int(2 * np.prod(dims[node.output[0]]) * dims[node.output[0]][1])
         if node.op_type in INTEGER or all(_is_eight(name, makers, constants) for name in operands):
             eight += macs
     return eight / total if total else 0.0
@@ -69,6 +71,8 @@ def _macs(node: onnx.NodeProto, dims: dict[str, tuple[int, ...]]) -> int:
     weight = dims[node.input[INTEGER.get(node.op_type, 1)]]
     if node.op_type == "MultiHeadAttention":  # Q K^T, and with V: Q [B, S, N H] and K [B, L, N H]
         return int(2 * np.prod(dims[node.input[0]]) * weight[1])
+    if node.op_type == "QAttention":  # Q, K and V: [B, S, C] and [C, 3 N H]
+        return int(np.prod(dims[node.input[0]]) * weight[1])
     if node.op_type == "LSTM":
         steps, batch, inputs = dims[node.input[0]]
         return int(steps * batch * np.prod(weight[:2]) * (inputs + weight[1] // 4))
