@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from onnxq.statistics import Rounded, Statistics
     from onnxq.targets.target import Target
 
+    Known = dict[tuple[str, QType, frozenset[str]], Range]
+    """(calibrator, grid, tensors observed) -> the range that statistics gave."""
+
 _CLIPPING_BY_CHOICE = ("auto", "entropy")  # they would clip a protected tensor without being told to
 
 
@@ -33,12 +36,18 @@ CACHED = "calibration cache"
 
 
 def resolve(
-    plan: Plan, statistics: Statistics | None, recipe: Recipe, target: Target, cache: Cache | None = None
+    plan: Plan,
+    statistics: Statistics | None,
+    recipe: Recipe,
+    target: Target,
+    cache: Cache | None = None,
+    known: Known | None = None,
 ) -> Plan:
     """The plan with a range and parameters at every point. Points of one group get the same, from all their values.
 
     A range that the plan knows already stands. What the cache holds is taken from it, ±127 scale; the rest comes
-    from the statistics.
+    from the statistics. `known` is of these statistics: what they gave to other plans of the model, to which
+    is added what is found now.
 
     Raises:
         StatisticsError: a tensor of the plan was not observed and has no scale in the cache.
@@ -61,8 +70,14 @@ def resolve(
             if histogram.amax == 0.0:
                 text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                 notes.append(f"{members[0].tensor}: {text}")
-            found = make_calibrator(name, recipe.percentile)(histogram, grid)
             measured = [p for p in members if p.range is None]
+            key = name, grid, frozenset(p.observe for p in measured)
+            if known is None or key not in known:
+                found = make_calibrator(name, recipe.percentile)(histogram, grid)
+            else:
+                found = known[key]
+            if known is not None:
+                known[key] = found
             notes += _small_members(measured, seen, found)
         found = _inside(_covering(found, members), members)
         params = params_from_range(*found, grid)

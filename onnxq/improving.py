@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from onnxq import api, pipeline
 from onnxq.blas import one_thread
 from onnxq.choose import WIDENED, resolve, widened, with_codes
+from onnxq.collect import session_for
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.errors import DataError, ModelError
@@ -24,6 +25,7 @@ from onnxq.improvement import (
     widening,
     zero_points,
 )
+from onnxq.improvement.picking import run
 from onnxq.improvement.shifting import names_of, promising
 from onnxq.intake import open_data
 from onnxq.monitor import QUIET, SILENT, Monitor
@@ -33,6 +35,7 @@ from onnxq.passes import InsertQDQ, QuantizeWeights, remove_redundant_qdq, weigh
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
 from onnxq.placement.groups import groups, nodes_of
+from onnxq.placement.ort_cpu_costs import cost, sized, work
 from onnxq.placement.zero_points import candidates, with_zero_points
 from onnxq.plan import INT8
 from onnxq.planning import SPARED, without_nodes
@@ -41,8 +44,9 @@ from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from onnxq.choose import Known
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
@@ -214,17 +218,44 @@ def _spared(
         return ()
     points, codes = statistics.zero_points, statistics.rounding
     chooser = Judge(model, picked.choosing[: max(CHOOSERS, len(picked.choosing) // 4)])
+    wide = target.placement == "ort-cpu"  # what reads a float layer is float too: only placing the model tells
 
-    def quickly(chosen: Sequence[Group]) -> Floats:
-        return chooser.noise(ranges.paired(points, codes, nodes_of(chosen)), statistics.smoothing)
+    def placed(chosen: Sequence[Group]) -> api.Prepared:
+        return without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
 
-    def exactly(chosen: Sequence[Group]) -> Floats:
-        placed = without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
-        there = Ranges.of(placed, statistics, shifts=bool(ranges.possible)) if chosen else ranges
-        return judge.noise(there.paired(points, codes), statistics.smoothing)
+    def exactly(chosen: Sequence[Group]) -> Graph:
+        return ranges.of_plan(placed(chosen), statistics).paired(points, codes)
 
+    def quickly(chosen: Sequence[Group]) -> Graph:
+        return exactly(chosen) if wide else ranges.paired(points, codes, nodes_of(chosen))
+
+    found, total, price = groups(ranges.symmetric), plain.plan.macs, None
+    if wide:
+        found, total, price = _priced(plain, found, placed, picked.choosing[0])
+    noise = (
+        lambda chosen: chooser.noise(quickly(chosen), statistics.smoothing),
+        lambda chosen: judge.noise(exactly(chosen), statistics.smoothing),
+    )
     trials = model.effort.spares, model.effort.trials
-    return nodes_of(spared(groups(ranges.symmetric), plain.plan.macs, limit, (quickly, exactly), trials, monitor))
+    return nodes_of(spared(found, total, limit, noise, trials, monitor, price))
+
+
+def _priced(
+    plain: api.Prepared, found: Sequence[Group], placed: Callable[[Sequence[Group]], api.Prepared], feed: Feed
+) -> tuple[tuple[Group, ...], int, Callable[[Sequence[Group]], float]]:
+    """The groups with their multiply-accumulates by the shapes of a sample, those of the model, and what groups cost.
+
+    Without layers inside bodies: how often they run no shape tells.
+    """
+    graph, plan, recipe = plain.graph, plain.plan, plain.recipe
+    unseen = set() if recipe.custom_ops else behind_customs(graph)
+    wanted = sized(graph, plan) - unseen
+    names = tuple(name for name in api.activations(graph) if name in wanted)
+    session = session_for(graph, names, recipe.provider_list, recipe.custom_op_list)
+    shapes = {name: array.shape for name, array in run(session, feed).items()}
+    done = work(graph, plan, shapes)
+    own = tuple(replace(g, macs=sum(done[n] for n in g.nodes)) for g in found if done.keys() >= set(g.nodes))
+    return own, sum(done.values()), lambda chosen: cost(graph, placed(chosen).plan, plan, shapes)
 
 
 def _shifts(recipe: Recipe) -> bool:
@@ -256,6 +287,7 @@ class Ranges:
         possible: the groups of tensors that can have a zero point by a shift.
         symmetric: its resolved plan.
         shifted: the same with a zero point wherever there can be one.
+        known: what calibrators have found, which takes longest.
     """
 
     plain: api.Prepared
@@ -263,19 +295,27 @@ class Ranges:
     possible: tuple[Candidate, ...]
     symmetric: Plan
     shifted: Plan
+    known: Known = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plain: api.Prepared, statistics: Statistics, *, shifts: bool) -> Ranges:
+    def of(cls, plain: api.Prepared, statistics: Statistics, *, shifts: bool, known: Known | None = None) -> Ranges:
         """Those of the statistics; without `shifts` no tensor can have a zero point by one."""
+        known = {} if known is None else known
         recipe, target = plain.recipe, get_target(plain.recipe.target)
         plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
         possible = candidates(plain.graph, plan) if shifts else ()
-        symmetric = shifted = resolve(plan, statistics, recipe, target)
+        symmetric = shifted = resolve(plan, statistics, recipe, target, known=known)
         if possible:
             moved = with_zero_points(plain.graph, plan, names_of(possible))
             points = {n: symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
-            shifted = resolve(replace(moved, points=points), statistics, recipe, target)
-        return cls(plain, statistics.tensors, possible, symmetric, shifted)
+            shifted = resolve(replace(moved, points=points), statistics, recipe, target, known=known)
+        return cls(plain, statistics.tensors, possible, symmetric, shifted, known)
+
+    def of_plan(self, plain: api.Prepared, statistics: Statistics) -> Ranges:
+        """Those of the model placed again, from the same statistics."""
+        if plain is self.plain:
+            return self
+        return Ranges.of(plain, statistics, shifts=bool(self.possible), known=self.known)
 
     def widened(self, by: float) -> Ranges:
         """With ranges of least squared error multiplied by this."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Noise = Callable[[Sequence[Group]], Floats]
     """Groups in float -> noise over signal of the quantized model, of each sample."""
+    Cost = Callable[[Sequence[Group]], float]
+    """Groups in float -> what that costs."""
 
 TIMES = 4.0
 """How many times its share of the multiply-accumulates a layer must make of the noise."""
@@ -44,6 +46,7 @@ def spared(
     noise: tuple[Noise, Noise],
     trials: tuple[int, int],
     monitor: Monitor = QUIET,
+    cost: Cost | None = None,
 ) -> tuple[Group, ...]:
     """The groups that stay in float, in the model's order; often none.
 
@@ -54,18 +57,21 @@ def spared(
         noise: on samples that choose, and on those that judge.
         trials: models that are run at most on the former, and on the latter.
         monitor: progress.
+        cost: what groups cost in float, in multiply-accumulates, at least their own; None: no more than these.
     """
     room = limit * total
+    price = cost or _macs
     possible = [g for g in groups if g.macs <= room]
     if not possible:
         return ()
     monitor.stage("Looking for layers to leave in float", None)
     wanted, left = [], room
     shares = costly(possible, noise[0], trials[0])
-    for group in sorted((g for g in possible if g in shares), key=lambda g: -shares[g] / max(g.macs, 1)):
-        if shares[group] * total >= TIMES * group.macs and group.macs <= left:
+    prices = {g: price((g,)) for g in possible if g in shares}
+    for group in sorted(prices, key=lambda g: -shares[g] / max(prices[g], 1)):
+        if shares[group] * total >= TIMES * prices[group] and prices[group] <= left:
             wanted.append(group)
-            left -= group.macs
+            left -= prices[group]
     if not wanted:
         return ()
     kept = confirmed([wanted], noise[1], lambda _, before, after: gains(before, after, PAYS_DB), trials[1])
@@ -98,6 +104,10 @@ def costly(groups: Sequence[Group], noise: Noise, trials: int) -> dict[Group, fl
         for offset, half in ((0, stretch[:middle]), (middle, stretch[middle:])):
             heapq.heappush(waiting, (-share, start + offset, half))
     return found
+
+
+def _macs(groups: Sequence[Group]) -> float:
+    return sum(g.macs for g in groups)
 
 
 def _level(noise: Floats) -> float:

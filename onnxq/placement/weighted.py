@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from onnxq.patterns.pairs import arrives_quantized
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from onnxq.graph import Dim, Graph, Node, Value
     from onnxq.targets.target import Target
 
@@ -143,17 +146,16 @@ def why_small(graph: Graph, node: Node, target: Target) -> str | None:
     return _why_small_matmul(graph, node, dims, target)
 
 
-def macs(graph: Graph, node: Node, target: Target) -> int:
-    """Multiply-accumulates of one run; unknown dimensions count as 1."""
+def macs(graph: Graph, node: Node, target: Target, shapes: Mapping[str, Sequence[int]] = MappingProxyType({})) -> int:
+    """Multiply-accumulates of one run; unknown dimensions count as 1. `shapes` wins over what the graph says."""
     index = target.weighted.get(node.op_type)
     if index is None or index >= len(node.inputs):
         return 0
     second = node.inputs[index]
     while (dequantize := graph.producer(second, "DequantizeLinear", "QuantizeLinear")) is not None:
         second = dequantize.inputs[0]
-    weight, out = graph.shape(second), graph.shape(node.outputs[0])
-    if node.op_type == "ConvTranspose":
-        out = graph.shape(node.inputs[0])
+    sized = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
+    weight, out = graph.shape(second), None if sized is None else shapes.get(str(sized.name), graph.shape(sized))
     if weight is None or out is None or len(weight) < 1:
         return 0
     sizes = [d if isinstance(d, int) else 1 for d in weight]

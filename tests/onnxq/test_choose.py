@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from onnxq.histogram import Histogram
 from onnxq.plan import Plan, Point
 from onnxq.recipe import Recipe
 from onnxq.statistics import Statistics
+
+if TYPE_CHECKING:
+    from onnxq.choose import Known
 
 RNG = np.random.default_rng(3)
 HEAVY = np.concatenate([RNG.normal(size=20_000), [40.0]]).astype(np.float32)  # one outlier that entropy clips
@@ -54,6 +57,18 @@ def test_a_point_covers_what_was_seen() -> None:
     assert found.resolved
     assert found.points["a"].range == pytest.approx((-2.54, 2.54))
     assert found.points["a"].chosen == "minmax"
+
+
+def test_what_is_known_of_other_plans_serves_where_the_tensors_are_the_same() -> None:
+    statistics, recipe = seen(a=HEAVY, b=HEAVY[:1000] * 7, c=[0.5, -3.0]), Recipe()
+    known: Known = {}
+    plans = [plan(point("a", "a"), point("b", "a"), point("c")), plan(point("a"), point("c")), plan(point("b"))]
+    for each in plans * 2:
+        assert resolve(each, statistics, recipe, TENSORRT, known=known) == resolve(each, statistics, recipe, TENSORRT)
+    assert {tensors for _, _, tensors in known} == {frozenset(t) for t in ("ab", "c", "a", "b")}
+    none = seen(a=[1.0], b=[1.0], c=[1.0])  # what is known is not looked for again
+    found = resolve(plans[0], none, recipe, TENSORRT, known=known)
+    assert found.points == resolve(plans[0], statistics, recipe, TENSORRT).points
 
 
 def test_a_group_has_the_same_bits_from_all_its_values() -> None:

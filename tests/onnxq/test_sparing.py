@@ -113,6 +113,27 @@ def test_the_judges_have_the_last_word() -> None:
     assert set(choose(groups, noise, 0.05, judged=judged)) >= {"g40"}
 
 
+def test_what_a_layer_costs_beside_its_work_counts() -> None:
+    groups = layers(*[10] * 100)
+    noise = [0.1] * 100
+    noise[3], noise[40] = 20.0, 40.0
+    by_group = dict(zip(groups, noise, strict=True))
+
+    def left(chosen: Sequence[Group]) -> Floats:
+        return np.array([1e-9 + sum(noise) - sum(by_group[g] for g in chosen)] * 4)
+
+    def kept(dear: str, price: float) -> list[str]:
+        def cost(chosen: Sequence[Group]) -> float:
+            return sum(price if g.name == dear else g.macs for g in chosen)
+
+        return [g.name for g in spared(groups, 1000, 0.05, (left, left), (100, 7), cost=cost)]
+
+    assert kept("g40", 10) == ["g3", "g40"]
+    assert kept("g40", 45) == ["g3"]  # 3 goes first, being cheaper for its noise, and no room is left
+    assert kept("g40", 51) == ["g3"]
+    assert kept("g3", 45) == ["g40"]
+
+
 # -- whole models ----------------------------------------------------------------------------------------------
 
 
@@ -156,8 +177,32 @@ def test_what_costs_most_for_its_work_stays_in_float() -> None:
 
 def test_only_efforts_above_fast_and_targets_that_say_so() -> None:
     data = samples(64, 0)
-    for recipe in (replace(RECIPE, effort="fast"), Recipe(target="ort-cpu")):
+    fast = replace(RECIPE, effort="fast")
+    for recipe in (fast, Recipe(target="ort-cpu", effort="fast"), Recipe(target="ort-cpu", float_share=0.0)):
         assert floats(api.quantize(heavy_tailed(), data, recipe)[1]) == []
+
+
+def cheap_first(sizes: str) -> Graph:
+    """A convolution of one channel and rare large values, then wide ones on an image that is pooled to a 64th."""
+    rng = np.random.default_rng(4)
+    shapes = {"a": (4, 1, 1, 1), "b": (16, 4, 3, 3), "c": (64, 16, 3, 3), "d": (8, 64, 3, 3)}
+    arrays = {n: (rng.normal(size=s) * 1.5 / np.sqrt(np.prod(s[1:]))).astype(np.float32) for n, s in shapes.items()}
+    text = f"""(float[N,1,{sizes}] x) => (float[N,8,P,Q] y) {{
+              x1 = Conv(x, a) x2 = Tanh(x1) x3 = Conv<pads=[1,1,1,1]>(x2, b)
+              x4 = Relu(x3) x5 = Conv<pads=[1,1,1,1]>(x4, c) x6 = Relu(x5) y = Conv<pads=[1,1,1,1]>(x6, d) }}"""
+    return graph_of(text, 17, **arrays)
+
+
+@pytest.mark.parametrize("sizes", ["8,8", "H,W"])
+def test_on_the_cpu_too_by_the_shapes_of_a_sample(sizes: str) -> None:
+    graph, rng = cheap_first(sizes), np.random.default_rng(5)
+    feeds = [{"x": rng.standard_t(1.3, size=(1, 1, 8, 8)).astype(np.float32)} for _ in range(96)]
+    recipe = Recipe(target="ort-cpu")
+    first = next(str(n.name) for n in graph.nodes)
+    better, plan = api.quantize(graph, feeds[:64], replace(recipe, float_share=0.2))
+    assert first not in {d.node for d in plan.decisions if d.quantized}
+    all_int8, _ = api.quantize(graph, feeds[:64], replace(recipe, float_share=0.0))
+    assert sqnr(graph, better, feeds[64:]) >= sqnr(graph, all_int8, feeds[64:])
 
 
 def test_the_order_of_samples_does_not_matter_and_statistics_keep_it(tmp_path: Path) -> None:

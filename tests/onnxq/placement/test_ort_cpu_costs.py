@@ -1,0 +1,83 @@
+"""What layers in float cost on the CPU provider: counted by hand, from the shapes of a sample."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from placing import net
+
+from onnxq.placement.ort_cpu import MACS_PER_ELEMENT, place_cpu
+from onnxq.placement.ort_cpu_costs import cost, sized, work
+from onnxq.recipe import Recipe, Rule
+from onnxq.targets import TARGETS
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph
+    from onnxq.plan import Plan
+
+CPU = TARGETS["ort-cpu"]
+PADS = "<pads=[1,1,1,1]>"
+LAYERS = {"w0": (8, 8, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 3, 3)}
+
+
+def planned(graph: Graph, *floats: str) -> Plan:
+    rules = tuple(Rule(nodes=name, quantize=False) for name in floats)
+    return place_cpu(graph, CPU, Recipe(target="ort-cpu", rules=rules))
+
+
+def chain(sizes: str = "16, 16") -> Graph:
+    """Three equal convolutions, a Relu that vanishes behind the first, an addition around the second."""
+    body = f"a = Conv{PADS}(x, w0) b = Relu(a) c = Conv{PADS}(b, w1) d = Add(b, c) y = Conv{PADS}(d, w2)"
+    return net(f"float[1, 8, {sizes}] x", body, "y", **LAYERS)
+
+
+VALUES = 8 * 16 * 16
+MACS = VALUES * 8 * 9
+SHAPES = dict.fromkeys("xabcdy", (1, 8, 16, 16))
+
+
+def test_nothing_costs_nothing() -> None:
+    graph = chain()
+    plan = planned(graph)
+    assert plan.int8_share() == 1.0
+    assert cost(graph, plan, plan, {}) == 0.0
+
+
+def test_work_is_that_of_the_shapes_of_a_sample() -> None:
+    names = [str(n.name) for n in chain().nodes if n.op_type == "Conv"]
+    for graph, shapes in ((chain(), {}), (chain("H, W"), SHAPES)):
+        assert work(graph, planned(graph), shapes) == dict.fromkeys(names, MACS)
+    graph = chain("H, W")
+    assert work(graph, planned(graph), {}) == dict.fromkeys(names, 8 * 8 * 9)  # unknown dimensions count as 1
+
+
+def test_a_layer_at_the_end_moves_the_end_of_integers() -> None:
+    """y was dequantized for the caller; now b and c are for the addition, which nothing in integers follows."""
+    graph = chain()
+    assert cost(graph, planned(graph, "Conv:y"), planned(graph), {}) == MACS + MACS_PER_ELEMENT * VALUES
+
+
+def test_a_layer_in_the_middle_costs_conversions_too() -> None:
+    """Its input is dequantized, and the addition that reads it is float too: what that makes is quantized again."""
+    graph = chain()
+    whole, cut = planned(graph), planned(graph, "Conv:c")
+    assert not next(d for d in cut.decisions if d.node == "Add:d").quantized
+    assert cost(graph, cut, whole, {}) == MACS + MACS_PER_ELEMENT * 2 * VALUES
+    moving = chain("H, W")
+    assert cost(moving, planned(moving, "Conv:c"), planned(moving), SHAPES) == MACS + MACS_PER_ELEMENT * 2 * VALUES
+
+
+def test_fewer_conversions_are_no_discount() -> None:
+    """A pool on integers writes few values; without them the large tensor in front is never quantized."""
+    body = f"a = Conv{PADS}(x, w0) b = MaxPool<kernel_shape=[4,4], strides=[4,4]>(a) y = Conv{PADS}(b, w1)"
+    graph = net("float[1, 8, 16, 16] x", body, "y", w0=LAYERS["w0"], w1=LAYERS["w1"])
+    whole, cut = planned(graph), planned(graph, "Conv:a")
+    assert cost(graph, cut, whole, {}) == MACS
+
+
+def test_the_shapes_that_are_asked_for_are_all_that_it_takes() -> None:
+    graph, floats = chain("H, W"), ("Conv:c",)
+    names = sized(graph, planned(graph))
+    assert names >= {"x", "b", "d", "y"}
+    some = {name: shape for name, shape in SHAPES.items() if name in names}
+    assert cost(graph, planned(graph, *floats), planned(graph), some) == MACS + MACS_PER_ELEMENT * 2 * VALUES
