@@ -88,6 +88,7 @@ for command in (
 @click.option("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
 @click.option("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
 @click.option("--eval-data", help="Held-back data to judge a budget on. [default: a quarter of --data]")
+@click.option("--measure", is_flag=True, help="ort-*, with a budget: time its Pareto list in ONNX Runtime here.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) on the result as well.")
 @_resume_option
 @_recipe_options
@@ -120,6 +121,8 @@ def quantize(
             "give --data or --statistics, not both": data and statistics_file,
             "--eval-data is for a budget (--min-sqnr, --max-drop) or --report; there is neither": eval_data
             and not (recipe.budgeted or page),
+            "--measure times the list of a budget (--min-sqnr, --max-drop); there is none": options["measure"]
+            and not recipe.budgeted,
             f"--report {page} is the name of another output": page in (output, plan_file),
         }
     )
@@ -133,8 +136,9 @@ def quantize(
         wants = ready.plan.mode == "static" or needs_data(recipe, ready.plan.mode)
         if given is None and cache is None and wants:
             given = _data_beside(model, monitor.warn, needed=recipe.budgeted or needs_data(recipe, ready.plan.mode))
+        judged_by = _evaluation(recipe, eval_data, measure=options["measure"])
         running = Running(keeper=keeper)
-        graph, plan, statistics = api.carried_out(ready, given, monitor, cache, _evaluation(recipe, eval_data), running)
+        graph, plan, statistics = api.carried_out(ready, given, monitor, cache, judged_by, running)
         monitor.stage("Checking and writing", None)
         text = report.plan_json(plan, recipe, statistics)
         written = api.export(graph, output, {plan_file: text})
@@ -190,13 +194,13 @@ def plan(
         click.echo(line)
 
 
-def _evaluation(recipe: Recipe, data: str | None) -> Evaluation | None:
+def _evaluation(recipe: Recipe, data: str | None, *, measure: bool) -> Evaluation | None:
     """What a budget is judged on, where there is one."""
     if not recipe.budgeted:
         return None
     from onnxq.search import Evaluation
 
-    return Evaluation(data)
+    return Evaluation(data, measure=measure)
 
 
 def _plan_of(output: Path) -> Path:

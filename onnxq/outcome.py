@@ -94,6 +94,22 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Latency over that of the float model, from runs in turns: the median of the one over the median of the other.
+
+    low and high are the quartiles of the quantized model's runs over the float model's median.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.3f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
 class Tried:
     """One choice of groups in float that was measured.
 
@@ -103,6 +119,7 @@ class Tried:
         sqnr_db: SQNR on the samples that the search goes by.
         drop: how much the metric fell there, in the budget's terms; None without a metric.
         verdicts: what the held-back samples said of it, where they were asked.
+        latency: of the model in the form that is shipped, where that was asked for.
     """
 
     reverted: tuple[str, ...]
@@ -110,6 +127,7 @@ class Tried:
     sqnr_db: float
     drop: float | None = None
     verdicts: tuple[Verdict, ...] = ()
+    latency: Latency | None = None
 
     @property
     def met(self) -> bool:

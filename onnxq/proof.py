@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.errors import ModelError
 from onnxq.executed import Executed, bodies, every_node, executed
+from onnxq.outcome import Latency
 from onnxq.runtime import PROVIDERS, Session
 from onnxq.scratch import Scratch
 
@@ -28,19 +29,6 @@ if TYPE_CHECKING:
 
 WARM, RUNS = 3, 20
 """Runs before the clock counts, and runs that count."""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Latency over that of the float model, from runs in turns: the median of the one over the median of the other.
-
-    low and high are the quartiles of the quantized model's runs over the float model's median.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    runs: int
 
 
 @dataclass(frozen=True)
@@ -149,16 +137,17 @@ def measure(
     provider: str = "cpu",
     runs: int = RUNS,
     floats: Feed | None = None,
+    custom_ops: Sequence[str] = (),
 ) -> Latency:
     """Latency of the model over that of the reference; the two run in turns, so that both see the same machine.
 
-    `floats` is what the reference is run on, where that is not the same feed.
+    `floats` is what the reference is run on, where that is not the same feed; `custom_ops` are libraries of both.
 
     Raises:
         ModelError: ONNX Runtime cannot load a model.
         DataError: it fails on the feed.
     """
-    sessions = tuple(Session(each, (provider,), as_deployed=True) for each in (reference, model))
+    sessions = tuple(Session(each, (provider,), as_deployed=True, custom_ops=custom_ops) for each in (reference, model))
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(WARM + runs):
         for session, own, mine in zip(sessions, (floats or feed, feed), times, strict=True):

@@ -175,14 +175,17 @@ def interface(found: Sequence[Port]) -> Iterator[str]:
 
 def budget(found: Budget) -> Iterator[str]:
     """What was tried, what went back to float and why, and how the budget holds."""
-    if found.reverted:
+    times = any(t.latency is not None for t in found.pareto)
+    if found.reverted or times:
         drops = any(t.drop is not None for t in found.pareto)
-        header = ("SQNR dB", *(("drop",) if drops else ()), "MACs quantized", "groups in float", "")
+        columns = ("drop",) if drops else (), ("time / float (quartiles)",) if times else ()
+        header = ("SQNR dB", *columns[0], "MACs quantized", *columns[1], "groups in float", "")
         rows = [
             (
                 _db(t.sqnr_db),
                 *((f"{t.drop:.4g}",) if drops and t.drop is not None else ()),
                 f"{t.mac_share:.2%}",
+                *((str(t.latency),) if times else ()),
                 str(len(t.reverted)),
                 "; ".join(f"held back: {v}" for v in t.verdicts),
             )
@@ -190,6 +193,7 @@ def budget(found: Budget) -> Iterator[str]:
         ]
         yield "what the search found (Pareto: no other choice has both more quantized and less error):"
         yield table(header, rows)
+    if found.reverted:
         yield "back in float for the budget:"
         yield table(("group", "reason"), [(_group(r.nodes), r.reason) for r in found.reverted])
     for verdict in found.verdicts:

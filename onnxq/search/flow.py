@@ -19,6 +19,7 @@ from onnxq.search.goals import MaxDrop, MinSqnr
 from onnxq.search.measuring import key_of, measure
 from onnxq.search.metrics import Metric, load_metric
 from onnxq.search.split import SEARCHED, split
+from onnxq.search.timed import check_timed, timed
 from onnxq.search.trials import Trials
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.weights import needs_data
@@ -45,10 +46,12 @@ class Evaluation:
     Attributes:
         data: held-back data, anything that `onnxq.data` reads; None holds back a part of the calibration data.
         metric: a function in place of the recipe's script; see `onnxq.search.metrics`.
+        measure: whether the choices of the Pareto list are timed in ONNX Runtime, for its targets.
     """
 
     data: object = None
     metric: Callable[..., Any] | None = None
+    measure: bool = False
 
 
 DEFAULT = Evaluation()
@@ -118,6 +121,8 @@ def within_budget(
         OnnxqError: see its children.
     """
     goals = _goals(ready.recipe, evaluation.metric)
+    if evaluation.measure:
+        check_timed(ready.recipe)
     fallback = [rule.weights for rule in ready.recipe.fallback_rules if rule.weights is not None]
     trials, parts = _trials(ready, data, evaluation.data, monitor, cache, running)
     monitor.stage("Running the float model", len(parts.searching) + len(parts.judging))
@@ -130,13 +135,20 @@ def within_budget(
         graph, plan, verdicts = search.judge(())
         if all(v.met for v in verdicts):
             plan = replace(plan, budget=search.budget((), plan, verdicts, None))
-            return _told(graph, plan, monitor), plan, trials.statistics
+            return _told(graph, plan, monitor), _timed(plan, search, ready, evaluation), trials.statistics
         floor = search.raised((), verdicts)
     if not search.groups:
         raise unmet(search)
     costs = measure(trials, search.groups, exact[0].feeds, Aside(None, ""), monitor)
     graph, plan = within(search, costs, floor)
-    return _told(graph, plan, monitor), plan, trials.statistics
+    return _told(graph, plan, monitor), _timed(plan, search, ready, evaluation), trials.statistics
+
+
+def _timed(plan: Plan, search: Search, ready: Prepared, evaluation: Evaluation) -> Plan:
+    """The plan with times in its budget's list, where they are asked for."""
+    if not evaluation.measure or plan.budget is None:
+        return plan
+    return replace(plan, budget=timed(plan.budget, search, ready.graph))
 
 
 def _why_none(plan: Plan) -> str:

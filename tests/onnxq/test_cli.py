@@ -129,6 +129,8 @@ def test_quiet_and_verbose(here: Path, onnxq: Callable[..., Run]) -> None:
     ("given", "status", "says"),
     [
         (("--min-sqnr", 20), 1, "judged on data, and none was given"),
+        (("--measure", "--target", "ort-cpu"), 2, "--measure times the list of a budget"),
+        (("--measure", "--min-sqnr", 20), 2, "tensorrt cannot be timed here"),
         (("--mode", "weight-only", "--weight-method", "gptq"), 1, "weight_method gptq needs data"),
         (("--data", "DATA", "--eval-data", "DATA"), 2, "--eval-data is for a budget"),
         (("--data", "DATA", "--report", "m.int8.onnx"), 2, "is the name of another output"),
