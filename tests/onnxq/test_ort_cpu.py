@@ -194,9 +194,11 @@ def test_architectures_run_as_planned(name: str, form: str) -> None:
     assert all(sqnr_db(a, b) > 25 for a, b in zip(exact, found, strict=True))
 
 
+@pytest.mark.parametrize("float_share", [0.0, None])
 @pytest.mark.parametrize("form", FORMATS)
-def test_digits_keeps_its_accuracy(form: str, tmp_path: Path) -> None:
-    graph, plan = onnxq.quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", Recipe(target="ort-cpu", format=form))
+def test_digits_keeps_its_accuracy(form: str, float_share: float | None, tmp_path: Path) -> None:
+    recipe = Recipe(target="ort-cpu", format=form, float_share=float_share)
+    graph, plan = onnxq.quantize(DIGITS / "digits.onnx", DIGITS / "calib.npz", recipe)
     graph.save(tmp_path / "out.onnx")
     with np.load(DIGITS / "test.npz") as test:
         images, labels = test["image"], test["label"]
@@ -207,7 +209,10 @@ def test_digits_keeps_its_accuracy(form: str, tmp_path: Path) -> None:
     assert after >= before - 0.005
     proof = prove(tmp_path / "out.onnx")
     assert not proof.lost
-    assert proof.mac_share() == plan.int8_share() == 1.0
+    assert proof.mac_share() == pytest.approx(plan.int8_share(), abs=1e-3)
+    if float_share == 0.0:
+        assert proof.mac_share() == plan.int8_share() == 1.0
+    assert plan.int8_share() >= 0.95  # by default a few cheap layers stay in float
 
 
 @pytest.mark.parametrize("form", FORMATS)
