@@ -234,6 +234,7 @@ def _lower_weights(
         QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),
+        *(IN_FLOAT if target.placement == "ort-cpu" else ()),
         remove_unused,
     )
 
@@ -244,9 +245,16 @@ def _lower_dynamic(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[s
         DynamicProducts(plan, weight, recipe.weight_range, recipe.activations == "int8/token", chosen),
         DynamicLSTM(plan, weight),
         QuantizeTables(plan, recipe.weight_range),
+        *IN_FLOAT,
         remove_unused,
     )
 
+
+IN_FLOAT: tuple[Pass, ...] = (
+    sum_before_norm,  # keeps the slow SkipLayerNormalization away
+    join_attention,  # the kernels around its products
+)
+"""What ONNX Runtime's CPU provider computes in float in the modes dynamic and weight-only, in fewer kernels."""
 
 REDUCED = 64
 """Largest weight code where pairs of products are added in 16 bits: 2 * 255 * 64 < 2^15."""

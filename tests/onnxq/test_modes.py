@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from graphs import graph_of, random_feeds, same_function
 from placing import net
 
+import onnxq
 from onnxq.errors import RecipeError
 from onnxq.modes import lowest_opset, mode_of
 from onnxq.recipe import Recipe
@@ -12,6 +15,10 @@ from onnxq.targets import get_target
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph
 
 
 @pytest.mark.parametrize(
@@ -84,3 +91,40 @@ def test_a_recipe_file_holds_the_mode(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(recipe.to_toml())
     assert Recipe.from_toml(path) == recipe
+
+
+SPLIT = " ".join(f"{n}4 = Reshape({n}, split)" for n in "qkv")
+TURN = "qt = Transpose<perm=[0,2,1,3]>(q4) kt = Transpose<perm=[0,2,3,1]>(k4) vt = Transpose<perm=[0,2,1,3]>(v4)"
+ATTENTION = f"""
+    q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) {SPLIT} {TURN}
+    s = MatMul(qt, kt) f = Mul(s, factor) p = Softmax<axis=-1>(f) m = MatMul(p, vt)
+    t = Transpose<perm=[0,2,1,3]>(m) a = Reshape(t, joined)
+    r = Add(a, x) y = LayerNormalization<axis=-1>(r, scale, bias)
+"""
+
+
+def attention() -> Graph:
+    rng = np.random.default_rng(0)
+    weights: dict[str, npt.ArrayLike] = {f"w{n}": rng.normal(size=(64, 64)).astype(np.float32) / 8 for n in "qkv"}
+    weights |= {"split": np.array([0, 0, 4, 16]), "joined": np.array([0, 0, 64]), "factor": np.float32(0.25)}
+    weights |= {"scale": np.ones(64, np.float32), "bias": np.zeros(64, np.float32)}
+    return graph_of(f"(float[N,T,64] x) => (float[N,T,64] y) {{ {ATTENTION} }}", 17, **weights)
+
+
+@pytest.mark.parametrize("target", ["ort-cuda", "tensorrt"])
+def test_other_targets_keep_what_stays_in_float(target: str) -> None:
+    graph, _ = onnxq.quantize(attention(), None, Recipe(target=target, mode="weight-only"))
+    assert {"Softmax", "Add", "LayerNormalization"} < {node.op_type for node in graph.nodes}
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
+def test_what_stays_in_float_on_cpus_takes_few_kernels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(target="ort-cpu", mode=mode)
+    graph, _ = onnxq.quantize(attention(), None, recipe)
+    kinds = [node.op_type for node in graph.nodes]
+    assert kinds.count("MultiHeadAttention") == kinds.count("Sum") == 1
+    assert not {"Softmax", "Transpose", "Reshape"} & set(kinds)
+    monkeypatch.setattr("onnxq.passes.IN_FLOAT", ())
+    before, _ = onnxq.quantize(attention(), None, recipe)
+    assert "Softmax" in [node.op_type for node in before.nodes]
+    same_function(before, graph, random_feeds(graph, N=2, T=5), 1e-5)
