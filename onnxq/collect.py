@@ -49,7 +49,9 @@ _T = TypeVar("_T")
 class Runner(Protocol):
     """What runs a model: a Session, or what runs it in parts."""
 
-    inputs: tuple[str, ...]
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the model's inputs."""
 
     def each(self, feeds: Sequence[Feed]) -> Iterator[list[list[Any]]]:
         """The outputs for each feed; of a model that is run in parts, those of one part after the other."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,7 +130,7 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
         StatisticsError: as `collect`.
     """
     names = asked_for(tensors, bounds)
-    session = session_for(graph, names, providers, custom_ops)  # tells whether batches can be split
+    here = _Here(partial(session_for, graph, names, providers, custom_ops))
     empty = nothing_seen(graph, tensors, bounds)
     total = Total(empty, keeper)
     waiting: deque[tuple[Future[Statistics], _Group]] = deque()
@@ -142,7 +142,7 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
         except DataError:
             if source.bad is None:
                 raise
-            total.add(_without_bad(graph, work, session, group, source.bad))
+            total.add(_without_bad(graph, work, here.session, group, source.bad))
         total.keep()
 
     with Scratch() as folder:
@@ -150,7 +150,7 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
         work = Work(path, empty.model, *map(tuple, (tensors, bounds, providers, custom_ops)))
         submit, ahead = _submitter(executor, work, small=files.weight_bytes(graph) <= SENT_BYTES)
         try:
-            for group in _groups(samples(session, source, monitor), total.left):
+            for group in _groups(samples(here, source, monitor), total.left):
                 waiting.append((submit([s.feed for s in group]), group))
                 if len(waiting) > ahead:
                     take()
@@ -163,6 +163,24 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
             for future, _ in waiting:
                 future.cancel()
     return total.whole()
+
+
+@dataclass
+class _Here:
+    """What runs the model in the driving process, loaded when it is asked: it tells whether a batch can be split."""
+
+    make: Callable[[], Session]
+
+    @cached_property
+    def session(self) -> Session:
+        return self.make()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.session.inputs
+
+    def each(self, feeds: Sequence[Feed]) -> Iterator[list[list[Any]]]:
+        return self.session.each(feeds)
 
 
 @dataclass(frozen=True)

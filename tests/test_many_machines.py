@@ -20,6 +20,7 @@ from graphs import graph_of
 import onnxq
 from onnxq import Recipe, Running, files, parts
 from onnxq.checkpoint import Checkpoint, Keeper
+from onnxq.collect import session_for
 from onnxq.graph import Graph
 from onnxq.monitor import Monitor
 
@@ -59,6 +60,26 @@ def test_a_model_too_large_for_one_message(
     with make(1) as pool:
         found = onnxq.calibrate(MODEL, DATA, FAST, running=Running(pool))
     assert saved(found, tmp_path / "s") == alone
+
+
+@pytest.mark.parametrize(("rows", "sessions"), [(1, 1), (4, 2)])
+def test_the_driving_process_loads_the_model_for_batches_only(
+    rows: int, sessions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    def counted(*args: Any, **options: Any) -> object:  # noqa: ANN401  as session_for
+        made.append(args)
+        return session_for(*args, **options)
+
+    monkeypatch.setattr(parts, "session_for", counted)
+    parts._loaded.cache_clear()
+    images = np.load(DATA)["image"][:8]
+    feeds = [{"image": images[i : i + rows]} for i in range(0, 8, rows)]
+    with ThreadPoolExecutor(1) as pool:
+        found = onnxq.calibrate(MODEL, feeds, Recipe(effort="fast"), running=Running(pool))
+    assert found.samples == 8
+    assert len(made) == sessions
 
 
 def no_messages(monkeypatch: pytest.MonkeyPatch) -> None:
