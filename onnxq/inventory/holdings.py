@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from onnxq.checks.index import Model
 
 _DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+_APART = {
+    "MatMulIntegerToFloat": ((0, 2, 4), (1, 3, 5)),
+    "QAttention": ((0, 3, 6), (1, 4, 7)),
+}
+"""Operator whose inputs are in another order -> where the codes, scale and zero point of each operand are."""
 
 
 def holdings(model: Model, decoded: Mapping[str, str]) -> Iterator[Holding]:
@@ -93,8 +98,10 @@ def _of_operator(model: Model, node: NodeProto) -> Iterator[Holding]:
 
     The scale and zero point of its output stand alone among them: the tensor is described where it is read.
     """
+    for places in _APART.get(node.op_type, ()):
+        yield _operand(model, node, [node.input[i] for i in places if i < len(node.input)])
     names = [*node.input, ""]
-    index = 0
+    index = len(names) if node.op_type in _APART else 0
     while index < len(node.input):
         if _is_scale(model, names[index]):
             index += 2

@@ -159,6 +159,28 @@ def test_scales_at_run_time() -> None:
     assert "int8" in precisions(found).values()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "y = com.microsoft.MatMulIntegerToFloat(x8, w, sx, sw, zx, zw, b)",
+        "y = com.microsoft.QAttention<num_heads=2>(x8, w, b, sx, sw, , zx, zw)",
+    ],
+)
+def test_operators_whose_scales_stand_apart_from_their_codes(call: str) -> None:
+    constants = {"sx": np.float32(0.5), "zx": np.uint8(7), "b": np.full(96, -9, np.float32)}
+    constants |= {
+        "w": np.ones((32, 96), np.int8),
+        "sw": np.linspace(1, 2, 96, dtype=np.float32),
+        "zw": np.zeros(96, np.int8),
+    }
+    text = f"(float[1,4,32] x) => (float y) {{ x8 = QuantizeLinear(x, sx, zx) {call} }}"
+    found = {h.tensor: h for h in take_stock(parsed(text, **constants)).tensors}
+    assert set(found) == {"x", "w"}
+    read, weight = found["x"], found["w"]
+    assert (read.kind, read.granularity, read.low, read.high, read.zero_point) == ("uint8", "per tensor", 0.5, 0.5, 7)
+    assert (weight.kind, weight.scales, weight.low, weight.high, weight.zero_point) == ("int8", 96, 1, 2, 0)
+
+
 def test_operators_between_pairs() -> None:
     text = """(float[1,4,8,8] x) => (float[1,4,4,4] y, int64[4] s) {
         q = QuantizeLinear(x, k, z)  d = DequantizeLinear(q, k, z)
