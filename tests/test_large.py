@@ -14,9 +14,9 @@ from onnxq.graph.shelf import SHELVED_BYTES, FileTensor
 
 ROOT = Path(__file__).parents[1]
 MAKE = runpy.run_path(str(ROOT / "scripts" / "make_large.py"), run_name="make_large")["make"]
-GIGABYTES, WIDTH = 0.134, 512
-ROOM = 80_000_000
-"""Bytes: less than the model, more than its largest weight needs."""
+GIGABYTES, WIDTH = 0.2, 512
+ROOM = 140_000_000
+"""Bytes: less than the model, and twice what its largest weight and the threads of two cores need (more cores, more stacks)."""
 
 CHILD = """
 import re, resource, sys
