@@ -67,6 +67,10 @@ def resolve(
         if found is None:
             name = _calibrator_name(members, recipe, grid)
             histogram = merged(members, seen if name == "minmax" else counted, seen)
+            if statistics is not None and name in WIDENED:
+                histogram = sum(
+                    (statistics.unseen[o] for o in _observed(members) & statistics.unseen.keys()), histogram
+                )
             if histogram.amax == 0.0:
                 text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                 notes.append(f"{members[0].tensor}: {text}")
@@ -190,7 +194,7 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram], bounds: C
         DataError: there is no finite value in it.
     """
     total = Histogram.empty()
-    for name in sorted({p.observe for p in members if p.range is None}):
+    for name in sorted(_observed(members)):
         if name not in tensors:
             if bounds and name in bounds:
                 raise StatisticsError(
@@ -208,6 +212,10 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram], bounds: C
             "Exclude the nodes that read it with a rule (quantize = false), or use other data.",
         )
     return total
+
+
+def _observed(members: Sequence[Point]) -> set[str]:
+    return {p.observe for p in members if p.range is None}
 
 
 def _known_range(members: Sequence[Point], cache: Cache | None) -> tuple[Range | None, str]:

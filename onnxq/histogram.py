@@ -289,3 +289,9 @@ def _widen(counts: Counts, doublings: int) -> Counts:
         return counts
     merged = counts.reshape(-1, 1 << min(doublings, _LOG2_BINS)).sum(axis=1)
     return np.concatenate([merged, np.zeros(BINS - merged.size, np.int64)])
+
+
+def arrays_of(tensors: Mapping[str, Histogram], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of several histograms under names to save them by: prefix, place among the sorted tensors, part."""
+    parts = ((index, tensors[name].to_arrays()) for index, name in enumerate(sorted(tensors)))
+    return {f"{prefix}{index}.{key}": array for index, arrays in parts for key, array in arrays.items()}

@@ -13,11 +13,14 @@ from onnxq.collect import session_for
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.errors import DataError, ModelError
+from onnxq.histogram import Histogram
 from onnxq.improvement import (
     LEVELS,
     Inspected,
     Judge,
+    left_out,
     pick,
+    rounded_again,
     rounded_weights,
     smoothing_axes,
     smoothing_factors,
@@ -49,7 +52,6 @@ if TYPE_CHECKING:
     from onnxq.choose import Known
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
-    from onnxq.histogram import Histogram
     from onnxq.improvement import Picked
     from onnxq.improvement.judging import Floats
     from onnxq.placement.groups import Group
@@ -81,6 +83,7 @@ def improved(
     """
     recipe, source = ready.recipe, open_data(data, ready.graph, ready.recipe, monitor)
     factors: dict[str, Factor] = {}
+    unseen: Mapping[str, Floats] = {}
     examined = None
     if needs_data(recipe, ready.plan.mode):
         source = rereadable(source)
@@ -91,10 +94,11 @@ def improved(
     fits = not get_target(recipe.target).every_tensor and backend(recipe).activation.dtype in ("int8", "uint8")
     if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
         source = rereadable(source)
-        examined, factors = _factors(ready, source, monitor)
+        examined, factors, unseen = _factors(ready, source, monitor)
     better = api.smoothed(ready, factors)
     names = _names(better, all_tensors=all_tensors)
-    found = replace(api.observe(better, source, monitor, names, running), smoothing=factors)
+    found = api.observe(better, source, monitor, names, running)
+    found = replace(found, smoothing=factors, unseen=_counted(better.plan, unseen))
     if examined is None:
         return found
     try:
@@ -115,21 +119,28 @@ def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:
 
 def _factors(
     ready: api.Prepared, source: Source, monitor: Monitor
-) -> tuple[tuple[Picked, Judge] | None, dict[str, Factor]]:
-    """The samples with what judges on them, and the factors.
+) -> tuple[tuple[Picked, Judge] | None, dict[str, Factor], Mapping[str, Floats]]:
+    """The samples with what judges on them, the factors, and what each sample left out shows (see `left_out`).
 
-    Neither where ONNX Runtime cannot run the model with more outputs than it has.
+    None of them where ONNX Runtime cannot run the model with more outputs than it has.
     """
     try:
         model = _inspected(ready)
         picked = pick(model, smoothing_axes(model), source, monitor)
         if picked is None:
-            return None, {}
+            return None, {}, {}
         judge = Judge(model, picked.judging)
-        return (picked, judge), smoothing_factors(model, picked, judge, monitor)
+        factors = smoothing_factors(model, picked, judge, monitor)
+        return (picked, judge), factors, left_out(model, picked, factors)
     except ModelError as error:
         monitor.warn(f"the model cannot be improved, effort is fast: {error.message}")
-        return None, {}
+        return None, {}, {}
+
+
+def _counted(plan: Plan, values: Mapping[str, Floats]) -> dict[str, Histogram]:
+    """Observed tensor -> histogram of the values that are told for the nodes that read it."""
+    points = [(p.observe, node) for p in plan.points.values() for node, index in p.uses if index == 0]
+    return {observed: Histogram.of(values[node]) for observed, node in points if node in values}
 
 
 def _in_float32(ready: api.Prepared) -> api.Prepared:
@@ -187,9 +198,11 @@ def _refined(
     promising = ranges.promising()
     points = zero_points(promising, lambda chosen: nearest(frozenset(chosen)), model.effort.trials, monitor)
     grid = (weight_grid(get_target(plain.recipe.target), plain.recipe), plain.recipe.weight_range)
-    rounding = rounded_weights(model, ranges.plan(points), picked, grid, noise, monitor)
+    plan = ranges.plan(points)
+    rounding, lacking = rounded_weights(model, plan, picked, grid, noise, monitor)
     found = replace(statistics, zero_points=points, rounding=rounding)
-    return replace(found, spared=_spared(ranges, found, model, picked, judge, monitor))
+    found = replace(found, spared=_spared(ranges, found, model, picked, judge, monitor))
+    return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))
 
 
 def _widening(

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from onnxq.errors import StatisticsError
 from onnxq.formats import Format
 from onnxq.formats.stored import Stored
-from onnxq.histogram import Histogram
+from onnxq.histogram import Histogram, arrays_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _SEEN_MODULUS = 2**64
+_NAME = itemgetter(0)
 
 Bounds = tuple[tuple[int, ...], tuple[int, ...]]
 """The smallest and the largest size seen of every dimension."""
@@ -116,6 +118,8 @@ class Statistics:
         zero_points: names of the tensors that a symmetric target gives a zero point by a shift.
         spared: names of the layers that stay in float.
         widening: what ranges of least squared error are multiplied by.
+        unseen: tensor name -> values that it holds for samples that have no part in `smoothing`, beyond those that it
+            holds for samples that have; ranges of least squared error count them too.
     """
 
     model: str
@@ -132,11 +136,19 @@ class Statistics:
     zero_points: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
     widening: float = 1.0
+    unseen: Mapping[str, Histogram] = field(default_factory=dict)
 
     @property
     def improved(self) -> tuple[object, ...]:
         """What an effort chose from the data."""
-        return dict(self.smoothing), dict(self.rounding), self.zero_points, self.spared, self.widening
+        return (
+            dict(self.smoothing),
+            dict(self.rounding),
+            self.zero_points,
+            self.spared,
+            self.widening,
+            dict(self.unseen),
+        )
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -198,6 +210,7 @@ class Statistics:
             self.zero_points,
             self.spared,
             self.widening,
+            self.unseen,
         )
 
     def check_model(self, digest: str) -> None:
@@ -223,29 +236,25 @@ class Statistics:
             "zero_points": list(self.zero_points),
             **({"spared": list(self.spared)} if self.spared else {}),
             **({"widening": self.widening} if self.widening != 1.0 else {}),
+            **({"unseen": sorted(self.unseen)} if self.unseen else {}),
         }
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        for index, name in enumerate(names):
-            arrays |= {f"{index}.{key}": value for key, value in self.tensors[name].to_arrays().items()}
+        arrays = arrays_of(self.tensors, "") | arrays_of(self.unseen, "u")
         if self.bounds:
             meta["bounds"] = [[n, _number(low), _number(high)] for n, (low, high) in sorted(self.bounds.items())]
         if self.smoothing:
             meta["smoothing"] = sorted(self.smoothing)
-            for index, name in enumerate(sorted(self.smoothing)):
-                factor = self.smoothing[name]
+            for index, (_, factor) in enumerate(sorted(self.smoothing.items(), key=_NAME)):
                 arrays |= {f"s{index}.scale": factor.scale, f"s{index}.shift": factor.shift}
         if self.weights:
             kept: list[list[Any]] = []
-            for index, name in enumerate(sorted(self.weights)):
-                found = self.weights[name]
+            for index, (name, found) in enumerate(sorted(self.weights.items(), key=_NAME)):
                 kinds = {part: array.dtype.name for part, array in found.arrays.items()}
                 kept.append([name, str(found.format), list(found.shape), kinds])
                 arrays |= {f"w{index}.{part}": _plain(array) for part, array in found.arrays.items()}
             meta["weights"] = kept
         if self.rounding:
             meta["rounding"] = [[name, self.rounding[name].limit] for name in sorted(self.rounding)]
-            for index, name in enumerate(sorted(self.rounding)):
-                codes = self.rounding[name]
+            for index, (_, codes) in enumerate(sorted(self.rounding.items(), key=_NAME)):
                 arrays[f"r{index}.codes"], arrays[f"r{index}.scale"] = codes.codes, codes.scale
                 arrays[f"r{index}.input"] = codes.input_scale
         text = json.dumps(meta | {"arrays": sorted(arrays)})
@@ -342,6 +351,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         tuple(map(str, meta.get("zero_points", ()))),
         tuple(map(str, meta.get("spared", ()))),
         float(meta.get("widening", 1.0)),
+        {str(n): Histogram.from_arrays(grouped[f"u{i}"]) for i, n in enumerate(meta.get("unseen", ()))},
     )
 
 

@@ -57,7 +57,9 @@ def threshold(hist: Histogram, levels: int) -> float:
     """
     counts = hist.folded().reshape(-1, 2).sum(axis=1).astype(np.float64)
     counts[0] = counts[1]
-    kept = np.arange(int(np.flatnonzero(counts)[-1]) + 1, levels - 1, -1)  # max|x| is in the upper half
+    kept = np.arange(int(np.flatnonzero(counts)[-1]) + 1, levels - 1, -1)  # max|x| is in the upper half,
+    if not kept.size:  # but where `Histogram.without` took larger values out: so few bins lose nothing to codes
+        return hist.amax
     blocks = [kept[start : start + _BLOCK] for start in range(0, kept.size, _BLOCK)]
     divergence = np.concatenate([divergences(counts, block, levels) for block in blocks])
     best = kept[np.argmax(divergence <= divergence.min() + _TIE)]

@@ -5,10 +5,10 @@ ranges, `shifting` gives one-sided tensors a zero point, `rounding` rounds weigh
 multiplied with, `sparing` leaves a few layers in float, and `judging` says what of all that is kept.
 """
 
-from onnxq.improvement.factors import smoothing_axes, smoothing_factors
+from onnxq.improvement.factors import left_out, smoothing_axes, smoothing_factors
 from onnxq.improvement.judging import Judge
 from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
-from onnxq.improvement.rounding import rounded_weights
+from onnxq.improvement.rounding import rounded_again, rounded_weights
 from onnxq.improvement.shifting import zero_points
 from onnxq.improvement.sparing import spared
 from onnxq.improvement.widening import widening
@@ -18,7 +18,9 @@ __all__ = [
     "Inspected",
     "Judge",
     "Picked",
+    "left_out",
     "pick",
+    "rounded_again",
     "rounded_weights",
     "smoothing_axes",
     "smoothing_factors",

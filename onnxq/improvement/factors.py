@@ -15,7 +15,7 @@ import numpy as np
 from onnxq.improvement.judging import confirmed, gains, halves
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
-from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, choose
+from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, beyond, choose
 from onnxq.linear import linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.rescaling import find_sites
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph
     from onnxq.improvement.judging import Judge
-    from onnxq.improvement.picking import Inspected, Picked
+    from onnxq.improvement.picking import Inspected, Picked, Reach
     from onnxq.linear import Linear
     from onnxq.plan import Plan
     from onnxq.rescaling import Site
@@ -61,6 +61,22 @@ def smoothing_factors(model: Inspected, picked: Picked, judge: Judge, monitor: M
         return {}
     found = _chosen(model, wanted, picked, monitor)
     return _confirmed(model, found, picked, judge, monitor) if found else {}
+
+
+def left_out(model: Inspected, picked: Picked, factors: Mapping[str, Factor]) -> dict[str, Array]:
+    """Node -> values of what it reads smoothed, as a sample shows them that had no part in the factors.
+
+    Factors bring every channel to about the same reach, and with it the farthest value of each of hundreds of
+    channels to the end of the tensor's range: the next sample goes beyond it somewhere. What it shows there is what
+    leaving out each sample in turn tells, and only those matter that hold the farthest value of a channel.
+    """
+    found: dict[str, Array] = {}
+    for site, want in _wanted(model.graph, model.plan).items():
+        if site.name in factors:
+            for w in want:
+                values = beyond(picked.reach[w.tensor], factors[site.name])
+                found |= {str(linear.node.name): values for linear in w.linears}
+    return found
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -138,9 +154,9 @@ def _chosen(
     monitor.stage(f"Choosing factors for {len(wanted)} sites", len(wanted))
     found: dict[Site, Factor] = {}
     for site, want in wanted.items():
-        readings = [_reading(model.graph, w, taken[w], reach[w.tensor][:2]) for w in want]
-        known = all(reach[w.tensor][2] >= LEAST_ROWS and taken[w][0].size for w in want)
-        seen = min(reach[w.tensor][2] for w in want)
+        readings = [_reading(model.graph, w, taken[w], reach[w.tensor]) for w in want]
+        known = all(reach[w.tensor].rows >= LEAST_ROWS and taken[w][0].size for w in want)
+        seen = min(reach[w.tensor].rows for w in want)
         factor = choose(readings, _allowed(site, model, seen)) if known else None
         if factor is not None:
             found[site] = factor
@@ -160,9 +176,9 @@ def _taken(graph: Graph, wanted: _Wanted, x: Array, seed: int, share: tuple[int,
     return rows(x, wanted.axis, count, seed)
 
 
-def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: tuple[Array, Array]) -> Reading:
+def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: Reach) -> Reading:
     weight = weight_as_rows(graph, wanted.linears) if wanted.linears else None
-    return Reading(np.concatenate(taken), weight, *reach)
+    return Reading(np.concatenate(taken), weight, reach.low, reach.high)
 
 
 def _allowed(site: Site, model: Inspected, seen: int) -> Allowed:

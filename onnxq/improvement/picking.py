@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
     Factors = dict[str, Factor]
-    Reach = dict[str, tuple[Array, Array, int]]
-    """Tensor -> the smallest and the largest value of each channel, and how many values each had."""
     Quantizer = Callable[[Factors, Sequence[Feed]], Graph]
     """(factors, feeds to calibrate on) -> the smoothed, quantized model."""
 
@@ -110,6 +108,40 @@ class Inspected:
         return session_for(self.graph, tensors, self.providers, self.custom_ops)
 
 
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """How far each channel of a tensor goes in all samples, arrays of shape (channels,).
+
+    Attributes:
+        low, high: the smallest and the largest value.
+        next_low, next_high: the same without the one sample that goes there; infinite where no other was seen.
+        rows: how many values each channel had.
+    """
+
+    low: Array
+    high: Array
+    next_low: Array
+    next_high: Array
+    rows: int
+
+    @classmethod
+    def of(cls, x: Array, axis: int) -> Reach:
+        """That of one sample."""
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        low, high = x.min(axis=others, initial=np.inf), x.max(axis=others, initial=-np.inf)
+        return cls(low, high, np.full_like(low, np.inf), np.full_like(high, -np.inf), x.size // max(low.size, 1))
+
+    def __add__(self, other: Reach) -> Reach:
+        """Of the samples of both, in any order."""
+        return Reach(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            np.minimum(np.minimum(self.next_low, other.next_low), np.maximum(self.low, other.low)),
+            np.maximum(np.maximum(self.next_high, other.next_high), np.minimum(self.high, other.high)),
+            self.rows + other.rows,
+        )
+
+
 @dataclass(frozen=True)
 class Picked:
     """Samples, and what all samples of the data show.
@@ -122,7 +154,7 @@ class Picked:
     """
 
     feeds: Sequence[Feed]
-    reach: Reach
+    reach: Mapping[str, Reach]
     judges: int
 
     @property
@@ -157,16 +189,13 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
     session = model.session(tuple(axes))
     largest = 1
     kept: Smallest[Feed] = Smallest(max(2 * model.judges, model.effort.picked))
-    reach: Reach = {}
+    reach: dict[str, Reach] = {}
     for where, feed in samples(session, source, monitor, tried=True):
         with named(where):
             arrays = run(session, feed) if axes else {}
         for name, axis in axes.items():
-            others = tuple(i for i in range(arrays[name].ndim) if i != axis)
-            low, high = arrays[name].min(axis=others, initial=np.inf), arrays[name].max(axis=others, initial=-np.inf)
-            before = reach.get(name, (low, high, 0))
-            count = before[2] + arrays[name].size // max(low.size, 1)
-            reach[name] = np.minimum(before[0], low), np.maximum(before[1], high), count
+            found = Reach.of(arrays[name], axis)
+            reach[name] = reach[name] + found if name in reach else found
         key, largest = sample_hash(feed), max(largest, sum(array.nbytes for array in feed.values()))
         kept.shrink(max(2 * model.judges, min(model.effort.picked, _BYTES // largest)))
         kept.offer(key, partial(copied, feed))

@@ -25,10 +25,11 @@ from onnxq.numerics import dequantize, quantize, weight_params
 from onnxq.statistics import Rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
+    from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.improvement.picking import Inspected, Picked
     from onnxq.linear import Linear
@@ -66,8 +67,10 @@ def rounded_weights(
     grid: tuple[QType, str],
     noise: Callable[[Mapping[str, Rounded] | None], Floats],
     monitor: Monitor = QUIET,
-) -> dict[str, Rounded]:
+) -> tuple[dict[str, Rounded], frozenset[str]]:
     """Weight name -> its codes, where they bring the outputs of the quantized model nearer; often none.
+
+    And which of them would like to see more rows than the samples that do not judge hold.
 
     Args:
         model: the graph that is lowered, with the factors of smoothing in it.
@@ -80,12 +83,37 @@ def rounded_weights(
     """
     layers = _affordable(list(_layers(model.graph, plan)), model.effort.work)
     if not layers:
-        return {}
+        return {}, frozenset()
     nearest = noise({})
     if not gains(nearest, noise(None), _WORTH_DB, expected=True):
-        return {}
+        return {}, frozenset()
     monitor.stage(f"Rounding {len(layers)} weights", len(layers))
+    found, lacking = _codes(model, layers, picked.learning, grid, monitor)
+    if not found:
+        return {}, frozenset()
+    monitor.stage("Judging", None)
+    return (found, lacking) if gains(nearest, noise(found), expected=True) else ({}, frozenset())
+
+
+def rounded_again(
+    model: Inspected, plan: Plan, picked: Picked, grid: tuple[QType, str], lacking: Collection[str], monitor: Monitor
+) -> dict[str, Rounded]:
+    """The codes of these weights with regard to all samples, those that judged too: for when nothing is left to judge.
+
+    Of few samples every second one judges, and H of half as many rows fits what it was summed over, not other data.
+    """
+    layers = [layer for layer in _layers(model.graph, plan) if layer.point.tensor in lacking]
+    if layers:
+        monitor.stage(f"Rounding {len(layers)} weights by all samples", len(layers))
+    return _codes(model, layers, [*picked.learning, *picked.judging], grid, monitor)[0]
+
+
+def _codes(
+    model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed], grid: tuple[QType, str], monitor: Monitor
+) -> tuple[dict[str, Rounded], frozenset[str]]:
+    """Weight name -> its codes, where there are rows enough; and those of which there were fewer than wanted."""
     found: dict[str, Rounded] = {}
+    lacking = set()
 
     def codes(known: tuple[_Layer, tuple[Floats | None, int]]) -> Rounded | None:
         layer, (hessian, rows) = known
@@ -93,15 +121,13 @@ def rounded_weights(
         return None if hessian is None else _rounded(model.graph, layer, (hessian, damp), grid)
 
     for part in _parts(layers):
-        known = zip(part, _hessians(model, part, picked), strict=True)
-        for layer, made in zip(part, side_by_side(codes, known, _threads()), strict=True):
+        known = list(zip(part, _hessians(model, part, feeds), strict=True))
+        for (layer, (_, rows)), made in zip(known, side_by_side(codes, known, _threads()), strict=True):
             if made is not None:
                 found[layer.point.tensor] = made
+                lacking |= {layer.point.tensor} if rows < layer.wanted_rows else set()
             monitor.advance()
-    if not found:
-        return {}
-    monitor.stage("Judging", None)
-    return found if gains(nearest, noise(found), expected=True) else {}
+    return found, frozenset(lacking)
 
 
 # -- which -------------------------------------------------------------------------------------------------
@@ -189,14 +215,14 @@ def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
 # -- what they read ----------------------------------------------------------------------------------------
 
 
-def _hessians(model: Inspected, layers: Sequence[_Layer], picked: Picked) -> list[tuple[Floats | None, int]]:
+def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed]) -> list[tuple[Floats | None, int]]:
     """H of each layer, (G, K, K), and of how many rows; None in its place where there are too few."""
     session = model.session(tuple(dict.fromkeys(layer.tensor for layer in layers)))
     keys = [_key(layer) for layer in layers]
     readers = dict(zip(keys, layers, strict=True))
     sums: dict[object, Floats] = {}
     counts: dict[object, int] = dict.fromkeys(readers, 0)
-    for seed, feed in enumerate(picked.learning):
+    for seed, feed in enumerate(feeds):
         lacking = {key: layer for key, layer in readers.items() if counts[key] < layer.wanted_rows}
         if not lacking:
             break

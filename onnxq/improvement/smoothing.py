@@ -25,6 +25,7 @@ from onnxq.statistics import Factor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onnxq.improvement.picking import Reach
     from onnxq.numerics import QType
 
 Floats = npt.NDArray[np.float32]
@@ -113,6 +114,34 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
     least, found = best([shifted.shift], _EXPONENTS)
     before = noise(Factor(np.ones_like(still), still))
     return found if least < before * 10 ** (-allowed.margin / 10) else None
+
+
+def beyond(reach: Reach, factor: Factor) -> Floats:
+    """Values of x' = (x - c) / s that go farther than a channel does without the sample that holds them.
+
+    With the reach m' that a channel of scale s = m has without its farthest sample, that one's value v is v / m'
+    of it, at most `_BEYOND`: v / m' m / s of x'. A shift to the middle would lie in another middle.
+    """
+    low, high, next_low, next_high = (
+        a.astype(np.float64) for a in (reach.low, reach.high, reach.next_low, reach.next_high)
+    )
+    shift = factor.shift.astype(np.float64)
+    centred = np.array_equal(factor.shift, ((low + high) / 2).astype(np.float32))
+    limit = np.maximum(high - shift, shift - low) / factor.scale
+    found = []
+    for sign, farthest, others, side in ((1.0, high, next_high, low), (-1.0, -low, -next_low, -high)):
+        middle = (others + side) / 2 if centred else sign * shift
+        there = np.maximum(others - middle, middle - side)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.minimum((farthest - middle) / there, _BEYOND)
+        beyond = np.isfinite(ratio) & (ratio > 1)
+        found.append(sign * ratio[beyond] * limit[beyond])
+    values: Floats = np.concatenate(found).astype(np.float32)
+    return values
+
+
+_BEYOND = 2.0
+"""How far beyond the others one sample counts at most: of a channel that is quiet elsewhere it tells little."""
 
 
 def _scale(reach: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], a: float, b: float) -> Floats:
