@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 MAKE = runpy.run_path(str(ROOT / "scripts" / "make_large.py"), run_name="make_large")["make"]
 GIGABYTES, WIDTH = 0.2, 512
 ROOM = 140_000_000
-"""Bytes: less than the model, and twice what its largest weight and the threads of two cores need (more cores, more stacks)."""
+"""Bytes: less than the model, twice what its largest weight and two cores' threads need: more cores, more stacks."""
 
 CHILD = """
 import re, resource, sys

@@ -117,10 +117,11 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
 
 
 def beyond(reach: Reach, factor: Factor) -> Floats:
-    """Values of x' = (x - c) / s that go farther than a channel does without the sample that holds them.
+    """Values of x' = (x - c) / s beyond the range that a channel has without the sample that holds them, (values,).
 
-    With the reach m' that a channel of scale s = m has without its farthest sample, that one's value v is v / m'
-    of it, at most `_BEYOND`: v / m' m / s of x'. A shift to the middle would lie in another middle.
+    Leave-one-out over samples, of which those matter that hold the farthest value v of a channel: without one the
+    channel would reach m' in place of m, and m' / s' in place of m / s is where its range would end. So v, which is
+    v / m' times as far, at most `_BEYOND`, would be (v / m') (m / s). A shift to the middle would be to another one.
     """
     low, high, next_low, next_high = (
         a.astype(np.float64) for a in (reach.low, reach.high, reach.next_low, reach.next_high)
@@ -130,12 +131,12 @@ def beyond(reach: Reach, factor: Factor) -> Floats:
     limit = np.maximum(high - shift, shift - low) / factor.scale
     found = []
     for sign, farthest, others, side in ((1.0, high, next_high, low), (-1.0, -low, -next_low, -high)):
-        middle = (others + side) / 2 if centred else sign * shift
-        there = np.maximum(others - middle, middle - side)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # others are infinite where there is no other sample
+            middle = (others + side) / 2 if centred else sign * shift
+            there = np.maximum(others - middle, middle - side)
             ratio = np.minimum((farthest - middle) / there, _BEYOND)
-        beyond = np.isfinite(ratio) & (ratio > 1)
-        found.append(sign * ratio[beyond] * limit[beyond])
+        farther = np.isfinite(ratio) & (ratio > 1)
+        found.append(sign * ratio[farther] * limit[farther])
     values: Floats = np.concatenate(found).astype(np.float32)
     return values
 

@@ -12,17 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from legality import assert_legal
 
-from onnxq import Recipe, api
+from onnxq import Recipe, api, improving
 from onnxq.feedback import DAMP, feedback, whole
+from onnxq.improvement import rounding
 from onnxq.improvement.sampling import rows_as_weight, weight_as_rows
 from onnxq.linear import linear_at
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from onnxq.data import Feed
     from onnxq.graph import Graph
+    from onnxq.improvement import Inspected
+
+    Hessian = tuple[rounding.Floats | None, int]
 
 RECIPE = Recipe(effort="balanced", high_precision="fp32")
 
@@ -154,6 +160,33 @@ def test_codes_that_help_are_kept_and_saved(found: Statistics, tmp_path: Path) -
     assert quality(with_codes) > quality(without) + 0.3
     assert sum(w.rounded is not None for w in plan.weights) == len(found.rounding)
     assert_legal(with_codes.to_proto())
+
+
+def test_few_samples_round_again_with_those_that_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them judge; when that is done they are rows as good as the others. With many no layer lacks rows."""
+    counts: list[int] = []
+    collect = rounding._hessians
+
+    def seen(model: Inspected, layers: Sequence[rounding._Layer], data: Sequence[Feed]) -> list[Hessian]:
+        counts.append(len(data))
+        return collect(model, layers, data)
+
+    monkeypatch.setattr(rounding, "_hessians", seen)
+    gained = 0.0
+    for seed in range(4):
+        by_all = api.calibrate(model(), feeds(24, seed), RECIPE)
+        with monkeypatch.context() as patch:
+            patch.setattr(improving, "rounded_again", lambda *_: {})
+            by_half = api.calibrate(model(), feeds(24, seed), RECIPE)
+        assert by_all.rounding.keys() == by_half.rounding.keys() != set()
+        after, before = (quality(api.quantize(model(), s, RECIPE)[0]) for s in (by_all, by_half))
+        gained += after - before
+    assert counts == [12, 24, 12] * 4
+    assert gained > 0
+    counts.clear()
+    monkeypatch.setattr(rounding, "_LEAST_ROWS", 64)
+    api.calibrate(model(), feeds(96), RECIPE)
+    assert len(counts) == 1
 
 
 @pytest.mark.parametrize("form", ["dq", "qdq"])

@@ -1,0 +1,143 @@
+"""What a sample shows of a smoothed tensor that had no part in its factors, against leaving out each by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from graphs import Array, graph_of, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq import Recipe, api
+from onnxq.calibrators import make_calibrator
+from onnxq.histogram import Histogram
+from onnxq.improvement.picking import Reach
+from onnxq.improvement.smoothing import beyond
+from onnxq.numerics import INT8, sqnr_db
+from onnxq.statistics import Factor, Statistics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxq.graph import Graph
+
+BALANCED = Recipe(high_precision="fp32")
+
+
+def reached(samples: list[Array]) -> Reach:
+    return reduce(add, (Reach.of(x, 1) for x in samples))
+
+
+def left_out(samples: list[Array], *, centred: bool) -> Array:
+    """Each sample in units of what every channel reaches in the others, where it is more than 1; for a scale s = m."""
+    found = []
+    for i, x in enumerate(samples):
+        rest = np.concatenate(samples[:i] + samples[i + 1 :]).astype(np.float64)
+        shift = (rest.min(axis=0) + rest.max(axis=0)) / 2 if centred else np.zeros(x.shape[1])
+        moved = (x - shift) / np.abs(rest - shift).max(axis=0)
+        farthest = moved[np.abs(moved).argmax(axis=0), np.arange(x.shape[1])]
+        found.append(farthest[np.abs(farthest) > 1])
+    return np.sort(np.concatenate(found))
+
+
+@given(st.integers(0, 10_000), st.integers(3, 6), st.sampled_from(["positive", "centred", "negative"]))
+@settings(max_examples=60, deadline=None)
+def test_as_by_leaving_out_every_sample(seed: int, count: int, kind: str) -> None:
+    """One side of each channel is known to all samples: one that held both ends would be left out for both at once."""
+    rng = np.random.default_rng(seed)
+    sign = -1.0 if kind == "negative" else 1.0
+    samples = [sign * rng.gamma(3, size=(8, 5)).astype(np.float32) for _ in range(count)]
+    for x in samples:
+        x[0] = 0.0
+    reach = reached(samples)
+    shift = np.asarray((reach.low + reach.high) / 2 if kind == "centred" else np.zeros(5), np.float32)
+    scale = np.maximum(reach.high - shift, shift - reach.low)
+    found = beyond(reach, Factor(scale, shift))
+    wanted = np.clip(left_out(samples, centred=kind == "centred"), -2, 2)
+    assert np.sort(found) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_neither_order_nor_grouping_matters() -> None:
+    rng = np.random.default_rng(1)
+    samples = [rng.normal(size=(4, 6)).astype(np.float32) for _ in range(7)]
+    parts = [reached(samples[:3]), reached(samples[3:4]), reached(samples[4:])]
+    whole, other = reached(samples), parts[2] + (parts[0] + parts[1])
+    highs = np.sort([x.max(axis=0) for x in samples], axis=0)
+    lows = np.sort([x.min(axis=0) for x in samples], axis=0)
+    for found in (whole, other):
+        assert np.array_equal([found.low, found.next_low], lows[:2])
+        assert np.array_equal([found.next_high, found.high], highs[-2:])
+        assert found.rows == 28
+
+
+def test_a_channel_that_one_sample_alone_holds_counts_twice_at_most() -> None:
+    samples = [np.zeros((2, 1), np.float32), np.full((2, 1), 50, np.float32)]
+    factor = Factor(np.full(1, 50, np.float32), np.zeros(1, np.float32))
+    assert beyond(reached(samples), factor) == pytest.approx([2.0])
+    assert beyond(reached(samples[:1]), factor).size == 0  # nothing to leave out
+
+
+# -- whole models ----------------------------------------------------------------------------------------------
+
+
+def outliers() -> Graph:
+    """Channels of unlike size, which smoothing brings to one reach."""
+    rng = np.random.default_rng(0)
+    gain = np.exp(rng.normal(size=128) * 1.5)
+    arrays = {"g": gain, "b": np.zeros(128), "w": rng.normal(size=(128, 64)) / gain[:, None]}
+    text = "(float[N,8,128] x) => (float[N,8,64] y) { n = LayerNormalization(x, g, b) y = MatMul(n, w) }"
+    return graph_of(text, 17, **{k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def feeds(count: int, seed: int) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_t(6, size=(1, 8, 128)).astype(np.float32)} for _ in range(count)]
+
+
+def quality(quantized: Graph) -> float:
+    pairs = [(run(outliers(), f)[0], run(quantized, f)[0]) for f in feeds(64, seed=9)]
+    return sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def found() -> Statistics:
+    return api.calibrate(outliers(), feeds(24, seed=1), BALANCED)
+
+
+def test_ranges_of_smoothed_tensors_hold_what_comes(found: Statistics, tmp_path: Path) -> None:
+    assert found.smoothing
+    (name,) = found.unseen
+    assert found.unseen[name].amax > found.tensors[name].amax
+    found.save(tmp_path / "s.npz")
+    assert Statistics.load(tmp_path / "s.npz") == found
+    better, plan = api.quantize(outliers(), found, BALANCED)
+    without, before = api.quantize(outliers(), replace(found, unseen={}), BALANCED)
+    wide, narrow = (next(p for p in made.points.values() if p.observe == name) for made in (plan, before))
+    assert wide.range is not None
+    assert narrow.range is not None
+    assert wide.range[1] > narrow.range[1]
+    assert quality(better) > quality(without) + 0.5
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy"])
+def test_other_calibrators_see_what_was_observed(found: Statistics, calibrator: str) -> None:
+    recipe = replace(BALANCED, calibrator=calibrator)
+    made, other = (api.quantize(outliers(), s, recipe)[1] for s in (found, replace(found, unseen={})))
+    assert {n: p.range for n, p in made.points.items()} == {n: p.range for n, p in other.points.items()}
+
+
+@pytest.mark.parametrize("calibrator", ["auto", "entropy", "mse", "percentile", "minmax"])
+def test_a_range_of_what_is_left_when_the_largest_values_are_taken_out(calibrator: str) -> None:
+    """Their bins are as wide as before: fewer than codes may be left, and no calibrator may fail of it."""
+    rng = np.random.default_rng(2)
+    small, large = rng.normal(size=4096), np.array([900.0, -900.0])
+    both = Histogram.of(np.concatenate([small, large]))
+    rest = both.without(Histogram.of(large))
+    low, high = make_calibrator(calibrator)(rest, INT8)
+    assert -900 < low < 0 < high < 900
+    assert max(-low, high) >= 0.5 * float(np.abs(small).max())
