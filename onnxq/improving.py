@@ -47,7 +47,7 @@ from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from onnxq.choose import Known
     from onnxq.data import Feed, Source
@@ -242,9 +242,9 @@ def _spared(
     def quickly(chosen: Sequence[Group]) -> Graph:
         return exactly(chosen) if wide else ranges.paired(points, codes, nodes_of(chosen))
 
-    found, total, price = groups(ranges.symmetric), plain.plan.macs, None
-    if wide:
-        found, total, price = _priced(plain, found, placed, picked.choosing[0])
+    shapes = _shapes(plain, picked.choosing[0])
+    found, total = _sized(plain, groups(ranges.symmetric), shapes, bodies=not wide)
+    price = (lambda chosen: cost(plain.graph, placed(chosen).plan, plain.plan, shapes)) if wide else None
     noise = (
         lambda chosen: chooser.noise(quickly(chosen), statistics.smoothing),
         lambda chosen: judge.noise(exactly(chosen), statistics.smoothing),
@@ -253,22 +253,27 @@ def _spared(
     return nodes_of(spared(found, total, limit, noise, trials, monitor, price))
 
 
-def _priced(
-    plain: api.Prepared, found: Sequence[Group], placed: Callable[[Sequence[Group]], api.Prepared], feed: Feed
-) -> tuple[tuple[Group, ...], int, Callable[[Sequence[Group]], float]]:
-    """The groups with their multiply-accumulates by the shapes of a sample, those of the model, and what groups cost.
-
-    Without layers inside bodies: how often they run no shape tells.
-    """
-    graph, plan, recipe = plain.graph, plain.plan, plain.recipe
-    unseen = set() if recipe.custom_ops else behind_customs(graph)
-    wanted = sized(graph, plan) - unseen
+def _shapes(plain: api.Prepared, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """The shapes in a sample of what layers read and write: those that are unknown to the graph say nothing of work."""
+    graph, recipe = plain.graph, plain.recipe
+    wanted = sized(graph, plain.plan) - (set() if recipe.custom_ops else behind_customs(graph))
     names = tuple(name for name in api.activations(graph) if name in wanted)
     session = session_for(graph, names, recipe.provider_list, recipe.custom_op_list)
-    shapes = {name: array.shape for name, array in run(session, feed).items()}
-    done = work(graph, plan, shapes)
-    own = tuple(replace(g, macs=sum(done[n] for n in g.nodes)) for g in found if done.keys() >= set(g.nodes))
-    return own, sum(done.values()), lambda chosen: cost(graph, placed(chosen).plan, plan, shapes)
+    return {name: array.shape for name, array in run(session, feed).items()}
+
+
+def _sized(
+    plain: api.Prepared, found: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], *, bodies: bool
+) -> tuple[tuple[Group, ...], int]:
+    """The groups with their multiply-accumulates by these shapes, and those of the model.
+
+    Layers inside `bodies` count as the plan has them, or are left out: how often they run no shape tells.
+    """
+    done = work(plain.graph, plain.plan, shapes)
+    inner = [g for g in found if not done.keys() >= set(g.nodes)] if bodies else []
+    own = {g: replace(g, macs=sum(done[n] for n in g.nodes)) for g in found if done.keys() >= set(g.nodes)}
+    groups = tuple(own.get(g, g) for g in found if g in own or g in inner)
+    return groups, sum(done.values()) + sum(g.macs for g in inner)
 
 
 def _shifts(recipe: Recipe) -> bool:
