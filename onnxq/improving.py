@@ -231,23 +231,21 @@ def _spared(
         return ()
     points, codes = statistics.zero_points, statistics.rounding
     chooser = Judge(model, picked.choosing[: max(CHOOSERS, len(picked.choosing) // 4)])
-    wide = target.placement == "ort-cpu"  # what reads a float layer is float too: only placing the model tells
 
+    # What stands behind a float layer may be float too, and what its pairs were shared with: only placing tells.
     def placed(chosen: Sequence[Group]) -> api.Prepared:
         return without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
 
-    def exactly(chosen: Sequence[Group]) -> Graph:
+    def made(chosen: Sequence[Group]) -> Graph:
         return ranges.of_plan(placed(chosen), statistics).paired(points, codes)
 
-    def quickly(chosen: Sequence[Group]) -> Graph:
-        return exactly(chosen) if wide else ranges.paired(points, codes, nodes_of(chosen))
-
+    wide = target.placement == "ort-cpu"
     shapes = _shapes(plain, picked.choosing[0])
     found, total = _sized(plain, groups(ranges.symmetric), shapes, bodies=not wide)
     price = (lambda chosen: cost(plain.graph, placed(chosen).plan, plain.plan, shapes)) if wide else None
     noise = (
-        lambda chosen: chooser.noise(quickly(chosen), statistics.smoothing),
-        lambda chosen: judge.noise(exactly(chosen), statistics.smoothing),
+        lambda chosen: chooser.noise(made(chosen), statistics.smoothing),
+        lambda chosen: judge.noise(made(chosen), statistics.smoothing),
     )
     trials = model.effort.spares, model.effort.trials
     return nodes_of(spared(found, total, limit, noise, trials, monitor, price))
@@ -280,19 +278,6 @@ def _shifts(recipe: Recipe) -> bool:
     """Whether zero points are written as shifts: the target's grid has none, and inputs are no codes of it."""
     target = get_target(recipe.target)
     return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
-
-
-def _cut(plan: Plan, nodes: frozenset[str]) -> Plan:
-    """The plan without these nodes' pairs; `without_nodes` places the others again, which takes longer."""
-    if not nodes:
-        return plan
-
-    def others(uses: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-        return tuple(use for use in uses if use[0] not in nodes)
-
-    points = {n: replace(p, uses=others(p.uses)) for n, p in plan.points.items() if others(p.uses) or p.output}
-    weights = tuple(replace(w, uses=others(w.uses)) for w in plan.weights if others(w.uses))
-    return replace(plan, points=points, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -348,19 +333,15 @@ class Ranges:
         found = {n: (self.shifted if n in tensors else self.symmetric).points[n] for n in self.symmetric.points}
         return replace(self.symmetric, points=found)
 
-    def paired(
-        self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST, floats: Collection[str] = ()
-    ) -> Graph:
+    def paired(self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST) -> Graph:
         """The model with pairs of such zero points and with these codes; None: with weights in float.
-
-        `floats` names layers that read and hold what is in float.
 
         What lowering would then do for a backend is left out: it changes no value but for roundings in float, and
         here every tensor keeps its name. Tables, formats that no effort changes, bodies of other modes: in float.
         """
         recipe, graph = self.plain.recipe, self.plain.graph.copy()
         grid = weight_grid(get_target(recipe.target), recipe)
-        plan = _cut(with_codes(self.plan(tensors), rounding or {}, grid), frozenset(floats))
+        plan = with_codes(self.plan(tensors), rounding or {}, grid)
         weights = tuple(w for w in plan.weights if w.format == INT8 and rounding is not None)
         parts = tuple(graph.parts())
         shares = zip(parts, divided(replace(plan, weights=weights), parts), strict=True)
