@@ -37,8 +37,8 @@ from onnxq.parts import HERE, Running
 from onnxq.passes import InsertQDQ, QuantizeWeights, remove_redundant_qdq, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
+from onnxq.placement.float_costs import cost, sized, work
 from onnxq.placement.groups import groups, nodes_of
-from onnxq.placement.ort_cpu_costs import cost, sized, work
 from onnxq.placement.zero_points import candidates, with_zero_points
 from onnxq.plan import INT8
 from onnxq.planning import SPARED, without_nodes

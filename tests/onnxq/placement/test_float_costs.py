@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from placing import net
 
+from onnxq.placement.float_costs import cost, sized, work
 from onnxq.placement.ort_cpu import MACS_PER_ELEMENT, place_cpu
-from onnxq.placement.ort_cpu_costs import cost, sized, work
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import TARGETS
 

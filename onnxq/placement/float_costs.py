@@ -1,7 +1,7 @@
-"""What layers in float cost on ONNX Runtime's CPU provider, by the shapes of one sample.
+"""What layers in float cost, by the shapes of one sample: a model's own shapes may be unknown and say little.
 
-Two things: their multiply-accumulates, which integers would do in less time, and the values that are quantized on the
-way into integer nodes and dequantized on the way out of them.
+Their multiply-accumulates, which integers would do in less time; and on ONNX Runtime's CPU provider the values, too,
+that are quantized on the way into integer nodes and dequantized on the way out of them.
 """
 
 from __future__ import annotations
