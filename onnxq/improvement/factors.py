@@ -19,13 +19,14 @@ from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, beyond, cho
 from onnxq.linear import linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.rescaling import find_sites
+from onnxq.targets import get_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
-    from onnxq.graph import Graph
+    from onnxq.graph import Graph, Node
     from onnxq.improvement.judging import Judge
     from onnxq.improvement.picking import Inspected, Picked, Reach
     from onnxq.linear import Linear
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Factors = dict[str, Factor]
 
-POINTWISE = ("Sqrt", "Exp", "Log", "Pow", "Tanh", "LayerNormalization")
+POINTWISE = ("Sqrt", "Exp", "Log", "Pow", "Tanh", "HardSwish", "Gelu", "LayerNormalization")
 """Makers behind which x' costs a convolution little: they run in float by themselves, and the factors join their
-kernel. Behind a convolution, an addition or a Concat they would keep that from writing int8, a pass over memory."""
+kernel. So does a product of two activations, a gate's or that of x sigmoid(x); `ort-cpu` has one for integers.
+Behind a convolution, an addition or a Concat they would keep that from writing int8, a pass over memory."""
 
 LEAST_ROWS = 64
 """A layer input of which fewer rows were seen, over all samples, stays as it is: what its channels reach is not known.
@@ -132,7 +134,14 @@ def _costing_little(graph: Graph, plan: Plan) -> set[str]:
     """
     sizes = Counter(point.group for point in plan.points.values())
     alone = {name for name, point in plan.points.items() if sizes[point.group] == 1}
-    return {str(v.name) for v in graph.values() if str(v.name) in alone and graph.producer(v, *POINTWISE)}
+    own = get_target(plan.target).placement == "ort-cpu"  # integer kernels of pointwise operators; TensorRT fuses them
+    integers = {node for point in plan.points.values() for node, _ in point.uses} if own else set()
+
+    def joins(maker: Node | None) -> bool:
+        gated = maker is not None and maker.op_type == "Mul" and not any(map(graph.is_const, maker.inputs))
+        return maker is not None and (gated or maker.op_type in POINTWISE) and maker.name not in integers
+
+    return {str(v.name) for v in graph.values() if str(v.name) in alone and joins(graph.producer(v))}
 
 
 def _chosen(

@@ -176,3 +176,58 @@ def test_a_channel_seen_too_rarely_is_left_alone() -> None:
 
 
 GEMMS = (Rule(ops=("Gemm",), quantize=True),)
+
+
+# -- in front of convolutions -----------------------------------------------------------------------------------
+
+MIXTURES = {
+    "gate": "q = GlobalAveragePool(a) h = Conv(q, v) g = Sigmoid(h) m = Mul(a, g)",
+    "swish": "g = Sigmoid(a) m = Mul(a, g)",
+    "constant": "t = Relu(a) m = Mul(t, half)",
+    "addition": "g = Sigmoid(a) m = Add(a, g)",
+    "nothing": "m = Identity(a)",
+}
+
+
+def channels_of_unlike_size(mixture: str) -> Graph:
+    """Two convolutions; channels that differ by a factor of some 50 between them."""
+    rng = np.random.default_rng(0)
+    gain = np.exp(2.0 * rng.normal(size=32))
+    arrays = {
+        "w": rng.normal(size=(32, 4, 3, 3)) * gain[:, None, None, None],
+        "v": rng.normal(size=(32, 32, 1, 1)) / 200,
+        "u": rng.normal(size=(8, 32, 1, 1)) / gain[:, None, None],
+        "half": np.array(0.5),
+    }
+    text = f"(float[N,4,12,12] x) => (float[N,8,10,10] y) {{ a = Conv(x, w) {MIXTURES[mixture]} y = Conv(m, u) }}"
+    return graph_of(text, 17, **{k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def images(count: int, seed: int = 1) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=(1, 4, 12, 12)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("mixture", ["constant", "addition", "nothing"])
+def test_no_node_is_put_behind_what_writes_int8(mixture: str) -> None:
+    assert "m" not in api.calibrate(channels_of_unlike_size(mixture), images(24), BALANCED).smoothing
+
+
+@pytest.mark.parametrize("mixture", ["gate", "swish"])
+def test_integer_products_keep_their_kernel(mixture: str) -> None:
+    recipe = replace(BALANCED, target="ort-cpu", high_precision=None)
+    found = api.calibrate(channels_of_unlike_size(mixture), images(24), recipe)
+    assert "m" not in found.smoothing
+
+
+@pytest.mark.parametrize("mixture", ["gate", "swish"])
+def test_factors_join_the_kernel_of_a_product(mixture: str) -> None:
+    graph = channels_of_unlike_size(mixture)
+    found = api.calibrate(graph, images(24), BALANCED)
+    assert "m" in found.smoothing
+    with_factors, _ = api.quantize(graph, found, BALANCED)
+    without, _ = api.quantize(graph, images(24), FAST)
+    pairs = [[run(g, f)[0] for g in (graph, with_factors, without)] for f in images(16, seed=5)]
+    exact, better, before = (np.stack(side) for side in zip(*pairs, strict=True))
+    assert sqnr_db(exact, better) > sqnr_db(exact, before) + 3
+    assert_legal(with_factors.to_proto())
