@@ -73,7 +73,7 @@ def test_glyphs_keeps_its_accuracy(target: str, tmp_path: Path) -> None:
     assert before >= 0.95
     assert after >= before - 0.005
     assert not [n for n in graph.nodes if n.op_type == "BatchNormalization"]
-    assert summarize(plan).int8 >= 20  # of 30 convolutions and one Gemm
+    assert summarize(plan).mac_share >= (0.95 if target == "tensorrt" else 0.85)  # gates and costly layers are float
 
 
 @pytest.mark.parametrize("form", ["dq", "qdq"])
