@@ -140,7 +140,7 @@ def _factors(
 def _counted(plan: Plan, values: Mapping[str, Floats]) -> dict[str, Histogram]:
     """Observed tensor -> histogram of the values that are told for the nodes that read it."""
     points = [(p.observe, node) for p in plan.points.values() for node, index in p.uses if index == 0]
-    return {observed: Histogram.of(values[node]) for observed, node in points if node in values}
+    return {observed: Histogram.of(values[node]) for observed, node in points if node in values and values[node].size}
 
 
 def _in_float32(ready: api.Prepared) -> api.Prepared:
