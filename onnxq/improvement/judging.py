@@ -135,11 +135,13 @@ def scores(graph: Graph) -> dict[str, str]:
     return found
 
 
-def gains(before: Floats, after: Floats, least: float = GAIN_DB, *, expected: bool = False) -> bool:
+def gains(
+    before: Floats, after: Floats, least: float = GAIN_DB, *, errors: float = 1.0, expected: bool = False
+) -> bool:
     """Whether noise over signal, one number a sample, fell by `least` dB on average, and by more than by chance.
 
-    By chance: the standard error of the mean of the samples' gains in dB. Their sum must fall too: a few samples that
-    get much worse weigh little in decibels.
+    By chance: so many standard `errors` of the mean of the samples' gains in dB. Their sum must fall too: a few samples
+    that get much worse weigh little in decibels.
 
     With `expected` the change is one for the better by what was measured of its tensors, and it is enough that the
     outputs do not contradict: that `least` lies within the standard error. A few numbers an output say little.
@@ -151,7 +153,7 @@ def gains(before: Floats, after: Floats, least: float = GAIN_DB, *, expected: bo
     floor = np.finfo(np.float64).tiny
     gained = 10 * (np.log10(np.maximum(before, floor)) - np.log10(np.maximum(after, floor)))
     error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
-    return float(gained.mean()) > (least - error if expected else max(least, error))
+    return float(gained.mean()) > (least - error if expected else max(least, errors * error))
 
 
 def confirmed(

@@ -57,6 +57,9 @@ def test_what_gains_little_or_by_chance_is_left_alone() -> None:
     assert widening(lambda by: np.full(4, 1.0 - 0.01 * by)) == 1.0
     noise = np.array([1.0, 1.0, 1.0, 10.0])  # one sample in four gains 10 dB, the others lose 2
     assert widening(lambda by: noise if by == 1.0 else np.array([1.6, 1.6, 1.6, 1.0])) == 1.0
+    gained = np.array([0.9, -0.2, 0.9, -0.2, 0.9, -0.2, 0.9, -0.2])  # dB: 0.35 on average, standard error 0.21
+    assert widening(lambda by: np.ones(8) if by == 1.0 else 10 ** (-gained / 10)) == 1.0
+    assert widening(lambda by: np.ones(8) if by == 1.0 else 10 ** (-(gained + 0.2) / 10)) == 1.5
 
 
 # -- plans -----------------------------------------------------------------------------------------------------
