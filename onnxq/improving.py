@@ -268,10 +268,10 @@ def _sized(
     Layers inside `bodies` count as the plan has them, or are left out: how often they run no shape tells.
     """
     done = work(plain.graph, plain.plan, shapes)
-    inner = [g for g in found if not done.keys() >= set(g.nodes)] if bodies else []
-    own = {g: replace(g, macs=sum(done[n] for n in g.nodes)) for g in found if done.keys() >= set(g.nodes)}
-    groups = tuple(own.get(g, g) for g in found if g in own or g in inner)
-    return groups, sum(done.values()) + sum(g.macs for g in inner)
+    outer = {g for g in found if done.keys() >= set(g.nodes)}
+    kept = [g for g in found if bodies or g in outer]
+    total = sum(done.values()) + sum(g.macs for g in kept if g not in outer)
+    return tuple(replace(g, macs=sum(done[n] for n in g.nodes)) if g in outer else g for g in kept), total
 
 
 def _shifts(recipe: Recipe) -> bool:

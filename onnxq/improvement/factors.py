@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node
     from onnxq.improvement.judging import Judge
-    from onnxq.improvement.picking import Inspected, Picked, Reach
+    from onnxq.improvement.picking import ChannelReach, Inspected, Picked
     from onnxq.linear import Linear
     from onnxq.plan import Plan
     from onnxq.rescaling import Site
@@ -185,7 +185,7 @@ def _taken(graph: Graph, wanted: _Wanted, x: Array, seed: int, share: tuple[int,
     return rows(x, wanted.axis, count, seed)
 
 
-def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: Reach) -> Reading:
+def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: ChannelReach) -> Reading:
     weight = weight_as_rows(graph, wanted.linears) if wanted.linears else None
     return Reading(np.concatenate(taken), weight, reach.low, reach.high)
 

@@ -109,7 +109,7 @@ class Inspected:
 
 
 @dataclass(frozen=True, eq=False)
-class Reach:
+class ChannelReach:
     """How far each channel of a tensor goes in all samples, arrays of shape (channels,).
 
     Attributes:
@@ -125,15 +125,15 @@ class Reach:
     rows: int
 
     @classmethod
-    def of(cls, x: Array, axis: int) -> Reach:
+    def of(cls, x: Array, axis: int) -> ChannelReach:
         """That of one sample."""
         others = tuple(i for i in range(x.ndim) if i != axis)
         low, high = x.min(axis=others, initial=np.inf), x.max(axis=others, initial=-np.inf)
         return cls(low, high, np.full_like(low, np.inf), np.full_like(high, -np.inf), x.size // max(low.size, 1))
 
-    def __add__(self, other: Reach) -> Reach:
+    def __add__(self, other: ChannelReach) -> ChannelReach:
         """Of the samples of both, in any order."""
-        return Reach(
+        return ChannelReach(
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             np.minimum(np.minimum(self.next_low, other.next_low), np.maximum(self.low, other.low)),
@@ -154,7 +154,7 @@ class Picked:
     """
 
     feeds: Sequence[Feed]
-    reach: Mapping[str, Reach]
+    reach: Mapping[str, ChannelReach]
     judges: int
 
     @property
@@ -189,12 +189,12 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
     session = model.session(tuple(axes))
     largest = 1
     kept: Smallest[Feed] = Smallest(max(2 * model.judges, model.effort.picked))
-    reach: dict[str, Reach] = {}
+    reach: dict[str, ChannelReach] = {}
     for where, feed in samples(session, source, monitor, tried=True):
         with named(where):
             arrays = run(session, feed) if axes else {}
         for name, axis in axes.items():
-            found = Reach.of(arrays[name], axis)
+            found = ChannelReach.of(arrays[name], axis)
             reach[name] = reach[name] + found if name in reach else found
         key, largest = sample_hash(feed), max(largest, sum(array.nbytes for array in feed.values()))
         kept.shrink(max(2 * model.judges, min(model.effort.picked, _BYTES // largest)))

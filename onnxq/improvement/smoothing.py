@@ -25,7 +25,7 @@ from onnxq.statistics import Factor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxq.improvement.picking import Reach
+    from onnxq.improvement.picking import ChannelReach
     from onnxq.numerics import QType
 
 Floats = npt.NDArray[np.float32]
@@ -116,7 +116,7 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
     return found if least < before * 10 ** (-allowed.margin / 10) else None
 
 
-def beyond(reach: Reach, factor: Factor) -> Floats:
+def beyond(reach: ChannelReach, factor: Factor) -> Floats:
     """Values of x' = (x - c) / s beyond the range that a channel has without the sample that holds them, (values,).
 
     Leave-one-out over samples, of which those matter that hold the farthest value v of a channel: without one the

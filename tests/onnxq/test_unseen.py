@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnxq import Recipe, api
 from onnxq.calibrators import make_calibrator
 from onnxq.histogram import Histogram
-from onnxq.improvement.picking import Reach
+from onnxq.improvement.picking import ChannelReach
 from onnxq.improvement.smoothing import beyond
 from onnxq.numerics import INT8, sqnr_db
 from onnxq.statistics import Factor, Statistics
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 BALANCED = Recipe(high_precision="fp32")
 
 
-def reached(samples: list[Array]) -> Reach:
-    return reduce(add, (Reach.of(x, 1) for x in samples))
+def reached(samples: list[Array]) -> ChannelReach:
+    return reduce(add, (ChannelReach.of(x, 1) for x in samples))
 
 
 def left_out(samples: list[Array], *, centred: bool) -> Array:
