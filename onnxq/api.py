@@ -286,6 +286,7 @@ def lowered(
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing, statistics.outliers)
         statistics.check_model(ready.graph.digest())
+        ready = ready.sized(statistics.shapes)
         if statistics.spared and ready.recipe.float_share != 0:
             ready = without_nodes(ready, statistics.spared, SPARED)
         plan = settled(ready.graph, ready.plan, statistics.met, target, ready.recipe)

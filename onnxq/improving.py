@@ -146,7 +146,7 @@ def _counted(plan: Plan, values: Mapping[str, Floats]) -> dict[str, Histogram]:
 def _in_float32(ready: api.Prepared) -> api.Prepared:
     """The same without half precision, in which a CPU is slow."""
     recipe = replace(ready.recipe, high_precision="fp32", io_types="float32")
-    return api.Prepared(ready.graph, api.planned(ready.graph, recipe), recipe)
+    return ready.under(recipe)
 
 
 def _inspected(ready: api.Prepared) -> Inspected:

@@ -14,7 +14,7 @@ class GroupError:
     Attributes:
         name: the group's first layer.
         nodes: its layers, which turn to float together.
-        macs: their multiply-accumulates, unknown dimensions counted as 1.
+        macs: their multiply-accumulates.
         share: those of the whole model's, 0 to 1.
         own_db: SQNR at the layers' outputs with only this group quantized, the worst of them; None where
             the quantized graph has no such tensor.

@@ -100,7 +100,8 @@ class Decision:
 
     dtype: the type it computes in when it is not int8, and its scales' type when it is.
     number: the type of its quantized inputs.
-    macs: multiply-accumulates of one run with unknown dimensions counted as 1; 0 for nodes without any.
+    macs: multiply-accumulates of one run by the shapes of the data, or dimensions that none told counted as 1; 0 for
+        nodes without any.
     """
 
     node: str

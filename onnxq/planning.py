@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from onnxq import files, pipeline
@@ -17,6 +18,7 @@ from onnxq.monitor import QUIET, Monitor
 from onnxq.passes import FitPairs, Smooth, SplitOutliers, prepare
 from onnxq.placement import placed
 from onnxq.placement.dla import cover
+from onnxq.placement.float_costs import work_seen
 from onnxq.placement.interface import with_interface
 from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.precision import probes
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from onnxq.intake import Model
     from onnxq.plan import Plan
     from onnxq.recipe import Recipe
-    from onnxq.statistics import Factor
+    from onnxq.statistics import Bounds, Factor
 
 
 SPARED = "left in float: in int8 it makes far more of the error than of the work (--float-share 0: int8)"
@@ -41,11 +43,32 @@ SPARED = "left in float: in int8 it makes far more of the error than of the work
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model ready to be observed and lowered, with its (unresolved) plan."""
+    """A model ready to be observed and lowered, with its (unresolved) plan.
+
+    Attributes:
+        graph: the model.
+        plan: its plan.
+        recipe: every choice.
+        work: node -> multiply-accumulates by the shapes that data had, where those of the graph leave some open.
+    """
 
     graph: Graph
     plan: Plan
     recipe: Recipe
+    work: Mapping[str, int] = field(default_factory=dict)
+
+    def under(self, recipe: Recipe) -> Prepared:
+        """The same planned by another recipe.
+
+        Raises:
+            RecipeError: a rule matches nothing.
+        """
+        return replace(self, plan=planned(self.graph, recipe, self.work), recipe=recipe)
+
+    def sized(self, seen: Mapping[str, Bounds]) -> Prepared:
+        """The same with its work counted by shapes that inputs were seen to have; done once."""
+        work = self.work or work_seen(self.graph, get_target(self.recipe.target), seen)
+        return replace(self, plan=_counted(self.plan, work), work=work)
 
 
 def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
@@ -83,8 +106,8 @@ def drafted(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
     return Prepared(graph, planned(graph, recipe), recipe)
 
 
-def planned(graph: Graph, recipe: Recipe) -> Plan:
-    """The plan of a prepared graph.
+def planned(graph: Graph, recipe: Recipe, work: Mapping[str, int] = MappingProxyType({})) -> Plan:
+    """The plan of a prepared graph; `work` is that of nodes by shapes which the graph does not know.
 
     Raises:
         RecipeError: a rule matches nothing.
@@ -99,7 +122,13 @@ def planned(graph: Graph, recipe: Recipe) -> Plan:
     if recipe.float_type == "float16":
         unseen = set() if recipe.custom_ops else behind_customs(graph)
         plan = replace(plan, probes=tuple(name for name in probes(graph, plan) if name not in unseen))
-    return plan
+    return _counted(plan, work)
+
+
+def _counted(plan: Plan, work: Mapping[str, int]) -> Plan:
+    """The plan with the work that is told of its nodes."""
+    decisions = (replace(d, macs=work[d.node]) if d.macs and d.node in work else d for d in plan.decisions)
+    return replace(plan, decisions=tuple(decisions)) if work else plan
 
 
 def smoothed(
@@ -114,7 +143,7 @@ def smoothed(
         return ready
     graph = ready.graph.copy()
     pipeline.run(graph, (Smooth(factors), SplitOutliers(outliers or {})))
-    return Prepared(graph, planned(graph, ready.recipe), ready.recipe)
+    return replace(ready, graph=graph, plan=planned(graph, ready.recipe, ready.work))
 
 
 def activations(graph: Graph) -> tuple[str, ...]:
@@ -139,10 +168,10 @@ def without_nodes(ready: Prepared, names: Collection[str], because: str, others:
     before, target, left = _uses(ready.plan), get_target(ready.recipe.target), set(names)
     while True:
         recipe = replace(ready.recipe, rules=(*ready.recipe.rules, *float_rules(ready.plan, left), *others))
-        plan = planned(ready.graph, recipe)
+        plan = planned(ready.graph, recipe, ready.work)
         added = {node for node, _ in _uses(plan) - before} - left
         if not added or target.every_tensor:
-            return Prepared(ready.graph, _observed(_explained(plan, left, because), ready.plan), recipe)
+            return replace(ready, plan=_observed(_explained(plan, left, because), ready.plan), recipe=recipe)
         left |= added  # an addition, say, that would fuse into its other branch now: it stays in float
 
 

@@ -31,7 +31,7 @@ class Summary:
         weighted: how many nodes carry weights or multiply matrices.
         int8: how many of those run in int8; without calibration data, how many have int8 weights.
         computed: whether they compute in int8; without calibration data they only store their weights so.
-        mac_share: share of the multiply-accumulates in int8 (unknown dimensions counted as 1).
+        mac_share: share of the multiply-accumulates in int8.
         bytes_before: size of the input with its external data.
         bytes_after: size of the output with its external data.
         reasons: (reason, op type, how many) of the weighted nodes left in float.

@@ -17,7 +17,7 @@ from onnxq.graph.signatures import signature_problem
 from onnxq.inference import inferred
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     import onnx
 
@@ -25,8 +25,11 @@ _SKELETON_BYTES = 1024
 """Weights up to this size stay: shape inference reads those that are shapes, axes and the like."""
 
 
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in types and shapes as far as onnx's inference gets; what it cannot infer stays unknown."""
+def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
+    """Fill in types and shapes, given those of some inputs, as far as onnx's inference gets; the rest stays unknown."""
+    for value in model.graph.inputs:
+        if (dims := inputs.get(str(value.name))) is not None:
+            value.shape = ir.Shape(dims)
     try:
         proto = inferred(_skeleton(model)[0])
     except Exception:  # noqa: BLE001  the C++ code raises several types; unknown shapes are no error

@@ -384,9 +384,9 @@ class Graph:
 
     # -- whole-model steps done by onnx ----------------------------------------------------------------------
 
-    def infer_shapes(self) -> None:
-        """Fill in types and shapes as far as onnx's inference gets; what it cannot infer stays unknown."""
-        convert.infer_shapes(self._model)
+    def infer_shapes(self, inputs: Mapping[str, Sequence[int]] = MappingProxyType({})) -> None:
+        """Fill in types and shapes, given those of some inputs, as far as onnx gets; the rest stays unknown."""
+        convert.infer_shapes(self._model, inputs)
 
     def convert_opset(self, version: int) -> None:
         """Rewrite the model for another default-domain opset with onnx's version converter.

@@ -1,4 +1,4 @@
-"""What layers in float cost, by the shapes of one sample: a model's own shapes may be unknown and say little.
+"""What layers do, and what they cost in float, by the shapes of data: a model's own may be unknown and say little.
 
 Their multiply-accumulates, which integers would do in less time; and on ONNX Runtime's CPU provider the values, too,
 that are quantized on the way into integer nodes and dequantized on the way out of them.
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph
     from onnxq.plan import Plan
+    from onnxq.statistics import Bounds
+    from onnxq.targets.target import Target
 
     Shapes = Mapping[str, Sequence[int]]
     """Tensor -> its shape in a sample."""
@@ -35,6 +37,25 @@ def work(graph: Graph, plan: Plan, shapes: Shapes) -> dict[str, int]:
     """Node of the main graph -> its multiply-accumulates, of those that have any."""
     target = get_target(plan.target)
     found = {node.name or "": macs(graph, node, target, shapes) for node in graph.nodes}
+    return {name: count for name, count in found.items() if count}
+
+
+def work_seen(graph: Graph, target: Target, seen: Mapping[str, Bounds]) -> dict[str, int]:
+    """Node -> its multiply-accumulates in a run on the largest inputs, in bodies for each time that they run.
+
+    Args:
+        graph: as it is observed.
+        target: whose weighted operators count.
+        seen: input -> (smallest, largest) size of every dimension.
+
+    Returns:
+        Empty where the graph knows the shapes of its inputs, and so as much as data can tell.
+    """
+    if all(isinstance(d, int) for value in graph.inputs for d in graph.shape(value) or (None,)):
+        return {}
+    sized = graph.copy()
+    sized.infer_shapes({name: largest for name, (_, largest) in seen.items()})
+    found = {node.name or "": macs(part, node, target) for part in sized.parts() for node in part.nodes}
     return {name: count for name, count in found.items() if count}
 
 

@@ -19,7 +19,7 @@ class Group:
 
     Attributes:
         nodes: their names, in the model's order; the first names the group.
-        macs: multiply-accumulates of all, unknown dimensions counted as 1.
+        macs: multiply-accumulates of all.
         weights: the format that their weights have beside float activations when the group is reverted; empty where
             they go to float too.
     """

@@ -187,6 +187,7 @@ def _trials(
         statistics = api.measured(ready, parts.calibration, monitor, cache, running)
     if statistics is not None:
         ready = api.smoothed(ready, statistics.smoothing, statistics.outliers)
+        ready = ready.sized(statistics.shapes)
         statistics = replace(statistics, smoothing={}, outliers={})  # they are in the graph now, whose digest it has
     return Trials(ready, statistics, cache), parts
 

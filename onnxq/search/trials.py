@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from onnxq.api import Prepared, lowered, planned
+from onnxq.api import Prepared, lowered
 from onnxq.collect import session_for
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, SILENT, Monitor
@@ -42,8 +42,7 @@ class Trials:
 
     def __post_init__(self) -> None:
         recipe = replace(self.ready.recipe, high_precision="fp32", io_types="float32", format="qdq")
-        plain = Prepared(self.ready.graph, planned(self.ready.graph, recipe), recipe)
-        object.__setattr__(self, "plain", plain)
+        object.__setattr__(self, "plain", self.ready.under(recipe))
 
     def graph(self, reverted: Collection[Group]) -> tuple[Graph, float]:
         """The quantized model with these groups in float, in float32 what is not int8; its share of MACs in int8."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from placing import net
 
-from onnxq.placement.float_costs import cost, sized, work
+from onnxq.placement.float_costs import cost, sized, work, work_seen
 from onnxq.placement.ort_cpu import MACS_PER_ELEMENT, place_cpu
 from onnxq.recipe import Recipe, Rule
 from onnxq.targets import TARGETS
@@ -81,3 +81,11 @@ def test_the_shapes_that_are_asked_for_are_all_that_it_takes() -> None:
     assert names >= {"x", "b", "d", "y"}
     some = {name: shape for name, shape in SHAPES.items() if name in names}
     assert cost(graph, planned(graph, *floats), planned(graph), some) == MACS + MACS_PER_ELEMENT * 2 * VALUES
+
+
+def test_work_seen_is_that_of_the_largest_inputs() -> None:
+    names = [str(n.name) for n in chain().nodes if n.op_type == "Conv"]
+    seen = {"x": ((1, 8, 4, 16), (1, 8, 16, 16))}
+    assert work_seen(chain("H, W"), CPU, seen) == dict.fromkeys(names, MACS)
+    assert work_seen(chain("H, W"), CPU, {}) == dict.fromkeys(names, 8 * 8 * 9)
+    assert work_seen(chain(), CPU, seen) == {}  # nothing that the graph does not know

@@ -62,7 +62,8 @@ def test_planted_outliers_are_overcome() -> None:
     exact = logits(load(CAUSAL / "causal.onnx"))
     model = planted()
     np.testing.assert_allclose(logits(model), exact, atol=1e-3)
-    plain = logits(api.quantize(CAUSAL / "causal.onnx", DATA, INT8)[0])
+    whole, unsplit = api.quantize(CAUSAL / "causal.onnx", DATA, INT8)
+    plain = logits(whole)
     spoilt = logits(api.quantize(model, DATA, INT8)[0])
     graph, plan = api.quantize(model, DATA, SPLIT)
     split = logits(graph)
@@ -76,7 +77,7 @@ def test_planted_outliers_are_overcome() -> None:
     assert db["smooth"] < 1
     assert sqnr_db(exact, spoilt) < sqnr_db(exact, plain) - 15
     assert sqnr_db(exact, split) > sqnr_db(exact, plain) - 0.5  # as if there were no outliers
-    assert plan.int8_share() > 0.98
+    assert plan.int8_share() > unsplit.int8_share() - 0.02  # what is split off is little
     assert "outlier columns, multiplied in float beside the int8 product" in plan.skipped.values()
 
 
