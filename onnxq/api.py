@@ -13,7 +13,7 @@ from onnxq.caches import Cache
 from onnxq.choose import bounds_only, light, resolve, uncached, weights_only, with_codes
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.errors import RecipeError
-from onnxq.intake import Model, checked, load, open_data
+from onnxq.intake import Model, checked, given_shapes, load, open_data, unknown_shapes
 from onnxq.interface import ports
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
@@ -125,13 +125,18 @@ def calibrate(
 
 
 def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) -> Plan:
-    """What would be quantized, and why not the rest; needs no data.
+    """What would be quantized, and why not the rest; needs no data. Work is counted by the recipe's `shapes`.
 
     Raises:
-        OnnxqError: the model cannot be read or prepared, or a rule matches nothing.
+        OnnxqError: the model cannot be read or prepared, a rule matches nothing, or the shapes do not fit.
     """
     with checked(model):
-        return drafted(model, recipe, monitor).plan
+        ready = drafted(model, recipe, monitor)
+    shapes = given_shapes(ready.graph, recipe)
+    made = ready.sized({name: (shape, shape) for name, shape in shapes.items()}).plan if shapes else ready.plan
+    unknown = unknown_shapes(ready.graph, shapes)
+    note = f"work is counted with 1 for every size that the model leaves open; --shapes {unknown} tells them"
+    return replace(made, notes=(*made.notes, note)) if unknown else made
 
 
 def compare(

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxq import files
-from onnxq.data import InputSpec, Source, input_specs, label_specs, open_source, parse_shapes, with_preprocess
+from onnxq.data import (
+    InputSpec,
+    Source,
+    apply_shapes,
+    input_specs,
+    label_specs,
+    open_source,
+    parse_shapes,
+    with_preprocess,
+)
 from onnxq.errors import DataError, ModelError, OnnxqError, PassError
 from onnxq.graph import Graph
 from onnxq.monitor import QUIET, Monitor
@@ -17,8 +26,9 @@ from onnxq.parts import chosen
 from onnxq.statistics import is_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
+    from onnxq.graph import Dim
     from onnxq.recipe import Recipe
 
 Model = Any
@@ -74,6 +84,28 @@ def _blame(model: Model, error: Exception) -> None:
         raise ModelError(f"{name} is not a valid ONNX model: {said}", hint) from error
     except Exception:  # noqa: BLE001  a model that is too large for one message, say: then nothing is known
         return
+
+
+def given_shapes(graph: Graph, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Input -> its shape, of the inputs that the recipe's `shapes` name.
+
+    Raises:
+        RecipeError: a shape is malformed, for no input of the model, or does not fit what the model declares.
+    """
+    shapes = parse_shapes(recipe.shapes) if recipe.shapes else {}
+    apply_shapes(input_specs(graph), shapes) if shapes else ()
+    return shapes
+
+
+def unknown_shapes(graph: Graph, known: Collection[str]) -> str:
+    """The inputs of open sizes, batches aside, as the option for shapes takes them, with N for what to fill in."""
+    shapes = {str(v.name): graph.shape(v) or () for v in graph.inputs if v.name not in known}
+    some = [(name, dims) for name, dims in shapes.items() if not all(isinstance(d, int) for d in dims[1:])]
+
+    def size(place: int, dim: Dim) -> str:
+        return str(dim) if isinstance(dim, int) else "N" if place else "1"
+
+    return ",".join(f"{name}:{'x'.join(size(*each) for each in enumerate(dims))}" for name, dims in some)
 
 
 def open_data(data: object, graph: Graph, recipe: Recipe, monitor: Monitor = QUIET) -> Source:

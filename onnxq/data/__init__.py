@@ -39,6 +39,7 @@ __all__ = [
     "Form",
     "InputSpec",
     "Source",
+    "apply_shapes",
     "check_feed",
     "find_beside",
     "input_specs",

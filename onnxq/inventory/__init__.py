@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from onnx import ModelProto
+    from onnx import ModelProto, ValueInfoProto
 
     from onnxq.checks.index import Model
     from onnxq.interface import Port
@@ -74,9 +74,23 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
     layers = [_told(layer, others) for layer in layers]
     tensors = [_shifted(tensor, shifted) for tensor in tensors]
     producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    known = all(_known(v, shapes) for v in proto.graph.input if v.name not in constants)
     return Inventory(
-        producer, models[0].opset, tuple(layers), tuple(joined(tensors)), _sizes(models), _interface(proto, metadata)
+        producer,
+        models[0].opset,
+        tuple(layers),
+        tuple(joined(tensors)),
+        _sizes(models),
+        _interface(proto, metadata),
+        sized=known,
     )
+
+
+def _known(value: ValueInfoProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether all sizes of an input but the first are known."""
+    dims = value.type.tensor_type.shape.dim[1:]
+    return value.name in shapes or all(dim.HasField("dim_value") for dim in dims)
 
 
 def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:

@@ -84,6 +84,8 @@ class Inventory:
     """(type, tensors, bytes) of the constants, the most bytes first."""
     interface: tuple[Port, ...] = ()
     """Inputs and outputs that are codes, with their scales."""
+    sized: bool = True
+    """Whether sizes of all inputs are known, batches aside; where not, shares of the work tell little."""
 
     @property
     def quantized(self) -> bool:

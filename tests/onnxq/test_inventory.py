@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ import pytest
 from graphs import graph_of
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq import api, cli, files
+from onnxq import api, cli, files, tables
 from onnxq.errors import ModelError
 from onnxq.inventory import NAMES, Holding, is_low, look_at, take_stock
 from onnxq.recipe import Recipe
@@ -277,3 +277,18 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(SystemExit):
         show(tmp_path / "bad.onnx")
+
+
+def test_show_tells_of_open_sizes(tmp_path: Path) -> None:
+    """A share of the work is worth little where maps count as one pixel; open batches change no share."""
+
+    def last(text: str, feed: np.ndarray[Any, Any] = FEEDS[0]["x"]) -> str:
+        file = tmp_path / "m.onnx"
+        files.save(api.quantize(graph_of(text, w=W), [{"x": feed}])[0], file, check=False)
+        return next(line for line in tables.inventory(look_at(file), "m", 0, every=False) if "of the MACs" in line)
+
+    assert "leaves open" not in last(TEXT)
+    assert "leaves open" not in last(TEXT.replace("[4,32]", "[N,32]"))
+    assert "counted with 1 for every size that the model leaves open" in last(
+        TEXT.replace("[4,32]", "[N,T,32]"), FEEDS[0]["x"][None]
+    )

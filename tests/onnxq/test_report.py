@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from graphs import graph_of
 
 from onnxq import api, report
+from onnxq.errors import RecipeError
 from onnxq.monitor import Monitor
 from onnxq.recipe import Recipe
 
@@ -93,4 +95,21 @@ def test_shares_are_by_the_shapes_of_the_data_where_the_model_says_none() -> Non
     del model.graph.value_info[:]
     unknown = api.quantize(model, images, FAST)[1]
     assert [d.macs for d in unknown.decisions] == [d.macs for d in known.decisions]
-    assert api.make_plan(model, FAST).macs < known.macs / 2  # without data unknown dimensions count as 1
+    unsized = api.make_plan(model, FAST)
+    assert unsized.macs < known.macs / 2  # without data unknown dimensions count as 1, and it says so
+    assert any("--shapes image:1x1xNxN tells them" in note for note in unsized.notes)
+    side = images[0]["image"].shape[-1]
+    sized = api.make_plan(model, replace(FAST, shapes=f"image:1x1x{side}x{side}"))
+    assert [d.macs for d in sized.decisions] == [d.macs for d in known.decisions]
+    assert not any("--shapes" in note for note in sized.notes)
+
+
+def test_shapes_for_a_plan_are_shapes_of_the_model() -> None:
+    for shapes in ("other:1x1", "image:1x3x8x8"):
+        with pytest.raises(RecipeError):
+            api.make_plan(DIGITS / "digits.onnx", replace(FAST, shapes=shapes))
+
+
+def test_open_batches_need_no_shapes() -> None:
+    model = "(float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }"
+    assert not any("--shapes" in note for note in api.make_plan(graph_of(model, w=W)).notes)
