@@ -192,6 +192,8 @@ def plan(
     click.echo(tables.decisions(made, every=options["verbose"]))
     for line in (*tables.summary_lines(report.summarize(made)), *(f"note: {note}" for note in made.notes)):
         click.echo(line)
+    if made.empty:
+        click.echo(f"nothing to quantize: {made.why_empty()}")
 
 
 def _evaluation(recipe: Recipe, data: str | None, *, measure: bool) -> Evaluation | None:

@@ -53,6 +53,24 @@ class PassError(OnnxqError):
     """A pass broke the graph: a fault in onnxq or in a user's own pass, never in the model."""
 
 
+_FORMATS = {
+    b"ORTM": (
+        "one in ONNX Runtime's own format (.ort)",
+        "Name the .onnx file that it was made from: it has no way back.",
+    ),
+    b"TFL3": ("a TensorFlow Lite model", "Convert it first, for instance with tf2onnx."),
+}
+"""Bytes 4 to 8 of a file, a FlatBuffers identifier -> what it holds instead, and what to do."""
+
+
+def no_onnx(path: object, data: bytes, details: str, hint: str) -> ModelError:
+    """The error for a file of these bytes that is no ONNX model; of one in a known format, what to do with it."""
+    found = _FORMATS.get(data[4:8])
+    if found is None:
+        return ModelError(f"{path} is not an ONNX model{details}", hint)
+    return ModelError(f"{path} is not an ONNX model but {found[0]}", found[1])
+
+
 def what_failed(error: OSError) -> str:
     """What went wrong with a file, in the system's words; numpy has none for a write that stopped half way."""
     return error.strerror or f"the disk is full ({error})"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from onnxq.operators import RECURRENT
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
@@ -26,6 +28,8 @@ PRODUCTS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("MultiHeadAttention", "QAttention"), (0, 1)),
 }
 """Operator -> indices of its two operands."""
+
+_RECURRENT = RECURRENT | {"DynamicQuantizeLSTM"}
 
 _ELEMENTWISE = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Where", "MaxPool"}
@@ -168,8 +172,13 @@ def _dequantized(name: str, tensors: _Tensors) -> bool:
 
 
 def _macs(node: NodeProto, tensors: _Tensors) -> int:
-    if node.op_type not in PRODUCTS:
-        return 0
+    if node.op_type in _RECURRENT:  # all of W and R at each step
+        steps, *weights = (tensors.shapes.get(name, (0,)) for name in node.input[:3])
+        return prod(steps[:2]) * sum(map(prod, weights))
+    return _product_macs(node, tensors) if node.op_type in PRODUCTS else 0
+
+
+def _product_macs(node: NodeProto, tensors: _Tensors) -> int:
     first, second = (node.input[i] for i in PRODUCTS[node.op_type])
     source, weight = tensors.shapes.get(first), tensors.shapes.get(second)
     out = tensors.shapes.get(node.output[0])

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
 
 from onnxq.customs import needs_stand_in, stand_in
-from onnxq.errors import ModelError, OutputError, what_failed
+from onnxq.errors import ModelError, OutputError, no_onnx, what_failed
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
 from onnxq.graph.shelf import FileTensor, Shelf, from_file
@@ -268,7 +268,7 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Mapping[str, Bytes]]:
         begun = data[:1] == b"\x08"  # field 1 (ir_version) as a varint: how every ONNX writer begins
         size = f"({path.stat().st_size:,} bytes)"
         if not begun:
-            raise ModelError(f"{path} is not an ONNX model {size}", "Name the .onnx file of a model.") from error
+            raise no_onnx(path, data, f" {size}", "Name the .onnx file of a model.") from error
         raise ModelError(
             f"{path} is cut short or damaged {size}", "Copy or export the file again and compare its size."
         ) from error

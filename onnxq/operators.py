@@ -6,3 +6,6 @@ RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
 """Those that may give something else each time."""
+
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+"""Those that multiply each step of a sequence [steps, batch, inputs] by weights W and R, their inputs 1 and 2."""

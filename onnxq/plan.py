@@ -184,8 +184,17 @@ class Plan:
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return [(reason, op, count) for (reason, op), count in ordered]
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is quantized, though it should be."""
+        return self.mode != "float" and not (self.weights or self.points or self.kept)
+
     def why_empty(self) -> str:
         """Why nothing is quantized, for a person."""
+        found = Counter(d.op_type for d in self.decisions if d.op_type.startswith(_INTEGER))
+        if found:
+            nodes = ", ".join(f"{count} {op}" for op, count in found.most_common())
+            return f"It computes on integers already ({nodes}): quantize the float model that it was made from."
         of_weights = [r for r in self.reasons() if r[1] in _WEIGHTED]
         if not of_weights:
             return "It holds no Conv, ConvTranspose, Gemm or MatMul."
@@ -212,6 +221,7 @@ class Plan:
         } | ({"budget": self.budget.to_dict()} if self.budget else {})
 
 
+_INTEGER = ("QLinear", "QGemm", "QAttention", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
 

@@ -80,7 +80,7 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
     """
     with checked(model):
         made = drafted(model, recipe, monitor)
-    if made.plan.mode != "float" and not (made.plan.weights or made.plan.points or made.plan.kept):
+    if made.plan.empty:
         where = str(model) if isinstance(model, str | os.PathLike) else "the model"
         raise ModelError(f"there is nothing to quantize in {where}", made.plan.why_empty())
     return made

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from onnxq.operators import RECURRENT
 from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
 
@@ -56,7 +57,7 @@ class Summary:
 
 def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summary:
     """Count what the plan does."""
-    weighted_ops = set(get_target(plan.target).weighted)
+    weighted_ops = RECURRENT | set(get_target(plan.target).weighted)
     weighted = [d for d in plan.decisions if d.op_type in weighted_ops]
     reasons = plan.reasons() if plan.mode != "float" else _kept_wide(plan)
     return Summary(

@@ -103,6 +103,7 @@ def inventory(found: Inventory, file: str, total: int, *, every: bool) -> Iterat
         yield table(header, [_holding(tensor, every=every) for tensor in shown])
         if len(shown) < len(found.tensors):
             yield f"{len(shown)} of {len(found.tensors)} quantized tensors; --verbose shows all, and every node"
+    if found.quantized:
         counted = "" if found.sized else ", counted with 1 for every size that the model leaves open"
         yield f"quantized: {found.low_share():.1%} of the MACs compute on quantized operands{counted}"
     else:

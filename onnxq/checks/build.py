@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 
 from onnxq.checks.index import CONTRIB, COPIES, DQ, Model, Shape, is_onnx, is_qdq
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, no_onnx
 from onnxq.inference import inferred
 
 if TYPE_CHECKING:
@@ -37,14 +37,15 @@ def read(path: str | os.PathLike[str]) -> ModelProto:
     from onnx import ModelProto
 
     proto = ModelProto()
+    data = b""
     try:
-        proto.ParseFromString(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        proto.ParseFromString(data)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
     except DecodeError as error:
-        raise ModelError(
-            f"{path} is not an ONNX model, or is cut short", "Copy or export the file again and compare its size."
-        ) from error
+        hint = "Copy or export the file again and compare its size."
+        raise no_onnx(path, data, ", or is cut short", hint) from error
     if not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{path} holds no graph with outputs", "Name the .onnx file of a model.")
     return proto

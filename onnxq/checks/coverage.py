@@ -12,6 +12,7 @@ from onnxq.checks.finding import note
 from onnxq.checks.index import CONVS, WEIGHTED, integer, is_integer_operator, is_onnx
 from onnxq.checks.islands import Transition, low_precision, precision, transitions
 from onnxq.checks.scales import qtype
+from onnxq.operators import RECURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ _INTEGER_PRODUCTS = {
     "MatMulInteger": ("MatMul", 1),
     "QGemm": ("Gemm", 3),
 }
+_RECURRENT = RECURRENT | {"DynamicQuantizeLSTM"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Summary:
 
     Attributes:
         macs: precision -> multiply-accumulates of one run in it, most first; unknown dimensions count as 1, and a
-            subgraph body as run once. Of Conv, ConvTranspose, Gemm and MatMul; other operators count for nothing.
+            subgraph body as run once. Of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN; others count nothing.
         nodes: precision -> how many of these operators run in it.
         reformats: every change of precision along an edge that costs a pass of its own.
     """
@@ -75,7 +77,7 @@ def summarize(models: Iterable[Model]) -> Summary:
 
 
 def coverage(model: Model) -> Iterator[Breach]:
-    """Every convolution and matrix product that does not run in int8 or fp8 is named with the reason."""
+    """Every layer with weights and matrix product that does not run in int8 or fp8 is named with the reason."""
     for node in _products(model):
         if not low_precision(model, node):
             share = macs(model, node)
@@ -86,8 +88,11 @@ def macs(model: Model, node: NodeProto) -> int:
     """Multiply-accumulates of one run: output elements times the length of each one's sum.
 
     The sum goes over I/g channels and the kernel for a Conv, over K for a product; for a ConvTranspose it is counted
-    from the input. Unknown dimensions count as 1; a tensor of unknown rank makes 0.
+    from the input. A recurrent operator multiplies by all its weights at each step. Unknown dimensions count as 1; a
+    tensor of unknown rank makes 0.
     """
+    if node.op_type in _RECURRENT:
+        return prod(_sizes(model, node.input[0])[:2]) * sum(prod(_sizes(model, name)) for name in node.input[1:3])
     kind, slot = _INTEGER_PRODUCTS.get(node.op_type, (node.op_type, 1))
     weight = _sizes(model, node.input[slot] if slot < len(node.input) else "")
     out = _sizes(model, node.input[0] if kind == "ConvTranspose" else node.output[0])
@@ -103,9 +108,15 @@ def macs(model: Model, node: NodeProto) -> int:
 
 def _products(model: Model) -> Iterator[NodeProto]:
     for node in model.nodes:
-        plain = node.op_type in WEIGHTED and is_onnx(node)
-        if (plain or (node.op_type in _INTEGER_PRODUCTS and is_integer_operator(node))) and node.output:
+        if is_product(node) and node.output:
             yield node
+
+
+def is_product(node: NodeProto) -> bool:
+    """Whether a node multiplies by weights, or matrices by one another."""
+    if is_integer_operator(node):
+        return node.op_type in {*_INTEGER_PRODUCTS, *_RECURRENT}
+    return is_onnx(node) and node.op_type in WEIGHTED | RECURRENT
 
 
 def _sizes(model: Model, name: str) -> tuple[int, ...]:
@@ -115,6 +126,8 @@ def _sizes(model: Model, name: str) -> tuple[int, ...]:
 def _reason(model: Model, node: NodeProto) -> str:
     if is_integer_operator(node):
         return f"TensorRT has no {node.op_type}"
+    if node.op_type in RECURRENT:
+        return "recurrent, runs in float"
     makers = [model.dequantizer(name) for name in node.input[:2]]
     kinds = [None if maker is None else qtype(model, maker) for maker in makers]
     if None not in makers:

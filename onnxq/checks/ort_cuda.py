@@ -14,6 +14,7 @@ from onnxq.checks.finding import Breach, Finding, error, note, warning
 from onnxq.checks.index import CONTRIB, CONVS, DQ, WEIGHTED, integer, is_onnx, is_qdq
 from onnxq.checks.ort_cuda_kernels import ABSENT, DOCUMENT, KERNELS, kernel_of
 from onnxq.checks.versions import TENSORRT_11
+from onnxq.operators import RECURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -221,7 +222,7 @@ def _precision(model: Model, node: NodeProto) -> str | None:
         return "int8"
     if node.op_type in ("QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm"):
         return "CPU"
-    if node.op_type not in WEIGHTED or not is_onnx(node):
+    if node.op_type not in WEIGHTED | RECURRENT or not is_onnx(node):
         return None
     kind = _type(model, node.output[0]) or "unknown"
     return f"{kind}, narrow weights" if _narrow(model, node) else kind

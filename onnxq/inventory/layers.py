@@ -43,7 +43,7 @@ def layers(model: Model, decoded: Mapping[str, str]) -> Iterator[Layer]:
         outputs += tuple(reader.output[0] for reader in readers if _is_conversion(model, reader))
         precision = _precision(model, node, decoded)
         if precision is not None:
-            product = node.op_type in WEIGHTED or is_integer_operator(node)
+            product = coverage.is_product(node) or is_integer_operator(node)
             yield Layer(label(node), node.op_type, precision, coverage.macs(model, node) if product else 0, outputs)
 
 

@@ -34,9 +34,10 @@ def sized(graph: Graph, plan: Plan) -> set[str]:
 
 
 def work(graph: Graph, plan: Plan, shapes: Shapes) -> dict[str, int]:
-    """Node of the main graph -> its multiply-accumulates, of those that have any."""
+    """Node of the main graph -> its multiply-accumulates, of the weighted operators that have any."""
     target = get_target(plan.target)
-    found = {node.name or "": macs(graph, node, target, shapes) for node in graph.nodes}
+    weighted = (node for node in graph.nodes if node.op_type in target.weighted)
+    found = {node.name or "": macs(graph, node, target, shapes) for node in weighted}
     return {name: count for name, count in found.items() if count}
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onnxq.customs import is_custom
+from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns, labels
 from onnxq.patterns.gates import gated
 from onnxq.patterns.pairs import COPIES, arrives_quantized, existing_pair, interpolates, kept, origin, shift_notes
@@ -41,7 +42,6 @@ BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", 
 """The ends of these operators' ranges carry meaning: a clipped probability is a wrong one."""
 
 _FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish"})
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
@@ -382,7 +382,7 @@ def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
         (bool(node.domain), f"custom operator ({node.domain})"),
         (is_custom(node.op_type, ""), "custom operator"),
         (node.op_type in _CONTROL, "control flow; the nodes of its bodies have reasons of their own"),
-        (node.op_type in _RECURRENT, "recurrent, runs in float"),
+        (node.op_type in RECURRENT, "recurrent, runs in float"),
         (all(k is not None and k not in FLOAT_TYPES for k in outputs), "not floating point"),
         (node.op_type in sites.target.movers, "moves data in the precision of its neighbours"),
         (node.op_type in _FUSED, "activation, fuses into the layer before it"),

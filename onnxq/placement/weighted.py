@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxq.operators import RECURRENT
 from onnxq.patterns.pairs import arrives_quantized
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ def why_small(graph: Graph, node: Node, target: Target) -> str | None:
 
 def macs(graph: Graph, node: Node, target: Target, shapes: Mapping[str, Sequence[int]] = MappingProxyType({})) -> int:
     """Multiply-accumulates of one run; unknown dimensions count as 1. `shapes` wins over what the graph says."""
+    if node.op_type in RECURRENT and not node.domain:
+        return _recurrent_macs(graph, node, shapes)
     index = target.weighted.get(node.op_type)
     if index is None or index >= len(node.inputs):
         return 0
@@ -163,6 +166,14 @@ def macs(graph: Graph, node: Node, target: Target, shapes: Mapping[str, Sequence
         return prod(sizes) * prod(d if isinstance(d, int) else 1 for d in (out[0], *out[2:]))
     contracted = sizes[1] if node.op_type == "Gemm" and graph.attribute(node, "transB", 0) else sizes[-2:][0]
     return prod(d if isinstance(d, int) else 1 for d in out) * contracted
+
+
+def _recurrent_macs(graph: Graph, node: Node, shapes: Mapping[str, Sequence[int]]) -> int:
+    """All weights once for each step of each sequence: W [directions, gates, inputs], R [directions, gates, hidden]."""
+    source, *weights = node.inputs[:3]
+    read = None if source is None else shapes.get(str(source.name), graph.shape(source))
+    steps = prod(d if isinstance(d, int) else 1 for d in (read or ())[:2])
+    return steps * sum(graph.size(w) or 0 for w in weights if w is not None)
 
 
 def _why_no_weight(graph: Graph, node: Node, target: Target) -> str:

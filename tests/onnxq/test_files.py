@@ -74,6 +74,8 @@ def point(path: Path, **entries: str) -> None:
         (b"", "is empty"),
         (b"hello, this is text", "is not an ONNX model"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "is not an ONNX model"),
+        (bytes(4) + b"ORTM" + bytes(100), "is not an ONNX model but one in ONNX Runtime's own format"),
+        (bytes(4) + b"TFL3" + bytes(100), "TensorFlow Lite"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "git lfs pull"),
         (onnx.ModelProto(ir_version=8).SerializeToString(), "no graph with outputs"),
         (SAVED[:-30], "cut short or damaged"),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 W = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
 TEXT = "(float[4,32] x) => (float[4,32] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }"
 FEEDS = [{"x": np.random.default_rng(1).normal(size=(4, 32)).astype(np.float32)}]
+INTEGERS = """(float[4,32] x) => (int32[4,32] y)
+    { q, s, z = DynamicQuantizeLinear(x) y = MatMulInteger(q, codes, z) }"""
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]> m '
 
 
@@ -274,6 +276,9 @@ def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert found == json.loads(json.dumps(look_at(file).to_dict()))
     onnx.save(graph_of(TEXT, w=W).to_proto(), tmp_path / "f.onnx")
     assert "nothing in it is quantized" in show(tmp_path / "f.onnx")
+    onnx.save(parsed(INTEGERS, codes=W.astype(np.int8)), tmp_path / "i.onnx")
+    assert "nothing" not in show(tmp_path / "i.onnx")
+    assert "100.0% of the MACs compute on quantized operands" in show(tmp_path / "i.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(SystemExit):
         show(tmp_path / "bad.onnx")

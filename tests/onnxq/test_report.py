@@ -113,3 +113,30 @@ def test_shapes_for_a_plan_are_shapes_of_the_model() -> None:
 def test_open_batches_need_no_shapes() -> None:
     model = "(float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }"
     assert not any("--shapes" in note for note in api.make_plan(graph_of(model, w=W)).notes)
+
+
+RECURRENT = """(float[7,1,32] x) => (float[7,1,1,16] y) { a = MatMul(x, w) y = LSTM<hidden_size=16>(a, wi, wr) }"""
+GATES = {"wi": np.zeros((1, 64, 32), np.float32), "wr": np.zeros((1, 64, 16), np.float32)}
+
+
+def test_what_a_recurrent_operator_does_in_float_is_no_share_of_int8() -> None:
+    found = report.summarize(api.make_plan(graph_of(RECURRENT, w=W, **GATES)))
+    assert (found.weighted, found.int8) == (2, 1)
+    assert found.reasons == (("recurrent, runs in float", "LSTM", 1),)
+    assert found.mac_share == pytest.approx(32 * 32 / (32 * 32 + 64 * (32 + 16)))
+    dynamic = report.summarize(
+        api.make_plan(graph_of(RECURRENT, w=W, **GATES), Recipe(target="ort-cpu", mode="dynamic"))
+    )
+    assert (dynamic.weighted, dynamic.int8, dynamic.mac_share) == (2, 2, 1.0)
+
+
+def test_a_model_of_integers_is_told_from_one_without_layers() -> None:
+    integers = """(float[1,32] x) => (int32[1,32] y)
+        { q, s, z = DynamicQuantizeLinear(x) y = MatMulInteger(q, codes, z) }"""
+    plan = api.make_plan(graph_of(integers, codes=W.astype(np.int8)))
+    assert plan.empty
+    assert "integers already (1 DynamicQuantizeLinear, 1 MatMulInteger)" in plan.why_empty()
+    assert "float model" in plan.why_empty()
+    plain = api.make_plan(graph_of("(float[1,32] x) => (float[1,32] y) { y = Relu(x) }"))
+    assert plain.why_empty() == "It holds no Conv, ConvTranspose, Gemm or MatMul."
+    assert not api.make_plan(graph_of(TEXT, w=W, small=SMALL)).empty

@@ -136,3 +136,14 @@ def test_a_concat_takes_its_quantizer_to_its_inputs() -> None:
     assert [c.where for c in report(f"{CONV} {behind}", two).summary.reformats] == ["xd_q", "d"]
     half = behind.replace("(c, p)", "(c, e)")
     assert [c.where for c in report(f"{CONV} {half}", two).summary.reformats] == ["xd_q", "d_q", "d"]
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3)])
+def test_recurrent_operators_count_and_run_in_float(op: str, gates: int) -> None:
+    sizes = {"w2": (gates * 6, 5), "r2": (gates * 6, 6)}
+    extra = tuple(f"float[1,{m},{n}] {name} = {{{', '.join(['1'] * m * n)}}}" for name, (m, n) in sizes.items())
+    found = report(f"y = {op}<hidden_size=6>(x, w2, r2)", "(float[7,2,5] x) => (float[7,1,2,6] y)", extra)
+    assert found.summary is not None
+    assert found.summary.macs == {"fp32": 7 * 2 * gates * 6 * (5 + 6)}
+    (said,) = [f for f in found.findings if f.id == "P35"]
+    assert "recurrent" in said.message

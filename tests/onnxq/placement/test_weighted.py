@@ -243,3 +243,20 @@ def test_a_padded_output_of_the_model_keeps_its_pair_behind() -> None:
         "float[1,16,9,9] x", "p = Pad(x, n) y = Conv(p, w)", "y p", n=np.array([0, 0, 1, 1] * 2), w=(16, 16, 3, 3)
     )
     assert input_site(graph, last(graph))[0].name == "Conv:y"
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_recurrent_operator_multiplies_by_all_its_weights_at_each_step(op: str, gates: int, directions: int) -> None:
+    """Each gate of a step is W x + R h: hidden * (inputs + hidden) products, for each sequence and direction."""
+    steps, batch, inputs, hidden = 7, 2, 5, 6
+    side = "bidirectional" if directions == 2 else "forward"
+    graph = net(
+        f"float[{steps},{batch},{inputs}] x",
+        f'y = {op}<hidden_size={hidden}, direction="{side}">(x, w, r)',
+        w=(directions, gates * hidden, inputs),
+        r=(directions, gates * hidden, hidden),
+    )
+    one_step = directions * gates * hidden * (inputs + hidden)
+    assert macs(graph, last(graph), TENSORRT) == steps * batch * one_step
+    assert macs(graph, last(graph), TENSORRT, {"x": (30, 3, inputs)}) == 90 * one_step
