@@ -2,6 +2,9 @@
 
     c = Conv(signal, Fourier basis);   m = sqrt(re(c)^2 + im(c)^2)
 
+The squares are added, or lie side by side along an axis of two that is summed over. A layer whose result the signal is,
+moved and padded at most, filters what the spectrum is computed from, and is one of those that compute it.
+
 A quiet band lies 40 dB and more below a loud one, and a quiet frame below a loud one, and both tell as much. One scale
 for all of them leaves the quiet ones a few steps of 127: Silero VAD's probabilities have 14 to 26 dB with these layers
 in int8 and 35 to 44 dB without; with ranges found in every run also 36 to 50 dB (docs/onnxruntime.md).
@@ -9,6 +12,7 @@ in int8 and 35 to 44 dB without; with ranges found in every run also 36 to 50 dB
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +24,8 @@ COMPUTES = "computes a spectrum: quiet bands would be rounded away in int8"
 READS = "reads the magnitudes of a spectrum: quiet bands would be rounded away in int8"
 
 _LINEAR = ("Conv", "MatMul", "Gemm")
-_PARTS = ("Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Cast", "Reshape", "Transpose")
+_PARTS = ("Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Cast", "Reshape", "Transpose", "Neg")
+_MOVED = (*_PARTS, "Pad", "Identity")
 _PASSING = ("Sqrt", "Add", "Max", "Clip", "Squeeze", "Unsqueeze", "Cast", "Reshape", "Transpose", "Pow", "Identity")
 
 
@@ -28,15 +33,71 @@ def spectra(graph: Graph) -> dict[str, str]:
     """Node name -> what it has to do with a spectrum."""
     found: dict[str, str] = {}
     for node in graph.nodes:
-        terms = [_squared(graph, v) for v in node.inputs] if node.op_type == "Add" and not node.domain else []
-        makers = [_linear(graph, term) for term in terms]
-        if len(makers) != 2 or terms[0] is terms[1] or any(maker is None for maker in makers):
-            continue
-        one, other = (maker for maker in makers if maker is not None)
-        if one is other or one.inputs[0] is other.inputs[0]:
-            found |= dict.fromkeys((one.name or "", other.name or ""), COMPUTES)
+        makers = _makers(graph, node)
+        if makers:
+            found |= dict.fromkeys((maker.name or "" for maker in makers), COMPUTES)
+            found |= {n.name or "": COMPUTES for maker in makers for n in _filters(graph, maker)}
             found |= {n.name or "": READS for n in _readers(graph, node.outputs[0])}
     return found
+
+
+def _makers(graph: Graph, node: Node) -> list[Node]:
+    """The layers whose results the node adds up as real and imaginary parts, none where it does not."""
+    if node.domain:
+        return []
+    if node.op_type == "ReduceSum" and _over_two(graph, node):
+        squared = _squared(graph, node.inputs[0])
+        makers = [] if squared is None else list(_joined(graph, squared))
+        sources = Counter(maker.inputs[0] for maker in makers)
+        return makers if makers and all(sources[maker.inputs[0]] > 1 for maker in makers) else []
+    terms = [_squared(graph, v) for v in node.inputs] if node.op_type == "Add" else []
+    found = [_linear(graph, term) for term in terms]
+    makers = [maker for maker in found if maker is not None]
+    if len(found) != 2 or len(makers) != 2 or terms[0] is terms[1]:
+        return []
+    return makers if makers[0] is makers[1] or makers[0].inputs[0] is makers[1].inputs[0] else []
+
+
+def _over_two(graph: Graph, node: Node) -> bool:
+    """Whether the node sums over one axis of two."""
+    axes = graph.attribute(node, "axes", None)
+    if axes is None and len(node.inputs) > 1:
+        constant = graph.const(node.inputs[1])
+        axes = None if constant is None else constant.reshape(-1).tolist()
+    shape = graph.shape(node.inputs[0]) if node.inputs[0] is not None else None
+    return axes is not None and len(axes) == 1 and shape is not None and shape[int(axes[0])] == 2
+
+
+def _joined(graph: Graph, value: Value) -> Iterator[Node]:
+    """The layers of whose results, or parts of them, the tensor is put together, each perhaps times a constant."""
+    waiting = [value]
+    seen: set[Value] = set()
+    while waiting:
+        value = waiting.pop()
+        if value in seen or graph.is_const(value):
+            continue
+        seen.add(value)
+        node = graph.producer(value)
+        if node is None or node.domain:
+            continue
+        if node.op_type in _LINEAR:
+            yield node
+        elif node.op_type == "Concat" or node.op_type in _PARTS or _scales(graph, node):
+            read = node.inputs if node.op_type in ("Concat", "Mul") else node.inputs[:1]
+            waiting += [v for v in reversed(read) if v is not None]
+
+
+def _scales(graph: Graph, node: Node) -> bool:
+    return node.op_type in ("Mul", "Div") and sum(map(graph.is_const, node.inputs)) == 1
+
+
+def _filters(graph: Graph, layer: Node) -> Iterator[Node]:
+    """The layers before this one with nothing between them but what moves or pads."""
+    value = layer.inputs[0]
+    while (node := graph.producer(value, *_MOVED, *_LINEAR)) is not None:
+        value = node.inputs[0]
+        if node.op_type in _LINEAR:
+            yield node
 
 
 def _squared(graph: Graph, value: Value | None) -> Value | None:

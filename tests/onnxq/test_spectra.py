@@ -19,6 +19,12 @@ SPLIT = "c = Conv<strides=[64]>(x, w) r = Slice(c, a, b, axis) i = Slice(c, b, e
 TWO = np.array(2.0, np.float32)
 NEXT = "y = Conv(m, k)"
 
+PAIR: dict[str, Any] = {"last": np.array([3]), "axis": np.array([1]), "two": (2, 1, 128)}
+STACKED = (
+    "c = Conv<strides=[64]>(x, w) d = Conv<strides=[64]>(x, v) o = Neg(d) s = Unsqueeze(c, last) "
+    "t = Unsqueeze(o, last) n = Concat<axis={}>(s, t)"
+)
+
 NONE: dict[str, tuple[str, dict[str, Any]]] = {
     "a norm of one layer's output": ("c = Conv<strides=[64]>(x, w) p = Mul(c, c) m = ReduceMean(p) y = Sqrt(m)", {}),
     "squares of two signals": (
@@ -35,6 +41,16 @@ NONE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "squares of what no layer makes": ("p = Mul(x, x) n = Neg(x) s = Mul(n, n) y = Add(p, s)", {}),
     "one square twice": ("c = Conv<strides=[64]>(x, w) p = Mul(c, c) y = Add(p, p)", {}),
+    "the length of vectors of one layer": ("c = Conv<strides=[64]>(x, two) p = Mul(c, c) y = ReduceSum(p, axis)", PAIR),
+    "a sum over all channels": (f"{STACKED.format('0')} p = Mul(n, n) y = ReduceSum(p, axis)", PAIR),
+    "two layers of two signals, stacked": (
+        (
+            "q = Relu(x) c = Conv<strides=[64]>(x, w) d = Conv<strides=[64]>(q, v) s = Unsqueeze(c, last) "
+            "t = Unsqueeze(d, last) n = Concat<axis=3>(s, t) p = Mul(n, n) y = ReduceSum(p, last)"
+        ),
+        PAIR,
+    ),
+    "products of what is stacked": (f"{STACKED.format('3')} z = Relu(n) p = Mul(n, z) y = ReduceSum(p, last)", PAIR),
 }
 
 
@@ -63,6 +79,41 @@ def test_the_layers_around_a_spectrum(case: str) -> None:
     found = spectra(graph)
     assert {n for n, why in found.items() if why == COMPUTES} == {"Conv:c"} | ({"Conv:d"} if channels == 64 else set())
     assert [n for n, why in found.items() if why == READS] == ["Conv:y"]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("opset", [11, 17])
+def test_parts_that_are_stacked_and_summed(scaled: bool, opset: int) -> None:
+    """As TensorFlow's models have them: [1, 64, 7, 2], squared and summed over the last axis."""
+    square = "u = Mul(n, h) p = Mul(u, u)" if scaled else "p = Mul(n, n)"
+    stack = STACKED.format("3")
+    total = "g = ReduceSum<keepdims=0>(p, last)"
+    if opset < 13:
+        stack = stack.replace("Unsqueeze(c, last)", "Unsqueeze<axes=[3]>(c)").replace(
+            "Unsqueeze(o, last)", "Unsqueeze<axes=[3]>(o)"
+        )
+        total = "g = ReduceSum<axes=[3], keepdims=0>(p)"
+    graph = net(
+        SIGNAL,
+        f"{stack} {square} {total} m = Sqrt(g) {NEXT}",
+        "y",
+        opset,
+        **BASIS,
+        **PAIR,
+        h=np.array(0.5, np.float32),
+        k=(32, 64, 1),
+    )
+    assert spectra(graph) == {"Conv:c": COMPUTES, "Conv:d": COMPUTES, "Conv:y": READS}
+
+
+def test_a_filter_in_front_computes_it_too_and_an_encoder_does_not() -> None:
+    body = "c = Conv<strides=[64]>(z, w) d = Conv<strides=[64]>(z, v) p = Mul(c, c) s = Mul(d, d) y = Add(p, s)"
+    pads = np.array([0, 0, 64, 0, 0, 64])
+    filtered = f'a = Conv<strides=[2]>(x, f) b = Conv<strides=[2]>(a, f) z = Pad<mode="reflect">(b, pads) {body}'
+    computes = dict.fromkeys(("Conv:c", "Conv:d", "Conv:b", "Conv:a"), COMPUTES)
+    assert spectra(net(SIGNAL, filtered, **BASIS, f=(1, 1, 16), pads=pads)) == computes
+    encoded = f"a = Conv<strides=[2]>(x, f) z = Relu(a) {body}"
+    assert set(spectra(net(SIGNAL, encoded, **BASIS, f=(1, 1, 16)))) == {"Conv:c", "Conv:d"}
 
 
 def test_behind_a_logarithm_the_range_is_another() -> None:
