@@ -37,7 +37,8 @@ FEATURES = 8
 """Inputs of layers, the last ones, that are looked at beside the outputs."""
 
 _MANY = 100
-"""With so many values a sample the outputs weigh as much as the features, with fewer less."""
+"""With so many values a sample the outputs weigh as much as the features, with fewer less; and with so many that are
+neither 0 nor 1 probabilities as much as what they are made of, with fewer less and with more more."""
 
 _BYTES = 2**28
 """Bytes of features that are kept; the last ones, where they are large."""
@@ -50,26 +51,36 @@ class Judge:
     """The float model's outputs on the judging samples, and how far a quantized model is from them.
 
     In place of probabilities what they are made of is looked at: where they are near 0 or 1 nothing shows, and the few
-    that are not would decide alone. What the last layers read is looked at beside it: the errors of two logits on 16
-    samples are as good as drawn by lot, those of the features that they are made of are not.
+    that are not would decide alone. Where many are not, as in the map of a detector, both are looked at: most of the
+    error of its logits may lie where the probability is 0 in any case. What the last layers read is looked at beside
+    it: the errors of two logits on 16 samples are as good as drawn by lot, those of the features that they are made of
+    are not.
     """
 
     def __init__(self, model: Inspected, feeds: Sequence[Feed]) -> None:
         self._model, self._feeds = model, feeds
 
     @cached_property
-    def _found(self) -> tuple[tuple[str, ...], tuple[str, ...], list[dict[str, Any]]]:
-        """What is looked at in place of outputs, the features, and both of each sample. Run when first asked."""
+    def _found(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], list[dict[str, Any]]]:
+        """What is looked at in place of outputs, these, the features, and all of each sample. Run when first asked."""
         model = self._model
         unseen = set() if model.custom_ops else behind_customs(model.graph)
-        known = tuple(dict.fromkeys(inner for inner in scores(model.graph).values() if inner not in unseen))
-        looked_at = known or tuple(model.session(()).outputs)
-        inner = tuple(name for name in features(model.graph) if name not in {*looked_at, *unseen})
-        first = run(model.session((*looked_at, *inner)), self._feeds[0])
+        known = {output: inner for output, inner in scores(model.graph).items() if not {output, inner} & unseen}
+        looked_at = tuple(dict.fromkeys(known.values())) or tuple(model.session(()).outputs)
+        inner = tuple(name for name in features(model.graph) if name not in {*looked_at, *known, *unseen})
+        first = run(model.session((*known, *looked_at, *inner)), self._feeds[0])
         sizes = np.cumsum([first[name].nbytes * len(self._feeds) for name in reversed(inner)])
         inner = inner[len(inner) - int(np.count_nonzero(sizes <= _BYTES)) :]
-        session = model.session((*looked_at, *inner))
-        return looked_at, inner, [run(session, feed) for feed in self._feeds]
+        session = model.session(tuple(dict.fromkeys((*known, *looked_at, *inner))))
+        return looked_at, tuple(known), inner, [run(session, feed) for feed in self._feeds]
+
+    @cached_property
+    def _between(self) -> float:
+        """How many of a sample's probabilities are neither 0 nor 1, each counted as 4 p (1 - p), on average."""
+        graph, (_, outputs, _, exact) = self._model.graph, self._found
+        made = {str(v.name): graph.producer(origin(graph, v), "Softmax", "Sigmoid") for v in graph.outputs}
+        shown = [name for name in outputs if made.get(name) is not None]
+        return float(sum(np.sum(4.0 * x[name] * (1.0 - x[name])) for x in exact for name in shown)) / len(exact)
 
     @cached_property
     def _folded(self) -> tuple[Site, ...]:
@@ -83,23 +94,31 @@ class Judge:
             quantized: the model with pairs in it, every tensor under its own name.
             factors: site -> those that the model was smoothed with; what they put in place of a tensor is moved back.
         """
-        looked_at, inner, exact = self._found
+        looked_at, shown, inner, exact = self._found
         sites = [s for s in self._folded if s.name in factors] if factors else []
         away = {tensor: (s.axis, factors[s.name]) for s in sites for tensor in s.tensors} if factors else {}
-        names = (*looked_at, *inner)
+        names = tuple(dict.fromkeys((*looked_at, *inner, *shown)))
         now = {name: f"{name}/smoothed" if name in away else name for name in names}  # as `passes.smooth` has it
         session = session_for(quantized, tuple(now.values()), self._model.providers, self._model.custom_ops)
         runs = (run(session, feed) for feed in self._feeds)
         found = ({name: _moved_back(arrays[now[name]], away.get(name)) for name in names} for arrays in runs)
         each = tensor_noise(zip(exact, found, strict=True), names)
-        outputs: Floats = each[:, : len(looked_at)].sum(axis=1)
+        noise = dict(zip(names, each.T, strict=True))
+        outputs: Floats = np.sum([noise[name] for name in looked_at], axis=0)
+        if self._between:
+            probable: Floats = np.sum([noise[name] for name in shown], axis=0)
+            outputs = _blended(outputs, probable, self._between / (self._between + _MANY))
         if not inner:
             return outputs
         values = min(sum(np.size(exact[0][name]) for name in looked_at), _MANY)
-        trust = values / (values + _MANY)
-        mean: Floats = np.log(each[:, len(looked_at) :] + _NEAR).mean(axis=1)
-        blend: Floats = np.exp((1 - trust) * mean + trust * np.log(outputs + _NEAR))
-        return blend
+        mean: Floats = np.exp(np.log(np.stack([noise[name] for name in inner]) + _NEAR).mean(axis=0))
+        return _blended(mean, outputs, values / (values + _MANY))
+
+
+def _blended(one: Floats, other: Floats, weight: float) -> Floats:
+    """The geometric mean of both, the other of this weight."""
+    blend: Floats = np.exp((1 - weight) * np.log(one + _NEAR) + weight * np.log(other + _NEAR))
+    return blend
 
 
 def _moved_back(x: Floats, factor: tuple[int, Factor] | None) -> Floats:

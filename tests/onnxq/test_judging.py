@@ -22,7 +22,7 @@ from onnxq.rescaling import find_sites
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
-    from onnxq.graph import Graph
+    from onnxq.graph import Graph, Value
 
 FAST = Recipe(effort="fast", high_precision="fp32")
 
@@ -152,3 +152,43 @@ def test_pairs_alone_compute_what_is_lowered(target: str) -> None:
     assert {str(v.name) for v in graph.values()} <= {str(v.name) for v in pairs.values()}
     for feed in images(3, seed=2):
         np.testing.assert_allclose(run(pairs, feed)[0], run(lowered, feed)[0], rtol=1e-3, atol=2e-3)
+
+
+def detector(bias: float) -> Graph:
+    """A map of probabilities, most of which are near 0 where the bias is far below."""
+    rng = np.random.default_rng(5)
+    arrays = {"w": rng.normal(size=(16, 3, 3, 3)) / 2, "v": rng.normal(size=(1, 16, 1, 1)), "b": np.full(1, bias)}
+    text = """(float[N,3,16,16] x) => (float[N,1,16,16] y) {
+              a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a) z = Conv(r, v, b) y = Sigmoid(z) }"""
+    return graph_of(text, 17, **{k: a.astype(np.float32) for k, a in arrays.items()})
+
+
+@pytest.mark.parametrize("bias", [0.0, -4.0, -40.0])
+def test_many_probabilities_between_0_and_1_are_looked_at_beside_logits(bias: float) -> None:
+    graph, feeds = detector(bias), images(6)
+    quantized, _ = api.quantize(graph, images(16, seed=1), FAST)
+    names = ("y", "z", "r")
+    sessions = [replace_outputs(g, names) for g in (graph, quantized)]
+    pairs = [(run_named(sessions[0], f), run_named(sessions[1], f)) for f in feeds]
+    y, z, r = tensor_noise(pairs, names).T
+    between = np.mean([(4 * exact["y"] * (1 - exact["y"])).sum() for exact, _ in pairs])
+    share = between / (between + 100)
+    expected = np.sqrt(r * y**share * z ** (1 - share))
+    np.testing.assert_allclose(judge(graph, feeds).noise(quantized), expected, rtol=1e-3)
+    assert share < 0.01 if bias == -40 else share > 0.02
+
+
+def test_a_few_probabilities_change_next_to_nothing() -> None:
+    """Two of a classifier have at most two values between 0 and 1."""
+    logits = classifier(2)
+    text = """(float[N,3,16,16] x) => (float[N,M] p) {
+              a = Conv<pads=[1,1,1,1]>(x, w) b = Relu(a) c = Conv<strides=[2,2]>(b, v) d = Relu(c)
+              e = GlobalAveragePool(d) f = Flatten(e) y = MatMul(f, u) p = Softmax<axis=-1>(y) }"""
+    arrays = {name: value for name in "wvu" if (value := logits.const(named_value(logits, name))) is not None}
+    graph, feeds = graph_of(text, 17, **arrays), images(8)
+    both = [judge(g, feeds).noise(api.quantize(g, images(16, seed=1), FAST)[0]) for g in (logits, graph)]
+    np.testing.assert_allclose(both[1], both[0], rtol=0.02)
+
+
+def named_value(graph: Graph, name: str) -> Value:
+    return next(v for n in graph.nodes for v in n.inputs if v is not None and v.name == name)
