@@ -46,8 +46,8 @@ def resolve(
     """The plan with a range and parameters at every point. Points of one group get the same, from all their values.
 
     A range that the plan knows already stands. What the cache holds is taken from it, ±127 scale; the rest comes
-    from the statistics. `known` is of these statistics: what they gave to other plans of the model, to which
-    is added what is found now.
+    from the statistics. `known` is of these statistics: what they gave to other plans of the model, with no note made
+    of it again; to it is added what is found now.
 
     Raises:
         StatisticsError: a tensor of the plan was not observed and has no scale in the cache.
@@ -66,23 +66,22 @@ def resolve(
         found, name = _known_range(members, cache)
         if found is None:
             name = _calibrator_name(members, recipe, grid)
-            histogram = merged(members, seen if name == "minmax" else counted, seen)
-            if statistics is not None and name in WIDENED:
-                histogram = sum(
-                    (statistics.unseen[o] for o in _observed(members) & statistics.unseen.keys()), histogram
-                )
-            if histogram.amax == 0.0:
-                text = "only zeros were seen; its scale is a guess. Does the data reach it?"
-                notes.append(f"{members[0].tensor}: {text}")
             measured = [p for p in members if p.range is None]
             key = name, grid, frozenset(p.observe for p in measured)
-            if known is None or key not in known:
-                found = make_calibrator(name, recipe.percentile)(histogram, grid)
-            else:
+            if known is not None and key in known:
                 found = known[key]
+            else:
+                histogram = merged(members, seen if name == "minmax" else counted, seen)
+                if statistics is not None and name in WIDENED:
+                    unseen = _observed(members) & statistics.unseen.keys()
+                    histogram = sum((statistics.unseen[o] for o in sorted(unseen)), histogram)
+                if histogram.amax == 0.0:
+                    text = "only zeros were seen; its scale is a guess. Does the data reach it?"
+                    notes.append(f"{members[0].tensor}: {text}")
+                found = make_calibrator(name, recipe.percentile)(histogram, grid)
+                notes += _small_members(measured, seen, found)
             if known is not None:
                 known[key] = found
-            notes += _small_members(measured, seen, found)
         found = _inside(_covering(found, members), members)
         params = params_from_range(*found, grid)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
