@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.errors import DataError, ModelError, ProviderError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -75,23 +75,30 @@ class Session:
     ) -> None:
         import onnxruntime as ort  # noqa: TID251  this is the wall; 0.1 s that `import onnxq` need not pay
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        if not as_deployed:
-            # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if as_written:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if write_to is not None:
-            options.optimized_model_filepath = str(write_to)
-        if profile_to is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile_to)
-        for library in custom_ops:
-            _register(options, library)
+        def made(*, exact: bool) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
+            options = ort.SessionOptions()
+            # What fails is raised as well; of the exact form it is tried again, and nobody need read of it.
+            options.log_severity_level = 4 if exact else 3
+            options.add_session_config_entry(_EXACT, "1" if exact else "0")
+            options.intra_op_num_threads = threads
+            if not as_deployed:
+                # Threads that wait by spinning take the cores from whoever counts or compares meanwhile.
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            if as_written:
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
+            if not optimize:
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            if write_to is not None:
+                options.optimized_model_filepath = str(write_to)
+            if profile_to is not None:
+                options.enable_profiling = True
+                options.profile_file_prefix = str(profile_to)
+            for library in custom_ops:
+                _register(options, library)
+            # Not copied: they live as long as the session.
+            self._given = _give(model, options) if isinstance(model, Loadable) else []
+            return options
+
         names = provider_names(providers)
         missing = [n for n in names if n not in ort.get_available_providers()]
         if missing:
@@ -99,10 +106,8 @@ class Session:
                 f"ONNX Runtime here has no {missing[0]}",
                 f"Available: {', '.join(ort.get_available_providers())}. Install the matching onnxruntime package.",
             )
-        if isinstance(model, Loadable):
-            self._given = _give(model, options)  # not copied: they live as long as the session
-            model = model.model
-        self._session = _start(model, options, names, exact=not as_deployed)
+        loaded = model.model if isinstance(model, Loadable) else model
+        self._session = _start(loaded, made, names, exact=not as_deployed)
         if names[0] not in self._session.get_providers():
             raise ProviderError(
                 f"{names[0]} could not be started; ONNX Runtime would have used the CPU silently",
@@ -184,8 +189,10 @@ def provider_names(providers: Sequence[str]) -> list[str]:
     return names if PROVIDERS["cpu"] in names else [*names, PROVIDERS["cpu"]]
 
 
-def _start(model: Path | bytes, options: Any, names: Sequence[str], *, exact: bool) -> Any:  # noqa: ANN401  untyped
-    """A session; `exact`: one whose integer products do not saturate, where ONNX Runtime can make it.
+def _start(model: Path | bytes, made: Callable[..., Any], names: Sequence[str], *, exact: bool) -> Any:  # noqa: ANN401  untyped
+    """A session with the options that are `made`.
+
+    `exact`: one whose integer products do not saturate, where ONNX Runtime can make it.
 
     On x64 CPUs without VNNI it adds pairs of uint8 x int8 products in 16 bits, and what a model computes must not
     depend on the machine it is judged on. The exact form cannot load some models whose layers share an int8 weight
@@ -194,12 +201,11 @@ def _start(model: Path | bytes, options: Any, names: Sequence[str], *, exact: bo
     import onnxruntime as ort  # noqa: TID251  this is the wall
 
     source = model if isinstance(model, bytes) else str(model)
-    options.add_session_config_entry(_EXACT, "1" if exact else "0")
     try:
-        return ort.InferenceSession(source, options, providers=names)
+        return ort.InferenceSession(source, made(exact=exact), providers=names)
     except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
         if exact and "replace the existing tensor" in str(error):
-            return _start(model, options, names, exact=False)
+            return _start(model, made, names, exact=False)
         raise ModelError(
             f"ONNX Runtime cannot load the model: {_one_line(error)}",
             "Does the float model run by itself? Try it with onnxruntime.InferenceSession.",
