@@ -201,8 +201,9 @@ def _start(model: Path | bytes, made: Callable[..., Any], names: Sequence[str], 
     import onnxruntime as ort  # noqa: TID251  this is the wall
 
     source = model if isinstance(model, bytes) else str(model)
+    options = made(exact=exact)
     try:
-        return ort.InferenceSession(source, made(exact=exact), providers=names)
+        return ort.InferenceSession(source, options, providers=names)
     except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
         if exact and "replace the existing tensor" in str(error):
             return _start(model, made, names, exact=False)

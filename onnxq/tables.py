@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -34,12 +35,17 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     if summary.fallback:
         nodes = ", ".join(f"{count} {op}" for op, count in summary.fallback)
         yield f"not for DLA, falls back to the GPU: {nodes}"
-    share = f"{summary.int8} of {summary.weighted} weighted operators, {summary.mac_share:.1%} of their MACs"
+    share = f"{summary.int8} of {summary.weighted} weighted operators, {_percent(summary.mac_share)} of their MACs"
     yield (
         f"{summary.number}: {share}"
         if summary.computed
         else f"{summary.stored} weights only, all computed in float: {share}"
     )
+
+
+def _percent(share: float) -> str:
+    """With one decimal, rounded down: 100.0% means all."""
+    return f"{math.floor(share * 1000 + 1e-9) / 1000:.1%}"
 
 
 def decisions(plan: Plan, *, every: bool) -> str:

@@ -38,6 +38,14 @@ def test_a_table_holds_every_cell_whole() -> None:
     assert not text.endswith("\n")
 
 
+@pytest.mark.parametrize(
+    ("share", "said"), [(1.0, "100.0%"), (0.99999, "99.9%"), (0.951, "95.1%"), (0.57, "57.0%"), (0.0, "0.0%")]
+)
+def test_all_is_said_of_all_only(share: float, said: str) -> None:
+    (*_, last) = tables.summary_lines(Summary(3, 2, True, share, 0, 0, (), ()))
+    assert f", {said} of their MACs" in last
+
+
 def test_the_summary_says_what_falls_back() -> None:
     found = Summary(3, 2, True, 0.5, 2000, 1000, (("too small", "Conv", 1),), (), (("Gemm", 2), ("Erf", 1)))
     lines = list(tables.result(found, [Path("m.onnx"), Path("m.data")]))
