@@ -227,6 +227,7 @@ def _noise_and_power(a: object, b: object) -> tuple[float, float]:
     """Sums of squares over what is finite in `a`."""
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
         return 0.0, 0.0
-    signal = a.astype(np.float64)
-    finite = np.isfinite(signal)
-    return float(np.square(signal[finite] - b[finite]).sum()), float(np.square(signal[finite]).sum())
+    finite = np.isfinite(a)
+    exact, found = (a.reshape(-1), b.reshape(-1)) if finite.all() else (a[finite], b[finite])
+    noise = np.subtract(exact, found, dtype=np.float64)  # few passes over memory: it is done a lot
+    return float(np.square(noise, out=noise).sum()), float(np.square(exact, dtype=np.float64).sum())
