@@ -21,6 +21,7 @@ ONE_TYPE = WEIGHTED | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "
 SHAPES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Pad": (1,)}
 SHAPES |= {"Slice": (1, 2, 3, 4), "Resize": (2, 3), "Unsqueeze": (1,), "Squeeze": (1,), "Split": (1,), "TopK": (1,)}
 """Operators -> the inputs that say shapes, axes or counts."""
+_FROM_DATA = frozenset({"Shape", "Size", "If", "Loop", "Scan"})
 FREE = COPIES | {Q, DQ, "Constant", "ConstantOfShape", "Concat", "Shape", "Size", "If", "Loop", "Scan"}
 """Operators that compute nothing in float themselves."""
 
@@ -124,11 +125,14 @@ def no_shapes_quantized(model: Model) -> Iterator[Breach]:
 
 
 def _pairs_above(model: Model, name: str) -> Iterator[NodeProto]:
-    """The Q and DQ nodes above a tensor, up to where a Shape or Size node takes it from the data."""
+    """The Q and DQ nodes above a tensor, up to where a Shape or Size node takes it from the data.
+
+    Control flow ends the way too: how often a loop ran, say, is a result of its data and no computation of a shape.
+    """
     stack, seen = [name], set()
     while stack:
         node = model.producers.get(stack.pop())
-        if node is None or id(node) in seen or node.op_type in ("Shape", "Size"):
+        if node is None or id(node) in seen or node.op_type in _FROM_DATA:
             continue
         seen.add(id(node))
         if node.op_type in (Q, DQ):

@@ -97,6 +97,34 @@ def test_what_is_declared_wrongly_is_found(monkeypatch: pytest.MonkeyPatch, most
         check_fully(model(SHAPES, "float[n, 9, 9] y"))
 
 
+WRONG = """() => (float[] {name}) {{ {name} = Relu(x) }}"""
+"""A branch that declares a scalar and makes a matrix."""
+
+
+@pytest.mark.parametrize("most", [1, 100])
+@pytest.mark.parametrize("written", [False, True])
+def test_shapes_that_bodies_declare_wrongly_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, most: int, *, written: bool
+) -> None:
+    monkeypatch.setattr(inference, "MOST_BODIES", most)
+
+    def check(outputs: str, then: str = WRONG.format(name="a")) -> None:
+        branches = f"then_branch = t {then}, else_branch = e {WRONG.format(name='b')}"
+        proto = model(f"z = If (k) <{branches}> y = Identity(z)", outputs)
+        before = proto.SerializeToString()
+        onnx.save(proto, tmp_path / "m.onnx")
+        check_fully(tmp_path / "m.onnx" if written else proto, proto if most == 1 else None)
+        assert proto.SerializeToString() == before
+
+    check("float[n, 8] y")
+    for outputs, then in (
+        ("float[n, 9] y", WRONG.format(name="a")),
+        ("float[n, 8] y", "() => (float[] a) { a = Shape(x) }"),
+    ):
+        with pytest.raises(shape_inference.InferenceError):
+            check(outputs, then)
+
+
 @pytest.mark.parametrize("most", [4, 100])
 def test_a_file_of_many_bodies_is_checked_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, most: int) -> None:
     monkeypatch.setattr(inference, "MOST_BODIES", most)

@@ -78,6 +78,13 @@ def shapes() -> Iterator[Case]:
         {("E", "d_q"), ("E", "d")},
         model(f"{pair('d', 'x')} n = Shape(d) y = Reshape(x, n)", out),
     )
+    # So is what a branch makes that data chose.
+    ends = ("p = Constant<value = int64[1] {1}>()", "q = Constant<value = int64[1] {2}>()")
+    chosen = f"""{pair("d", "x")} m = ReduceMax<keepdims=0>(d) h = Cast<to=9>(m) k = Constant<value = int64[1] {{0}}>()
+        e = If (h) <then_branch = t () => (int64[1] p) {{ {ends[0]} }},
+                    else_branch = f () => (int64[1] q) {{ {ends[1]} }}>
+        y = Slice(x, k, e)"""
+    yield Case("P33", model(bad, out), {("E", "d_q"), ("E", "d")}, model(chosen, io(outputs="float[n,8,4,4] y")))
 
 
 CASES = [case for group in (float_types, speed, strong, shapes) for case in group()]
