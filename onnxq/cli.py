@@ -165,7 +165,7 @@ def quantize(
         kept = [f"{len(plan.kept)} tensors were quantized already, and stay as they were"] if plan.kept else []
         for line in (*kept, *result, *tables.interface(plan.interface)):
             click.echo(line)
-        for what, line in report.next_steps(plan, graph, output, statistics):
+        for what, line in report.next_steps(plan, recipe, graph, output, statistics):
             click.echo(f"next, {what}:\n  {line}")
 
 

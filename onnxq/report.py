@@ -119,15 +119,23 @@ def comparison_json(found: Comparison) -> str:
     return json.dumps({"samples": found.samples, "tensors": tensors}, indent=1, allow_nan=False) + "\n"
 
 
-def next_steps(plan: Plan, graph: Graph, model: Path, statistics: Statistics | None) -> list[tuple[str, str]]:
+EXACT = "options.add_session_config_entry('session.x64quantprecision', '1')  # or quantize with --reduce-range"
+"""What keeps the sums of uint8 x int8 products from saturating, see docs/onnxruntime.md."""
+
+
+def next_steps(
+    plan: Plan, recipe: Recipe, graph: Graph, model: Path, statistics: Statistics | None
+) -> list[tuple[str, str]]:
     """(what, command) for the file just written."""
     target = get_target(plan.target)
     shapes = _shape_flags(graph, {} if statistics is None else dict(statistics.shapes))
     engine = _quoted(model.with_suffix(".plan").name)
-    return [
+    found = [
         (what, command.format(model=_quoted(str(model)), engine=engine, shapes=shapes))
         for what, command in target.next_step.items()
     ]
+    saturates = target.placement == "ort-cpu" and plan.mode in ("static", "dynamic") and not recipe.reduce_range
+    return [*found, ("x64 CPUs without VNNI, where int8 sums saturate", EXACT)] if saturates else found
 
 
 def _shape_flags(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:

@@ -61,7 +61,7 @@ def flags(text: str, name: str, *, seen: bool, shapes: tuple[tuple[int, ...], ..
     feeds = [{n: np.ones(shape, np.float32) for n in ("x",)} for shape in shapes]
     statistics = api.calibrate(graph, feeds) if seen else None
     quantized, plan = api.quantize(graph, statistics, monitor=Monitor(warn=lambda _: None))
-    lines = [shlex.split(line) for _, line in report.next_steps(plan, quantized, Path(name), statistics)]
+    lines = [shlex.split(line) for _, line in report.next_steps(plan, Recipe(), quantized, Path(name), statistics)]
     found = [words for words in lines if words[0] == "trtexec"]
     assert found
     return found
@@ -140,3 +140,19 @@ def test_a_model_of_integers_is_told_from_one_without_layers() -> None:
     plain = api.make_plan(graph_of("(float[1,32] x) => (float[1,32] y) { y = Relu(x) }"))
     assert plain.why_empty() == "It holds no Conv, ConvTranspose, Gemm or MatMul."
     assert not api.make_plan(graph_of(TEXT, w=W, small=SMALL)).empty
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (Recipe(target="ort-cpu"), True),
+        (Recipe(target="ort-cpu", mode="dynamic"), True),
+        (Recipe(target="ort-cpu", reduce_range=True), False),
+        (Recipe(target="ort-cpu", mode="weight-only"), False),
+        (Recipe(), False),
+    ],
+)
+def test_sums_that_saturate_on_some_cpus_are_told_of(recipe: Recipe, *, said: bool) -> None:
+    graph, plan = api.quantize(graph_of(TEXT, w=W, small=SMALL), FEEDS, recipe, Monitor(warn=lambda _: None))
+    lines = [line for _, line in report.next_steps(plan, recipe, graph, Path("m.onnx"), None)]
+    assert (report.EXACT in lines) is said

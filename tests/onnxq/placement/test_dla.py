@@ -206,7 +206,9 @@ def test_the_table_holds_operators_of_the_standard() -> None:
 @EACH
 def test_next_steps(target: str) -> None:
     graph, plan = api.quantize(small(), feeds(), Recipe(target=target))
-    (build,) = [line for _, line in report.next_steps(plan, graph, Path("m.onnx"), None) if line.startswith("trtexec")]
+    (build,) = [
+        line for _, line in report.next_steps(plan, Recipe(), graph, Path("m.onnx"), None) if line.startswith("trtexec")
+    ]
     assert "--useDLACore=0 --allowGPUFallback" in build
     assert ("--int8" in build) == (target != "tensorrt@11+dla")
     assert (" --fp16" in build) == (target != "tensorrt@11+dla")
