@@ -16,7 +16,7 @@ from onnxq.improvement.judging import confirmed, gains, halves
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
 from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, beyond, choose
-from onnxq.linear import linear_at
+from onnxq.linear import constant_operand, linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.rescaling import find_sites
 from onnxq.targets import get_target
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 POINTWISE = ("Sqrt", "Exp", "Log", "Pow", "Tanh", "HardSwish", "Gelu", "LayerNormalization")
 """Makers behind which x' costs a convolution little: they run in float by themselves, and the factors join their
 kernel. So does a product of two activations, a gate's or that of x sigmoid(x); `ort-cpu` has one for integers.
+Constants that are multiplied and added behind them, a learned affine activation's for one, are of that kernel too.
 Behind a convolution, an addition or a Concat they would keep that from writing int8, a pass over memory."""
 
 LEAST_ROWS = 64
@@ -138,6 +139,11 @@ def _costing_little(graph: Graph, plan: Plan) -> set[str]:
     integers = {node for point in plan.points.values() for node, _ in point.uses} if own else set()
 
     def joins(maker: Node | None) -> bool:
+        while maker is not None and maker.op_type in ("Mul", "Add") and maker.name not in integers:
+            constant = constant_operand(graph, maker)
+            if constant is None:
+                break
+            maker = graph.producer(maker.inputs[1 - constant])  # one more number in the same kernel
         gated = maker is not None and maker.op_type == "Mul" and not any(map(graph.is_const, maker.inputs))
         return maker is not None and (gated or maker.op_type in POINTWISE) and maker.name not in integers
 

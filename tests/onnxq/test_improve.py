@@ -183,6 +183,8 @@ GEMMS = (Rule(ops=("Gemm",), quantize=True),)
 MIXTURES = {
     "gate": "q = GlobalAveragePool(a) h = Conv(q, v) g = Sigmoid(h) m = Mul(a, g)",
     "swish": "g = Sigmoid(a) m = Mul(a, g)",
+    "affine": "h = HardSwish(a) t = Mul(h, half) m = Add(t, half)",
+    "affine behind an addition": "g = Sigmoid(a) h = Add(a, g) t = Mul(h, half) m = Add(t, half)",
     "constant": "t = Relu(a) m = Mul(t, half)",
     "addition": "g = Sigmoid(a) m = Add(a, g)",
     "nothing": "m = Identity(a)",
@@ -196,10 +198,11 @@ def channels_of_unlike_size(mixture: str) -> Graph:
     arrays = {
         "w": rng.normal(size=(32, 4, 3, 3)) * gain[:, None, None, None],
         "v": rng.normal(size=(32, 32, 1, 1)) / 200,
-        "u": rng.normal(size=(8, 32, 1, 1)) / gain[:, None, None],
+        "u": rng.normal(size=(8, 32, 3, 3)) / gain[:, None, None],
         "half": np.array(0.5),
     }
-    text = f"(float[N,4,12,12] x) => (float[N,8,10,10] y) {{ a = Conv(x, w) {MIXTURES[mixture]} y = Conv(m, u) }}"
+    body = f"a = Conv(x, w) {MIXTURES[mixture]} y = Conv<pads=[1,1,1,1]>(m, u)"
+    text = f"(float[N,4,12,12] x) => (float[N,8,10,10] y) {{ {body} }}"
     return graph_of(text, 17, **{k: v.astype(np.float32) for k, v in arrays.items()})
 
 
@@ -208,7 +211,7 @@ def images(count: int, seed: int = 1) -> list[dict[str, Array]]:
     return [{"x": rng.normal(size=(1, 4, 12, 12)).astype(np.float32)} for _ in range(count)]
 
 
-@pytest.mark.parametrize("mixture", ["constant", "addition", "nothing"])
+@pytest.mark.parametrize("mixture", ["constant", "addition", "nothing", "affine behind an addition"])
 def test_no_node_is_put_behind_what_writes_int8(mixture: str) -> None:
     assert "m" not in api.calibrate(channels_of_unlike_size(mixture), images(24), BALANCED).smoothing
 
@@ -220,7 +223,7 @@ def test_integer_products_keep_their_kernel(mixture: str) -> None:
     assert "m" not in found.smoothing
 
 
-@pytest.mark.parametrize("mixture", ["gate", "swish"])
+@pytest.mark.parametrize("mixture", ["gate", "swish", "affine"])
 def test_factors_join_the_kernel_of_a_product(mixture: str) -> None:
     graph = channels_of_unlike_size(mixture)
     found = api.calibrate(graph, images(24), BALANCED)
