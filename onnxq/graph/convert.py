@@ -41,6 +41,21 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
         shape = ir.serde.deserialize_type_proto_for_shape(found[str(value.name)])
         value.type = value.type if kind is None else kind
         value.shape = value.shape if shape is None else shape
+    for value in model.graph.outputs:
+        _mend_rank(value)
+
+
+def _mend_rank(value: ir.Value) -> None:
+    """Of an output that a Reshape makes: its rank is how long the Reshape's second input is, whatever the file says.
+
+    Exporters write the rank of another program, runtimes do not mind, and onnx's check only where it is no output.
+    """
+    maker = value.producer()
+    if maker is None or maker.op_type != "Reshape" or maker.domain or maker.inputs[1] is None or value.shape is None:
+        return
+    length = maker.inputs[1].shape
+    if length is not None and len(length) == 1 and isinstance(length[0], int) and length[0] != len(value.shape):
+        value.shape = ir.Shape([None] * length[0])
 
 
 def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

@@ -10,11 +10,14 @@ import pytest
 from graphs import Array, graph_of, lines, run
 from onnx import helper, numpy_helper, parser
 
+from onnxq import api
 from onnxq.errors import ModelError
 from onnxq.graph import Graph, Node, Value
+from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 F32 = onnx.TensorProto.FLOAT
 CHAIN = "(float[N,4] x) => (float[N,4] y) { a = Relu(x) b = Neg(a) y = Abs(b) }"
@@ -519,3 +522,28 @@ def test_a_body_removes_what_it_does_not_need_and_leaves_the_rest() -> None:
     assert graph.remove_unused() == 1
     assert [len(part.nodes) for part in graph.parts()] == [2, 1, 1]
     assert other.problem() is None
+
+
+def test_an_output_that_is_declared_with_another_rank_than_it_has() -> None:
+    """A Reshape to three dimensions known at run time alone, declared with two: onnx's check lets it pass."""
+    text = """(float[N,8] x) => (float[1,Q] y) {
+        s = Shape(x) n = Gather(s, zero) l = Unsqueeze(n, first) t = Concat<axis=0>(l, one, rest) y = Reshape(x, t) }"""
+    constants = {"zero": np.array(0), "first": np.array([0]), "one": np.array([1]), "rest": np.array([8])}
+    graph = graph_of(text, 17, **constants)
+    assert graph.rank(graph.outputs[0]) == 2
+    graph.infer_shapes()
+    assert graph.shape(graph.outputs[0]) == (None, None, None)
+    right = graph_of(text.replace("[1,Q] y", "[N,1,8] y"), 17, **constants)
+    right.infer_shapes()
+    assert right.shape(right.outputs[0]) == ("N", 1, 8)
+
+
+def test_such_a_model_is_quantized_with_a_float_part_in_half_precision(tmp_path: Path) -> None:
+    text = """(float[N,32] x) => (float[1,Q] y) { m = MatMul(x, w) s = Shape(x) n = Gather(s, zero)
+        l = Unsqueeze(n, first) t = Concat<axis=0>(l, one, rest) y = Reshape(m, t) }"""
+    constants = {"zero": np.array(0), "first": np.array([0]), "one": np.array([1]), "rest": np.array([32])}
+    graph = graph_of(text, 17, w=np.eye(32, dtype=np.float32), **constants)
+    feeds = [{"x": np.full((2, 32), n, np.float32)} for n in (1, 2)]
+    quantized, _ = api.quantize(graph, feeds, Recipe(effort="fast"))
+    api.export(quantized, tmp_path / "q.onnx")
+    assert quantized.rank(quantized.outputs[0]) == 3
