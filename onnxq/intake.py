@@ -93,7 +93,8 @@ def given_shapes(graph: Graph, recipe: Recipe) -> dict[str, tuple[int, ...]]:
         RecipeError: a shape is malformed, for no input of the model, or does not fit what the model declares.
     """
     shapes = parse_shapes(recipe.shapes) if recipe.shapes else {}
-    apply_shapes(input_specs(graph), shapes) if shapes else ()
+    if shapes:
+        apply_shapes(input_specs(graph), shapes)
     return shapes
 
 

@@ -51,9 +51,10 @@ def _mend_rank(value: ir.Value) -> None:
     Exporters write the rank of another program, runtimes do not mind, and onnx's check only where it is no output.
     """
     maker = value.producer()
-    if maker is None or maker.op_type != "Reshape" or maker.domain or maker.inputs[1] is None or value.shape is None:
+    if maker is None or maker.op_type != "Reshape" or maker.domain or value.shape is None:
         return
-    length = maker.inputs[1].shape
+    target = maker.inputs[1] if len(maker.inputs) > 1 else None  # an attribute before opset 5
+    length = None if target is None else target.shape
     if length is not None and len(length) == 1 and isinstance(length[0], int) and length[0] != len(value.shape):
         value.shape = ir.Shape([None] * length[0])
 

@@ -547,3 +547,14 @@ def test_such_a_model_is_quantized_with_a_float_part_in_half_precision(tmp_path:
     quantized, _ = api.quantize(graph, feeds, Recipe(effort="fast"))
     api.export(quantized, tmp_path / "q.onnx")
     assert quantized.rank(quantized.outputs[0]) == 3
+
+
+def test_an_output_of_a_reshape_before_opset_5_has_its_shape_in_an_attribute() -> None:
+    node = onnx.helper.make_node("Reshape", ["x"], ["y"], shape=[4, 8])
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, d) for n, d in (("x", [32]), ("y", [4, 8]))]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "old", ends[:1], ends[1:]), opset_imports=[onnx.helper.make_opsetid("", 1)]
+    )
+    graph = Graph.from_proto(proto)
+    graph.infer_shapes()
+    assert graph.shape(graph.outputs[0]) == (4, 8)
