@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from onnxq.operators import RECURRENT
+from onnxq.operators import RECURRENT_AS_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -28,8 +28,6 @@ PRODUCTS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("MultiHeadAttention", "QAttention"), (0, 1)),
 }
 """Operator -> indices of its two operands."""
-
-_RECURRENT = RECURRENT | {"DynamicQuantizeLSTM"}
 
 _ELEMENTWISE = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Where", "MaxPool"}
@@ -172,7 +170,7 @@ def _dequantized(name: str, tensors: _Tensors) -> bool:
 
 
 def _macs(node: NodeProto, tensors: _Tensors) -> int:
-    if node.op_type in _RECURRENT:  # all of W and R at each step
+    if node.op_type in RECURRENT_AS_RUN:  # all of W and R at each step
         steps, *weights = (tensors.shapes.get(name, (0,)) for name in node.input[:3])
         return prod(steps[:2]) * sum(map(prod, weights))
     return _product_macs(node, tensors) if node.op_type in PRODUCTS else 0

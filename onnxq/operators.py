@@ -9,3 +9,6 @@ RANDOM = frozenset(
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 """Those that multiply each step of a sequence [steps, batch, inputs] by weights W and R, their inputs 1 and 2."""
+
+RECURRENT_AS_RUN = RECURRENT | {"DynamicQuantizeLSTM"}
+"""Those, and ONNX Runtime's own for int8 weights."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxq.formats import Format
 from onnxq.numerics import INT8_ASYMMETRIC
+from onnxq.operators import RECURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -222,7 +223,7 @@ class Plan:
 
 
 _INTEGER = ("QLinear", "QGemm", "QAttention", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+_WEIGHTED = RECURRENT | {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def _weight_dict(weight: WeightPoint) -> dict[str, Any]:

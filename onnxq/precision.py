@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.exposing import why_hidden
+from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns
 from onnxq.patterns.chains import epilogue, exact_nodes, masks
 from onnxq.patterns.ranges import GROWING, LIMIT, SMALLEST_SCALE, Known, covered, out_of_range
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _SUMS = frozenset({"Pow", "Exp", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceProd"} | {"ReduceL1", "ReduceL2"})
 _LOG_SUMS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
 _NORMS = frozenset({"LayerNorm", "RMSNorm", "Softmax"})  # in their decomposed forms; as one operator they are safe
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
+_LAYERS = RECURRENT | {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"}
 _CUBE_LIMIT = 31.0  # x³ of a tanh-form GELU stays below LIMIT
 
 

@@ -140,7 +140,7 @@ def next_steps(
 
 def _shape_flags(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
     """Trtexec's three shape flags when an input has dynamic dimensions, from the shapes that the data had."""
-    dynamic = [v for v in graph.inputs if (s := graph.shape(v)) is None or not all(isinstance(d, int) for d in s)]
+    dynamic = [v for v in graph.inputs if graph.size(v) is None]
     if not dynamic:
         return ""
     if any(str(v.name) not in seen for v in dynamic):

@@ -12,7 +12,7 @@ from onnxq.checks.finding import note
 from onnxq.checks.index import CONVS, WEIGHTED, integer, is_integer_operator, is_onnx
 from onnxq.checks.islands import Transition, low_precision, precision, transitions
 from onnxq.checks.scales import qtype
-from onnxq.operators import RECURRENT
+from onnxq.operators import RECURRENT, RECURRENT_AS_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +30,6 @@ _INTEGER_PRODUCTS = {
     "MatMulInteger": ("MatMul", 1),
     "QGemm": ("Gemm", 3),
 }
-_RECURRENT = RECURRENT | {"DynamicQuantizeLSTM"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def macs(model: Model, node: NodeProto) -> int:
     from the input. A recurrent operator multiplies by all its weights at each step. Unknown dimensions count as 1; a
     tensor of unknown rank makes 0.
     """
-    if node.op_type in _RECURRENT:
+    if node.op_type in RECURRENT_AS_RUN:
         return prod(_sizes(model, node.input[0])[:2]) * sum(prod(_sizes(model, name)) for name in node.input[1:3])
     kind, slot = _INTEGER_PRODUCTS.get(node.op_type, (node.op_type, 1))
     weight = _sizes(model, node.input[slot] if slot < len(node.input) else "")
@@ -115,7 +114,7 @@ def _products(model: Model) -> Iterator[NodeProto]:
 def is_product(node: NodeProto) -> bool:
     """Whether a node multiplies by weights, or matrices by one another."""
     if is_integer_operator(node):
-        return node.op_type in {*_INTEGER_PRODUCTS, *_RECURRENT}
+        return node.op_type in {*_INTEGER_PRODUCTS, *RECURRENT_AS_RUN}
     return is_onnx(node) and node.op_type in WEIGHTED | RECURRENT
 
 

@@ -22,7 +22,7 @@ SHAPES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,)
 SHAPES |= {"Slice": (1, 2, 3, 4), "Resize": (2, 3), "Unsqueeze": (1,), "Squeeze": (1,), "Split": (1,), "TopK": (1,)}
 """Operators -> the inputs that say shapes, axes or counts."""
 _FROM_DATA = frozenset({"Shape", "Size", "If", "Loop", "Scan"})
-FREE = COPIES | {Q, DQ, "Constant", "ConstantOfShape", "Concat", "Shape", "Size", "If", "Loop", "Scan"}
+FREE = COPIES | _FROM_DATA | {Q, DQ, "Constant", "ConstantOfShape", "Concat"}
 """Operators that compute nothing in float themselves."""
 
 

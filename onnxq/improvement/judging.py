@@ -68,10 +68,11 @@ class Judge:
         known = {output: inner for output, inner in scores(model.graph).items() if not {output, inner} & unseen}
         looked_at = tuple(dict.fromkeys(known.values())) or tuple(model.session(()).outputs)
         inner = tuple(name for name in features(model.graph) if name not in {*looked_at, *known, *unseen})
-        first = run(model.session((*known, *looked_at, *inner)), self._feeds[0])
+        ends = tuple(dict.fromkeys((*known, *looked_at)))
+        first = run(model.session((*ends, *inner)), self._feeds[0])
         sizes = np.cumsum([first[name].nbytes * len(self._feeds) for name in reversed(inner)])
         inner = inner[len(inner) - int(np.count_nonzero(sizes <= _BYTES)) :]
-        session = model.session(tuple(dict.fromkeys((*known, *looked_at, *inner))))
+        session = model.session((*ends, *inner))
         return looked_at, tuple(known), inner, [run(session, feed) for feed in self._feeds]
 
     @cached_property

@@ -52,7 +52,7 @@ def work_seen(graph: Graph, target: Target, seen: Mapping[str, Bounds]) -> dict[
     Returns:
         Empty where the graph knows the shapes of its inputs, and so as much as data can tell.
     """
-    if all(isinstance(d, int) for value in graph.inputs for d in graph.shape(value) or (None,)):
+    if all(graph.size(value) is not None for value in graph.inputs):
         return {}
     sized = graph.copy()
     sized.infer_shapes({name: largest for name, (_, largest) in seen.items()})
