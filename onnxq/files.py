@@ -16,7 +16,7 @@ from onnxq.errors import ModelError, OutputError, no_onnx, what_failed
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
 from onnxq.graph.shelf import FileTensor, Shelf, from_file
-from onnxq.inference import MOST_BODIES, check_fully
+from onnxq.inference import MOST_BODIES, check_fully, ranked
 from onnxq.runtime import Loadable
 from onnxq.scratch import Scratch, alone
 
@@ -345,17 +345,17 @@ def _check(graph: Graph, path: Path) -> None:
     """Show the file written to onnx.checker, or a stand-in beside it.
 
     That of a large model, or of one with many bodies, has its weights in the file itself, of which the checker would
-    make copies in memory; that of one with plugins, which onnx cannot know, has none of those.
+    make copies in memory; that of one with plugins or without ranks, which onnx cannot know, has none of those.
     """
     import onnx
 
-    proto, unknown = None, needs_stand_in(graph)
+    proto, unknown = None, needs_stand_in(graph) or any(v.shape is None for v in (*graph.inputs, *graph.outputs))
     large = weight_bytes(graph) > SPILL_BYTES or sum(1 for _ in graph.parts()) > MOST_BODIES
     if large or unknown:
         found = with_stubs(graph.model, path.name)[0] if large else None
         proto = onnx.load(path, load_external_data=False) if found is None else ir.to_proto(found)
         if unknown:
-            stand_in(proto)
+            stand_in(proto), ranked(proto)
         path = path.with_name(f"check-{path.name}")
         onnx.save(proto, path)
     try:

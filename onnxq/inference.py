@@ -87,6 +87,36 @@ def _without_shapes(proto: ModelProto) -> ModelProto:
     return bare
 
 
+def ranked(proto: ModelProto) -> list[str]:
+    """Stand in for the main graph's inputs and outputs that declare no rank, in place; return the inputs' names.
+
+    onnx.checker refuses a model for them that runs everywhere. An input becomes an element of a sequence, which may be
+    of any rank, and an output the shape of what it was.
+    """
+    from onnx import TensorProto, helper
+
+    graph, made = proto.graph, []
+    inputs, outputs = ([v for v in ends if _no_rank(v)] for ends in (graph.input, graph.output))
+    names = [value.name for value in inputs]
+    for value in inputs:
+        name, every = value.name, f"{value.name}/every"
+        value.CopyFrom(helper.make_tensor_sequence_value_info(every, value.type.tensor_type.elem_type, None))
+        made.append(helper.make_node("Constant", [], [f"{name}/index"], value_int=0))
+        made.append(helper.make_node("SequenceAt", [every, f"{name}/index"], [name]))
+    nodes = [*made, *graph.node]
+    for value in outputs:
+        nodes.append(helper.make_node("Shape", [value.name], [f"{value.name}/shape"]))
+        value.CopyFrom(helper.make_tensor_value_info(f"{value.name}/shape", TensorProto.INT64, [None]))
+    if names or outputs:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return names
+
+
+def _no_rank(value: ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+
+
 def in_stretches(proto: ModelProto) -> bool:
     """Whether the model has so many bodies, and neither local functions nor sparse weights to be divided with it."""
     held = sum(1 for node in proto.graph.node for _ in _bodies(node))

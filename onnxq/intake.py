@@ -99,14 +99,20 @@ def given_shapes(graph: Graph, recipe: Recipe) -> dict[str, tuple[int, ...]]:
 
 
 def unknown_shapes(graph: Graph, known: Collection[str]) -> str:
-    """The inputs of open sizes, batches aside, as the option for shapes takes them, with N for what to fill in."""
-    shapes = {str(v.name): graph.shape(v) or () for v in graph.inputs if v.name not in known}
-    some = [(name, dims) for name, dims in shapes.items() if not all(isinstance(d, int) for d in dims[1:])]
+    """The inputs of open sizes, batches aside, as the option for shapes takes them, with N for what to fill in.
+
+    Of those whose rank is open, all of it is to be filled in: `[...]`.
+    """
+    shapes = {str(v.name): graph.shape(v) for v in graph.inputs if v.name not in known and graph.dtype(v) is not None}
+    some = [(k, dims) for k, dims in shapes.items() if dims is None or not all(isinstance(d, int) for d in dims[1:])]
 
     def size(place: int, dim: Dim) -> str:
         return str(dim) if isinstance(dim, int) else "N" if place else "1"
 
-    return ",".join(f"{name}:{'x'.join(size(*each) for each in enumerate(dims))}" for name, dims in some)
+    return ",".join(
+        f"{name}:{'[...]' if dims is None else 'x'.join(size(*each) for each in enumerate(dims))}"
+        for name, dims in some
+    )
 
 
 def open_data(data: object, graph: Graph, recipe: Recipe, monitor: Monitor = QUIET) -> Source:

@@ -127,7 +127,7 @@ def planned(graph: Graph, recipe: Recipe, work: Mapping[str, int] = MappingProxy
 
 def _counted(plan: Plan, work: Mapping[str, int]) -> Plan:
     """The plan with the work that is told of its nodes."""
-    decisions = (replace(d, macs=work[d.node]) if d.macs and d.node in work else d for d in plan.decisions)
+    decisions = (replace(d, macs=work[d.node]) if d.node in work else d for d in plan.decisions)
     return replace(plan, decisions=tuple(decisions)) if work else plan
 
 

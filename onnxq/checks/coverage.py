@@ -87,22 +87,24 @@ def macs(model: Model, node: NodeProto) -> int:
     """Multiply-accumulates of one run: output elements times the length of each one's sum.
 
     The sum goes over I/g channels and the kernel for a Conv, over K for a product; for a ConvTranspose it is counted
-    from the input. A recurrent operator multiplies by all its weights at each step. Unknown dimensions count as 1; a
-    tensor of unknown rank makes 0.
+    from the input. A recurrent operator multiplies by all its weights at each step. Unknown dimensions and ranks count
+    as 1.
     """
     if node.op_type in RECURRENT_AS_RUN:
         return prod(_sizes(model, node.input[0])[:2]) * sum(prod(_sizes(model, name)) for name in node.input[1:3])
     kind, slot = _INTEGER_PRODUCTS.get(node.op_type, (node.op_type, 1))
     weight = _sizes(model, node.input[slot] if slot < len(node.input) else "")
     out = _sizes(model, node.input[0] if kind == "ConvTranspose" else node.output[0])
-    if not weight or not out:
+    if not weight:
         return 0
     if packed := integer(node, "K", 0):  # MatMulNBits and MatMulBnb4 say it; their weights are packed
-        return prod(out) * packed
+        return (prod(out) if out else integer(node, "N", 1)) * packed
     if kind in CONVS:
-        return prod(weight) * prod((out[0], *out[2:]))
-    contracted = weight[-1] if integer(node, "transB", 0) else weight[-2:][0]
-    return prod(out) * contracted
+        return prod(weight) * prod((out[0], *out[2:]) if out else ())
+    contracted, columns = weight[-2:][0], weight[-1:] if len(weight) > 1 else ()
+    if integer(node, "transB", 0):
+        contracted, columns = weight[-1], weight[:1]
+    return prod(out or columns) * contracted
 
 
 def _products(model: Model) -> Iterator[NodeProto]:

@@ -10,7 +10,7 @@ from onnxq.checks.build import big_constants, bodies, stub
 from onnxq.checks.dtypes import FOUR_BITS, type_name
 from onnxq.checks.finding import Breach, error, note
 from onnxq.customs import is_custom, stand_in
-from onnxq.inference import check_fully
+from onnxq.inference import check_fully, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,6 +114,8 @@ def _bytes(tensor: TensorProto) -> int:
 def _checked(proto: ModelProto) -> Iterator[Breach]:
     small = stub(proto)
     stand_in(small)
+    for name in ranked(small):
+        yield Breach("E", name, "the input declares no rank: TensorRT wants one, with names for sizes that vary")
     try:
         check_fully(small)
     except Exception as refusal:  # noqa: BLE001  ValidationError, InferenceError and others from C++

@@ -88,9 +88,11 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
 
 
 def _known(value: ValueInfoProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether all sizes of an input but the first are known."""
-    dims = value.type.tensor_type.shape.dim[1:]
-    return value.name in shapes or all(dim.HasField("dim_value") for dim in dims)
+    """Whether all sizes of an input but the first are known; of what is no tensor, nothing is to be known."""
+    if value.name in shapes or not value.type.HasField("tensor_type"):
+        return True
+    kind = value.type.tensor_type
+    return kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim[1:])
 
 
 def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:

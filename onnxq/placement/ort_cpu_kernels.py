@@ -76,8 +76,10 @@ def _why_weighted(graph: Graph, node: Node, target: Target) -> str | None:
     if graph.dtype(weight.value) != FLOAT:
         return NOT_FLOAT32
     if node.op_type == "MatMul":
-        matrices = graph.rank(weight.value) == 2 and (graph.rank(node.inputs[0]) or 0) >= 2
-        return None if matrices else "its operands are no matrices"
+        rank = graph.rank(node.inputs[0])
+        if rank is None:
+            return "the rank of its input is not known"
+        return None if graph.rank(weight.value) == 2 and rank >= 2 else "its operands are no matrices"
     return _why_bias(graph, node)
 
 

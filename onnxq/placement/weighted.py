@@ -148,7 +148,7 @@ def why_small(graph: Graph, node: Node, target: Target) -> str | None:
 
 
 def macs(graph: Graph, node: Node, target: Target, shapes: Mapping[str, Sequence[int]] = MappingProxyType({})) -> int:
-    """Multiply-accumulates of one run; unknown dimensions count as 1. `shapes` wins over what the graph says."""
+    """Multiply-accumulates of one run; unknown dimensions and ranks count as 1. `shapes` wins over the graph."""
     if node.op_type in RECURRENT and not node.domain:
         return _recurrent_macs(graph, node, shapes)
     index = target.weighted.get(node.op_type)
@@ -159,12 +159,15 @@ def macs(graph: Graph, node: Node, target: Target, shapes: Mapping[str, Sequence
         second = dequantize.inputs[0]
     sized = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
     weight, out = graph.shape(second), None if sized is None else shapes.get(str(sized.name), graph.shape(sized))
-    if weight is None or out is None or len(weight) < 1:
+    if weight is None or len(weight) < 1:
         return 0
     sizes = [d if isinstance(d, int) else 1 for d in weight]
     if node.op_type in ("Conv", "ConvTranspose"):
-        return prod(sizes) * prod(d if isinstance(d, int) else 1 for d in (out[0], *out[2:]))
-    contracted = sizes[1] if node.op_type == "Gemm" and graph.attribute(node, "transB", 0) else sizes[-2:][0]
+        return prod(sizes) * prod(d if isinstance(d, int) else 1 for d in (() if out is None else (out[0], *out[2:])))
+    transposed = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
+    contracted = sizes[1] if transposed else sizes[-2:][0]
+    if out is None:  # nothing is known of the rows
+        out = () if len(sizes) == 1 else (sizes[0 if transposed else -1],)
     return prod(d if isinstance(d, int) else 1 for d in out) * contracted
 
 

@@ -527,3 +527,19 @@ def test_a_shape_of_more_numbers_than_a_tensor_has_axes(body: str, inside: bool)
         with pytest.raises(ModelError, match="reads 's' as a shape, which has 1,099,511,627,776 numbers"):
             refuses(long)
     assert Graph.from_proto(onnx.parser.parse_model(head + text.format(1, body))).nodes
+
+
+def test_what_declares_no_rank_is_written_as_it_is(tmp_path: Path) -> None:
+    """onnx.checker asks for ranks, no runtime does; all else that it asks for is still asked for."""
+    proto = onnx.ModelProto.FromString(SAVED)
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(proto)
+    files.save(Graph.from_proto(proto), tmp_path / "m.onnx", check=True)
+    written = onnx.load(tmp_path / "m.onnx")
+    assert not written.graph.input[0].type.tensor_type.HasField("shape")
+    proto.graph.node[0].attribute.append(helper.make_attribute("transB", 1))  # a MatMul has none
+    with pytest.raises(ModelError, match="transB"):
+        files.save(Graph.from_proto(proto), tmp_path / "bad.onnx", check=True)
+    assert os.listdir(tmp_path) == ["m.onnx"]

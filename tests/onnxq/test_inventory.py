@@ -294,6 +294,7 @@ def test_show_tells_of_open_sizes(tmp_path: Path) -> None:
 
     assert "leaves open" not in last(TEXT)
     assert "leaves open" not in last(TEXT.replace("[4,32]", "[N,32]"))
-    assert "counted with 1 for every size that the model leaves open" in last(
-        TEXT.replace("[4,32]", "[N,T,32]"), FEEDS[0]["x"][None]
-    )
+    for dims in ("[N,T,32]", "[]"):
+        assert "counted with 1 for every size that the model leaves open" in last(
+            TEXT.replace("[4,32]", dims), FEEDS[0]["x"][None]
+        )

@@ -104,6 +104,25 @@ def test_shares_are_by_the_shapes_of_the_data_where_the_model_says_none() -> Non
     assert not any("--shapes" in note for note in sized.notes)
 
 
+def test_shares_are_by_the_shapes_of_the_data_where_the_model_says_no_rank() -> None:
+    """onnx.checker refuses such a model, ONNX Runtime runs it; layers that nothing is known of count one position."""
+    text = "(float[4,16,9,9] x) => (float[4,8] y) { a = Conv(x, k) b = GlobalMaxPool(a) c = Flatten(b) y = Gemm(c, g) }"
+    rng = np.random.default_rng(2)
+    kernel, last = (rng.normal(size=s).astype(np.float32) for s in ((16, 16, 3, 3), (16, 8)))
+    known = graph_of(text, k=kernel, g=last).to_proto()
+    bare = onnx.ModelProto.FromString(known.SerializeToString())
+    for value in (bare.graph.input[0], bare.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    feeds = [{"x": rng.normal(size=(4, 16, 9, 9)).astype(np.float32)}]
+    counted = {d.op_type: d.macs for d in api.quantize(known, feeds, FAST)[1].decisions}
+    assert counted["Conv"] == 4 * 7 * 7 * 16 * 16 * 9
+    assert {d.op_type: d.macs for d in api.quantize(bare, feeds, FAST)[1].decisions} == counted
+    unsized = api.make_plan(bare, FAST)
+    assert {d.op_type: d.macs for d in unsized.decisions} == counted | {"Conv": 16 * 16 * 9, "Gemm": 16 * 8}
+    assert any("--shapes x:[...] tells them" in note for note in unsized.notes)
+    assert {d.op_type: d.macs for d in api.make_plan(bare, replace(FAST, shapes="x:4x16x9x9")).decisions} == counted
+
+
 def test_shapes_for_a_plan_are_shapes_of_the_model() -> None:
     for shapes in ("other:1x1", "image:1x3x8x8"):
         with pytest.raises(RecipeError):

@@ -37,6 +37,17 @@ def test_unsorted_nodes_are_named_and_nothing_else_is_said() -> None:
     assert check(proto).summary.macs == {}
 
 
+def test_an_input_without_a_rank_is_named_and_the_rest_is_checked() -> None:
+    """onnx.checker stops at the first one, and says neither which it is nor what else is wrong."""
+    for body, others in (("y = Relu(x)", 0), ("y = Relu(x, x)", 1)):
+        proto = model(body)
+        for value in (proto.graph.input[0], proto.graph.output[0]):
+            value.type.tensor_type.ClearField("shape")
+        found = said(proto)
+        assert "declares no rank" in found.pop("x")
+        assert len(found) == others
+
+
 def test_a_cycle_ends() -> None:
     proto = model("t = Identity(x) y = Identity(t)")
     proto.graph.node[0].input[0] = "y"
