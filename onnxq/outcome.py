@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnxq.shares import percent
+
 
 @dataclass(frozen=True)
 class GroupError:
@@ -161,7 +163,9 @@ class Reverted:
     def reason(self) -> str:
         """Why, for a person."""
         kept = f"; its weights stay, in {self.weights}" if self.weights else ""
-        return f"quantized alone it leaves the model {self.output_db:.1f} dB, for {self.share:.1%} of the MACs{kept}"
+        return (
+            f"quantized alone it leaves the model {self.output_db:.1f} dB, for {percent(self.share)} of the MACs{kept}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is infinite is None."""

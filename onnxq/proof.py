@@ -17,6 +17,7 @@ from onnxq.executed import Executed, bodies, every_node, executed
 from onnxq.outcome import Latency
 from onnxq.runtime import PROVIDERS, Session
 from onnxq.scratch import Scratch
+from onnxq.shares import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -214,7 +215,7 @@ def rows(proof: Proof, *, every: bool = False) -> list[tuple[str, str, str, str,
         found = [(runs, op, str(count), macs, share) for runs, op, count, macs, share in proof.groups()]
     total = sum(node.macs for node in proof.nodes) or 1
     return [
-        (runs, op, who, f"{macs / total:.1%}" if macs else "", f"{share:.1%}") for runs, op, who, macs, share in found
+        (runs, op, who, percent(macs / total) if macs else "", percent(share)) for runs, op, who, macs, share in found
     ]
 
 
@@ -225,7 +226,9 @@ def lines(proof: Proof) -> list[str]:
         fell = [n for n in proof.nodes if proof.elsewhere.get(n.name) == where]
         kinds = ", ".join(f"{count} {op}" for op, count in Counter(n.op_type for n in fell).items())
         said.append(f"on {where}: {kinds}")
-    said.append(f"{proof.mac_share():.1%} of the multiply-accumulates in integer kernels, {len(proof.lost)} nodes lost")
+    said.append(
+        f"{percent(proof.mac_share())} of the multiply-accumulates in integer kernels, {len(proof.lost)} nodes lost"
+    )
     if (ratio := proof.latency) is not None:
         quartiles = f"{ratio.low:.2f} to {ratio.high:.2f}"
         said.append(

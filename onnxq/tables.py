@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import TYPE_CHECKING
+
+from onnxq.shares import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,17 +36,12 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     if summary.fallback:
         nodes = ", ".join(f"{count} {op}" for op, count in summary.fallback)
         yield f"not for DLA, falls back to the GPU: {nodes}"
-    share = f"{summary.int8} of {summary.weighted} weighted operators, {_percent(summary.mac_share)} of their MACs"
+    share = f"{summary.int8} of {summary.weighted} weighted operators, {percent(summary.mac_share)} of their MACs"
     yield (
         f"{summary.number}: {share}"
         if summary.computed
         else f"{summary.stored} weights only, all computed in float: {share}"
     )
-
-
-def _percent(share: float) -> str:
-    """With one decimal, rounded down: 100.0% means all."""
-    return f"{math.floor(share * 1000 + 1e-9) / 1000:.1%}"
 
 
 def decisions(plan: Plan, *, every: bool) -> str:
@@ -77,7 +73,7 @@ _SHOWN = 20
 
 def comparison(found: Comparison, *, every: bool) -> Iterator[str]:
     """The outputs, then the layers, if they were compared, worst first."""
-    rows = [(*_error(e), "" if e.top1 is None else f"{e.top1:.2%}", e.tensor) for e in found.outputs]
+    rows = [(*_error(e), "" if e.top1 is None else percent(e.top1, 2), e.tensor) for e in found.outputs]
     if rows:
         yield table(("SQNR dB", "cosine", "max error", "max value", "top-1", "output"), rows)
     layers = [e for e in found.worst if not e.output]
@@ -111,7 +107,7 @@ def inventory(found: Inventory, file: str, total: int, *, every: bool) -> Iterat
             yield f"{len(shown)} of {len(found.tensors)} quantized tensors; --verbose shows all, and every node"
     if found.quantized:
         counted = "" if found.sized else ", counted with 1 for every size that the model leaves open"
-        yield f"quantized: {found.low_share():.1%} of the MACs compute on quantized operands{counted}"
+        yield f"quantized: {percent(found.low_share())} of the MACs compute on quantized operands{counted}"
     else:
         yield "nothing in it is quantized"
     yield from interface(found.interface)
@@ -124,7 +120,7 @@ def _precisions(found: Inventory) -> Iterator[tuple[str, ...]]:
         ops = Counter(layer.op_type for layer in found.layers if layer.precision == kind).most_common()
         said = ", ".join(f"{n} {op}" for op, n in ops[:_OPERATORS]) + (", ..." if len(ops) > _OPERATORS else "")
         macs = work.get(kind, 0)
-        yield kind, str(count), f"{macs:,}" if macs else "", f"{macs / total:.1%}" if macs else "", said
+        yield kind, str(count), f"{macs:,}" if macs else "", percent(macs / total) if macs else "", said
 
 
 def _holding(tensor: Holding, *, every: bool) -> tuple[str, ...]:
@@ -166,7 +162,7 @@ def size(count: int) -> str:
 def sensitivity(found: Sensitivity, *, every: bool) -> Iterator[str]:
     """The groups, the one that costs most first; 30 of them when not `every` one."""
     shown = found.worst if every else found.worst[:_SHOWN]
-    rows = [(_db(g.output_db), _db(g.own_db), _db(g.accumulated_db), f"{g.share:.1%}", _group(g.nodes)) for g in shown]
+    rows = [(_db(g.output_db), _db(g.own_db), _db(g.accumulated_db), percent(g.share), _group(g.nodes)) for g in shown]
     yield table(("at outputs dB", "own dB", "accumulated dB", "MACs", "group"), rows)
     more = f"; {len(found.groups)} groups, --verbose for all" if len(shown) < len(found.groups) else ""
     yield f"all quantized: {_db(found.int8_db)} dB, over {found.samples} samples that did not calibrate{more}"
@@ -192,7 +188,7 @@ def budget(found: Budget) -> Iterator[str]:
             (
                 _db(t.sqnr_db),
                 *((f"{t.drop:.4g}",) if drops and t.drop is not None else ()),
-                f"{t.mac_share:.2%}",
+                percent(t.mac_share, 2),
                 *((str(t.latency),) if times else ()),
                 str(len(t.reverted)),
                 "; ".join(f"held back: {v}" for v in t.verdicts),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from onnxq.shares import percent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,7 +38,7 @@ def advice(report: Report) -> list[tuple[str, str]]:
 def summary(report: Report, *, every: bool) -> Iterator[str]:
     """The predictions, and the counts."""
     macs, nodes = report.summary.macs, report.summary.nodes
-    shares = ", ".join(f"{kind} {report.summary.share(kind):.1%} ({nodes[kind]} nodes)" for kind in macs)
+    shares = ", ".join(f"{kind} {percent(report.summary.share(kind))} ({nodes[kind]} nodes)" for kind in macs)
     refused = "" if report.legal else ", were the errors mended"
     if macs:
         yield f"predicted share of {sum(macs.values()):,} MACs{refused}: {shares}"

@@ -76,11 +76,14 @@ def _why_weighted(graph: Graph, node: Node, target: Target) -> str | None:
     if graph.dtype(weight.value) != FLOAT:
         return NOT_FLOAT32
     if node.op_type == "MatMul":
-        rank = graph.rank(node.inputs[0])
-        if rank is None:
-            return "the rank of its input is not known"
-        return None if graph.rank(weight.value) == 2 and rank >= 2 else "its operands are no matrices"
+        return _why_no_matrices(graph.rank(node.inputs[0]), graph.rank(weight.value))
     return _why_bias(graph, node)
+
+
+def _why_no_matrices(first: int | None, second: int | None) -> str | None:
+    if first is None:
+        return "the rank of its input is not known"
+    return None if first >= 2 and second == 2 else "its operands are no matrices"
 
 
 def _why_bias(graph: Graph, node: Node) -> str | None:

@@ -22,6 +22,7 @@ from onnxq.outcome import Budget, Reverted, Tried
 from onnxq.search.goals import MinSqnr, Trial
 from onnxq.search.groups import narrows, share_whole
 from onnxq.search.noise import decibels
+from onnxq.shares import percent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -187,7 +188,7 @@ def unmet(search: Search) -> AccuracyError:
         verdicts, share = search.best
         said = "; ".join(map(str, verdicts))
         count = len(search.judging.feeds)
-        best = f": the best on {count} held-back samples is {said} with {share:.1%} of the MACs quantized"
+        best = f": the best on {count} held-back samples is {said} with {percent(share)} of the MACs quantized"
     return AccuracyError(
         f"{goals} could not be met{best}",
         "Ask for less, give more data (the margin for chance shrinks), or try a higher --effort.",

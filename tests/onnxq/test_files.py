@@ -542,4 +542,4 @@ def test_what_declares_no_rank_is_written_as_it_is(tmp_path: Path) -> None:
     proto.graph.node[0].attribute.append(helper.make_attribute("transB", 1))  # a MatMul has none
     with pytest.raises(ModelError, match="transB"):
         files.save(Graph.from_proto(proto), tmp_path / "bad.onnx", check=True)
-    assert os.listdir(tmp_path) == ["m.onnx"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]
