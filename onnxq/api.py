@@ -132,7 +132,7 @@ def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) 
     """
     with checked(model):
         ready = drafted(model, recipe, monitor)
-    shapes = given_shapes(ready.graph, recipe)
+    shapes = given_shapes(ready.graph, recipe.shapes)
     made = ready.sized({name: (shape, shape) for name, shape in shapes.items()}).plan if shapes else ready.plan
     unknown = unknown_shapes(ready.graph, shapes)
     note = f"work is counted with 1 for every size that the model leaves open; --shapes {unknown} tells them"
@@ -171,21 +171,23 @@ def compare(
     )
 
 
-def check(model: Model, target: str = "tensorrt") -> checks.Report:
+def check(model: Model, target: str = "tensorrt", shapes: str = "") -> checks.Report:
     """Will the target take this model, and run it in int8? From rules, without the target; see `onnxq.checks`.
 
     Args:
         model: quantized, by whatever tool; a file is checked as it stands, its external weights are not read.
         target: tensorrt@8, tensorrt@10 or tensorrt@11, for a DLA with `+dla` behind it; `tensorrt` is the newest.
+        shapes: sizes of inputs that the model leaves open, as a recipe has them: work is counted with them.
 
     Raises:
         ModelError: the model cannot be read.
-        RecipeError: there are no checks for this target.
+        RecipeError: there are no checks for this target, or the shapes do not fit.
     """
+    given = given_shapes(load(model), shapes) if shapes else {}
     with checked(model):
         if isinstance(model, str | os.PathLike) or hasattr(model, "SerializeToString"):
-            return checks.check(model, target)
-        return checks.check(load(model).to_proto(), target)
+            return checks.check(model, target, shapes=given)
+        return checks.check(load(model).to_proto(), target, shapes=given)
 
 
 # -- the steps -----------------------------------------------------------------------------------------------

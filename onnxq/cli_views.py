@@ -120,7 +120,7 @@ def show(model: Path, as_json: bool, verbose: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
 @click.option("--data", default="random:1", show_default=True, help="ort-*: what MODEL is run on, its first sample.")
-@click.option("--shapes", default="", help="ort-*: sizes of dynamic inputs, as in x:1x3x224x224,y:[1,4].")
+@click.option("--shapes", default="", help="Sizes of inputs that MODEL leaves open, as in x:1x3x224x224,y:[1,4].")
 @click.option("--preprocess", default="", help="ort-*: how images of --data become the input, as for `quantize`.")
 @click.option("--measure", is_flag=True, help="ort-*: measure latency against --float too.")
 @click.option("--float", "reference", type=click.Path(path_type=Path), help="The float model, for --measure.")
@@ -143,7 +143,7 @@ def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool, *
         raise click.UsageError("--measure wants the float model: --float FILE")
     if target not in (*VERSIONS, *PROVIDER_OF):
         raise RecipeError(f"cannot check for target {target!r}", known_names(target, (*VERSIONS, *PROVIDER_OF)))
-    report = None if target == "ort-cpu" else api.check(model, target)
+    report = None if target == "ort-cpu" else api.check(model, target, options["shapes"])
     found, why = (None, None) if target not in PROVIDER_OF else _proof(model, target, **options)
     if as_json:
         said = {} if report is None else report.to_dict()

@@ -86,13 +86,13 @@ def _blame(model: Model, error: Exception) -> None:
         return
 
 
-def given_shapes(graph: Graph, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Input -> its shape, of the inputs that the recipe's `shapes` name.
+def given_shapes(graph: Graph, text: str) -> dict[str, tuple[int, ...]]:
+    """Input -> its shape, of the inputs that a recipe's `shapes` name.
 
     Raises:
         RecipeError: a shape is malformed, for no input of the model, or does not fit what the model declares.
     """
-    shapes = parse_shapes(recipe.shapes) if recipe.shapes else {}
+    shapes = parse_shapes(text) if text else {}
     if shapes:
         apply_shapes(input_specs(graph), shapes)
     return shapes

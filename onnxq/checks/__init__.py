@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from onnxq.checks.build import Shapes
     from onnxq.checks.coverage import Summary
     from onnxq.checks.finding import Breach
     from onnxq.checks.index import Model
@@ -281,6 +282,8 @@ class Report:
     target: str
     findings: tuple[Finding, ...]
     summary: Summary
+    sized: bool = True
+    """Whether sizes of all inputs are known, batches aside; where not, shares of the work tell little."""
 
     def count(self, severity: str) -> int:
         """How many findings have this severity."""
@@ -294,17 +297,23 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values: {summary, findings}."""
         counts = {"errors": self.count("E"), "warnings": self.count("W"), "notes": self.count("I")}
-        summary = {"target": self.target, **counts, **self.summary.to_dict()}
+        summary = {"target": self.target, **counts, "sized": self.sized, **self.summary.to_dict()}
         return {"summary": summary, "findings": [vars(finding) for finding in self.findings]}
 
 
-def check(model: ModelProto | str | os.PathLike[str], target: str = "tensorrt", base_dir: str | None = None) -> Report:
+def check(
+    model: ModelProto | str | os.PathLike[str],
+    target: str = "tensorrt",
+    base_dir: str | None = None,
+    shapes: Shapes = build.NO_SHAPES,
+) -> Report:
     """Hold all rules against a model and its subgraph bodies; the model is not changed.
 
     Args:
         model: path or onnx.ModelProto, quantized by whatever tool; external data need not be loaded.
         target: a key of `onnxq.checks.versions.VERSIONS`, or ort-cuda, whose rules are C1 to C7.
         base_dir: folder of external data; that of the path, or the current one, when None.
+        shapes: of inputs, where the model leaves them open: work is counted with them.
 
     Raises:
         ModelError: the file cannot be read or is no ONNX model.
@@ -320,10 +329,12 @@ def check(model: ModelProto | str | os.PathLike[str], target: str = "tensorrt", 
         raise ModelError(f"the model is not valid: {problem}", "Export it again.")
     folder = base_dir or ""
     if version is None:
-        return Report(target, *ort_cuda.check(model, folder))
+        return Report(target, *ort_cuda.check(model, folder, shapes), sized=not build.open_inputs(model, shapes))
     # Without order there is no walking up and down the graph: only P34 speaks then.
     disorder = next(validity.unsorted(model.graph), None)
-    graphs = [build.surroundings(model, folder, version)] if disorder else list(build.graphs(model, folder, version))
+    graphs = [build.surroundings(model, folder, version)]
+    if disorder is None:
+        graphs = list(build.graphs(model, folder, version, shapes))
     found = [
         Finding(name, breach.severity, breach.where, breach.message, rule.hint, rule.source, breach.op)
         for name, rule in CHECKS.items()
@@ -332,4 +343,4 @@ def check(model: ModelProto | str | os.PathLike[str], target: str = "tensorrt", 
         for breach in rule.find(graph)
     ]
     found.sort(key=lambda finding: "EWI".index(finding.severity))  # stable: rules and graph order stay
-    return Report(version.name, tuple(found), coverage.summarize(graphs))
+    return Report(version.name, tuple(found), coverage.summarize(graphs), not build.open_inputs(model, shapes))

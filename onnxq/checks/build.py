@@ -6,6 +6,7 @@ from collections import ChainMap
 from contextlib import suppress
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -18,9 +19,15 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
     from onnxq.checks.versions import Version
+
+    Shapes = Mapping[str, tuple[int, ...]]
+    """Input -> its shape, where the model leaves it open."""
+
+NO_SHAPES: Shapes = MappingProxyType({})
+"""Nothing is known but what the file says."""
 
 SMALL = 1024  # elements; shape inference reads the values of small constants only (axes, target shapes)
 
@@ -72,12 +79,35 @@ def surroundings(proto: ModelProto, base_dir: str, version: Version) -> Model:
     )
 
 
-def graphs(proto: ModelProto, base_dir: str, version: Version) -> Iterator[Model]:
-    """The main graph and its subgraph bodies, with shapes and types inferred. The graph must be sorted."""
+def open_inputs(proto: ModelProto, shapes: Shapes = NO_SHAPES) -> list[str]:
+    """The inputs of which a size is not known, batches aside, or the rank, and of which `shapes` does not tell."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return [v.name for v in proto.graph.input if v.name not in constants and v.name not in shapes and _open(v)]
+
+
+def _open(value: ValueInfoProto) -> bool:
+    kind = value.type.tensor_type  # of what is no tensor, nothing is to be known
+    unknown = not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in kind.shape.dim[1:])
+    return value.type.HasField("tensor_type") and unknown
+
+
+def graphs(proto: ModelProto, base_dir: str, version: Version, shapes: Shapes = NO_SHAPES) -> Iterator[Model]:
+    """The main graph and its subgraph bodies, with shapes and types inferred. The graph must be sorted.
+
+    Args:
+        proto: the model.
+        base_dir: folder of its external data.
+        version: of TensorRT.
+        shapes: of inputs, where the model leaves them open.
+    """
     import onnx.inliner
     import onnx.shape_inference
 
     small = stub(proto)
+    for value in small.graph.input:
+        if (dims := shapes.get(value.name)) is not None:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
     if proto.functions:
         small = onnx.inliner.inline_local_functions(small)
     # ONNX Runtime's domain has the same Q and DQ; under ONNX's name inference knows them.

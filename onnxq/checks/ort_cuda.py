@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, NodeProto
 
+    from onnxq.checks.build import Shapes
     from onnxq.checks.index import Model
 
 ALIGNED = 32
@@ -155,11 +156,14 @@ RULES: Mapping[str, tuple[Callable[[Model], Iterator[Breach]], str, str]] = {
 """Id -> (what finds breaches, what to do, source)."""
 
 
-def check(proto: ModelProto, base_dir: str) -> tuple[tuple[Finding, ...], coverage.Summary]:
+def check(
+    proto: ModelProto, base_dir: str, shapes: Shapes = build.NO_SHAPES
+) -> tuple[tuple[Finding, ...], coverage.Summary]:
     """Findings of C1 to C7, errors first, and the shares of multiply-accumulates. The model is not changed."""
     if next(validity.unsorted(proto.graph), None) is not None:
         return (_disorder(),), coverage.Summary({}, {}, ())
-    graphs = list(build.graphs(proto, base_dir, TENSORRT_11))  # the index wants a version; no rule here asks for it
+    # the index wants a version; no rule here asks for it
+    graphs = list(build.graphs(proto, base_dir, TENSORRT_11, shapes))
     found = [
         Finding(name, b.severity, b.where, b.message, hint, source, b.op)
         for name, (find, hint, source) in RULES.items()

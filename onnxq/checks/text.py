@@ -41,7 +41,8 @@ def summary(report: Report, *, every: bool) -> Iterator[str]:
     shares = ", ".join(f"{kind} {percent(report.summary.share(kind))} ({nodes[kind]} nodes)" for kind in macs)
     refused = "" if report.legal else ", were the errors mended"
     if macs:
-        yield f"predicted share of {sum(macs.values()):,} MACs{refused}: {shares}"
+        counted = "" if report.sized else ", counted with 1 for every size that the model leaves open (--shapes)"
+        yield f"predicted share of {sum(macs.values()):,} MACs{counted}{refused}: {shares}"
     reformats = report.summary.reformats
     yield f"predicted reformats between precisions: {len(reformats)}"
     shown = reformats if every or len(reformats) <= SHOWN + 1 else reformats[:SHOWN]

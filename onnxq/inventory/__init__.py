@@ -29,19 +29,17 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ModelProto
 
+    from onnxq.checks.build import Shapes
     from onnxq.checks.index import Model
     from onnxq.interface import Port
     from onnxq.shifted import Shifted
 
 __all__ = ["NAMES", "Holding", "Inventory", "Layer", "is_low", "look_at", "take_stock"]
 
-NO_SHAPES: Mapping[str, tuple[int, ...]] = {}
-"""Nothing is known but what the file says."""
 
-
-def look_at(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES) -> Inventory:
+def look_at(path: str | os.PathLike[str], shapes: Shapes = build.NO_SHAPES) -> Inventory:
     """The inventory of a file; `shapes` as for `take_stock`.
 
     Raises:
@@ -50,7 +48,7 @@ def look_at(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] 
     return take_stock(build.read(path), str(Path(path).parent), shapes)
 
 
-def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES) -> Inventory:
+def take_stock(proto: ModelProto, base_dir: str = "", shapes: Shapes = build.NO_SHAPES) -> Inventory:
     """Look through a model; it is not changed.
 
     Args:
@@ -74,8 +72,6 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
     layers = [_told(layer, others) for layer in layers]
     tensors = [_shifted(tensor, shifted) for tensor in tensors]
     producer = " ".join(filter(None, [proto.producer_name, proto.producer_version]))
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    known = all(_known(v, shapes) for v in proto.graph.input if v.name not in constants)
     return Inventory(
         producer,
         models[0].opset,
@@ -83,19 +79,11 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Mapping[str, tuple
         tuple(joined(tensors)),
         _sizes(models),
         _interface(proto, metadata),
-        sized=known,
+        sized=not build.open_inputs(proto, shapes),
     )
 
 
-def _known(value: ValueInfoProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether all sizes of an input but the first are known; of what is no tensor, nothing is to be known."""
-    if value.name in shapes or not value.type.HasField("tensor_type"):
-        return True
-    kind = value.type.tensor_type
-    return kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim[1:])
-
-
-def _sized(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+def _sized(model: Model, shapes: Shapes) -> Model:
     """The model with these shapes, which its Q and DQ nodes hand on, and back what adds a bias to a product."""
     if not shapes or not model.main:
         return model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 import pytest
-from check_graphs import CONV, const, model, pair
+from check_graphs import CONV, const, io, model, pair
 from onnx import TensorProto
 from real_models import DIGITS
 
@@ -138,3 +138,22 @@ def test_stored_weights_in_the_whole_file_are_not_read(tmp_path: Path) -> None:
     found = onnxq.check(tmp_path / "m.onnx", "tensorrt@10")
     assert found.legal
     assert found.summary.macs == {"fp32": 32768 * 24576}
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cuda"])
+def test_work_is_counted_by_given_shapes_and_open_ones_are_told(target: str, tmp_path: Path) -> None:
+    def told(image: str, given: str = "") -> tuple[int, str]:
+        onnx.save_model(model(LEGAL, io(f"float[{image}] x", f"float[{image}] y")), tmp_path / "m.onnx")
+        report = onnxq.check(tmp_path / "m.onnx", target, given)
+        return sum(report.summary.macs.values()), next(text.summary(report, every=False))
+
+    known, line = told("1,8,4,4")
+    assert "leaves open" not in line
+    assert told("N,8,4,4") == (known, line)  # an open batch changes no share
+    assert told("N,8,H,W", "x:1x8x4x4") == (known, line)
+    fewer, line = told("N,8,H,W")
+    assert fewer == known // 16
+    assert "counted with 1 for every size that the model leaves open" in line
+    for wrong in ("x:1x7x4x4", "z:1", "x:1x8x4"):
+        with pytest.raises(onnxq.RecipeError):
+            told("N,8,H,W", wrong)
