@@ -8,6 +8,7 @@ its node in float32. bfloat16 has float32's range: only sums stay.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,14 +16,17 @@ import numpy as np
 from onnxq.exposing import why_hidden
 from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns
+from onnxq.patterns.bounds import bound, bounds
 from onnxq.patterns.chains import epilogue, exact_nodes, masks
-from onnxq.patterns.ranges import GROWING, LIMIT, SMALLEST_SCALE, Known, covered, out_of_range
+from onnxq.patterns.ranges import ASSUMED, COUNTED, GROWING, LIMIT, SMALLEST_SCALE, Known, covered, out_of_range
 from onnxq.placement.bodies import divided, part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
     from onnxq.graph import Graph, Node, Value
+    from onnxq.numerics import QuantParams
     from onnxq.patterns import Pattern
     from onnxq.plan import Plan, Point
     from onnxq.statistics import Reach
@@ -89,16 +93,42 @@ def _numpy_type(dtype: str) -> np.dtype[np.generic]:
 def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
     """Float tensors, beyond the plan's points, whose values decide about float16.
 
-    A tensor that only goes into a saturating operator, or into one that is itself seen and as large, need not be.
+    A tensor that only goes into a saturating operator, or into one that is itself seen and as large, need not be; nor
+    one that float16 holds whatever the samples are, by what is seen of others.
     """
-    seen = set(plan.observe)
-    floats: list[Value] = []
-    for part in graph.parts():
-        if why_hidden(part) is None:
-            made = (v for node in part.nodes if node.op_type in GROWING and not node.domain for v in node.outputs)
-            mine = (*part.inputs, *made)
-            floats += [v for v in mine if part.dtype(v) == "float32" and not covered(part, v)]
-    return tuple(str(v.name) for v in floats if str(v.name) not in seen)
+    seen = {*plan.observe, *(p.tensor for p in plan.points.values() if p.observe in plan.observe)}
+    asked = (name for part in graph.parts() if why_hidden(part) is None for name in _unbounded(part, seen))
+    return tuple(name for name in asked if name not in seen)
+
+
+def _unbounded(part: Graph, seen: AbstractSet[str]) -> Iterator[str]:
+    """The tensors of a graph that must be seen besides those that are: what nothing else keeps within float16."""
+    wanted, masking = set(_cubed(part)), masks(part)
+    found: dict[str, float] = {}
+    for value in part.inputs:
+        if part.dtype(value) == "float32":
+            found[str(value.name)] = LIMIT
+            yield str(value.name)
+    for node in part.nodes:
+        reach = bound(part, node, found, masking)
+        for value in node.outputs:
+            name = str(value.name)
+            within = reach <= LIMIT and node.op_type not in COUNTED and name not in wanted
+            asked = _grows(part, value) and not covered(part, value) and not within
+            if asked:
+                yield name
+            found[name] = min(reach, ASSUMED) if asked or name in seen else reach
+
+
+def _cubed(graph: Graph) -> Iterator[str]:
+    """Inputs of GELUs in tanh form: what is seen of them tells whether their cubes fit."""
+    sums = {node.name for node in graph.nodes if node.op_type in _SUMS}
+    return (p.input for p in find_patterns(graph) if p.kind == "GELU" and not sums.isdisjoint(p.nodes))
+
+
+def _grows(graph: Graph, value: Value) -> bool:
+    maker = value.producer()
+    return maker is not None and maker.op_type in GROWING and not maker.domain and graph.dtype(value) == "float32"
 
 
 def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype: str) -> dict[str, str]:
@@ -127,12 +157,30 @@ def _found(
     yield from _accumulating(graph, find_patterns(graph), tensors)
     yield from exact_nodes(graph, layers)
     if dtype == "float16":
-        seen = {**tensors, **{p.tensor: tensors[p.observe] for p in plan.points.values() if p.observe in tensors}}
-        known = Known(graph, seen, frozenset(masks(graph)))
+        known = _known(graph, plan, tensors)
         for node in graph.nodes:
             yield from out_of_range(known, node)
         yield from _long_biases(graph, plan)
         yield from _underflowing(graph, plan)
+
+
+def _known(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> Known:
+    seen = {**tensors, **{p.tensor: tensors[p.observe] for p in plan.points.values() if p.observe in tensors}}
+    masking = frozenset(masks(graph))
+    if not tensors or why_hidden(graph) is not None:
+        return Known(graph, seen, masking)
+    ranges = {p.tensor: _range(p.params) for p in plan.points.values() if p.params is not None}
+    reached = {name: max(r.max, 0.0) if name in masking else r.amax for name, r in seen.items()}
+    limits = bounds(graph, ranges | reached, masking)
+    unseen = {str(v.name): limits[str(v.name)] for n in graph.nodes for v in n.outputs if _grows(graph, v)}
+    return Known(graph, seen, masking, {name: limit for name, limit in unseen.items() if limit < inf})
+
+
+def _range(params: QuantParams) -> float:
+    """The largest |x| that the codes stand for."""
+    zero_point = params.zero_point.astype(np.float64)
+    steps = np.maximum(params.qtype.qmax - zero_point, zero_point - params.qtype.qmin)
+    return float(np.max(steps * params.scale))
 
 
 def _accumulating(

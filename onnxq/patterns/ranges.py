@@ -28,6 +28,14 @@ SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 COUNTABLE = 2048.0
 """The integers that float16 holds exactly end here."""
 
+COUNTED = frozenset({"Cast", "Range"})
+"""Operators that may make such integers."""
+
+ASSUMED = 256.0
+"""How far a tensor that will be seen is thought to go, before any is: what then stays within LIMIT is not seen itself.
+
+Where it went further, so may what it bounds, which then stays in float32."""
+
 FILL = -1e4
 """A constant below this, masked in, stands for -inf: exp of it is 0 in every type."""
 
@@ -69,16 +77,21 @@ class Known:
         graph: the prepared graph.
         tensors: name -> how far it went, as far as observed.
         masks: names of the tensors that are only added to a Softmax's input.
+        limits: name -> how far a tensor that was not seen can go, by what was.
         reaches: answers found so far.
     """
 
     graph: Graph
     tensors: Mapping[str, Reach]
     masks: frozenset[str]
+    limits: Mapping[str, float] = field(default_factory=dict)
     reaches: dict[str, tuple[float, str] | None] = field(default_factory=dict)
 
     def reach(self, value: Value) -> tuple[float, str] | None:
-        """The largest |x| seen and where: in the tensor, behind what covers it, before what does not make it grow."""
+        """The largest |x| and where: in the tensor, behind what covers it, before what does not make it grow.
+
+        Else as far as it can go by what was seen.
+        """
         name = str(value.name)
         if name not in self.reaches:
             self.reaches[name] = None  # until known
@@ -90,11 +103,12 @@ class Known:
         if found is not None:
             return (found.max if name in self.masks else found.amax), name
         if covered(self.graph, value):
-            near = [u.outputs[0] for u, _ in self.graph.users(value) if u.op_type in _PASSING]
+            near, limit = [u.outputs[0] for u, _ in self.graph.users(value) if u.op_type in _PASSING], None
         else:
             maker = self.graph.producer(value, *_KEEPING)
             near = [] if maker is None else [v for v in maker.inputs if v is not None and not self.graph.is_const(v)]
-        return max((reach for v in near if (reach := self.reach(v)) is not None), default=None)
+            limit = (self.limits[name], name) if name in self.limits else None
+        return max((reach for v in near if (reach := self.reach(v)) is not None), default=limit)
 
     def limit(self, node: Node) -> float:
         """Up to where the values of the node's output may go."""
@@ -110,7 +124,8 @@ def _why_range(known: Known, node: Node) -> str | None:
         limit = LIMIT if maker is None else known.limit(maker)
         if reach is not None and reach[0] > limit:
             ends = "ends at 65504" if limit == LIMIT else "counts to 2048"
-            return f"{reach[1]} reaches {reach[0]:.4g} in the data; float16 {ends}"
+            verb = "reaches" if reach[1] in known.tensors else "may reach"
+            return f"{reach[1]} {verb} {reach[0]:.4g} in the data; float16 {ends}"
     return None
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RNG = np.random.default_rng(0)
 X = "float[2,8,32] x"
+ONE = np.ones(32, np.float32)
 HALF = onnxq.Recipe(high_precision="fp16", calibrator="minmax")
 
 
@@ -412,12 +413,41 @@ def test_probes_are_what_may_grow_and_is_not_seen_anyway() -> None:
     )
     ready = api.prepared(graph, HALF)
     assert set(ready.plan.points) == {"x", "m"}
-    # a goes into Relu and Sigmoid only, r into an Add, c into a Tanh; e and s are the work of no growing operator
-    assert set(probes(graph, replace(ready.plan, probes=()))) == {"b", "y"}
+    # a goes into Relu and Sigmoid only, r into an Add, c into a Tanh; e and s are the work of no growing operator;
+    # y goes as far as m and the weight let it
+    assert set(probes(graph, replace(ready.plan, probes=()))) == {"b"}
+
+
+def test_what_is_seen_bounds_the_rest() -> None:
+    """A layer behind a normalization: sqrt(32) times the sums of its weights, and so on through GELU and sum."""
+    body = "n = LayerNormalization(a, s) b = MatMul(n, w3) e = Erf(b) p = Add(e, k) g = Mul(b, p) m = Add(g, n)"
+    graph = between(body, s=ONE, w3=weight(), k=np.float32(1))
+    assert set(probes(graph, replace(api.prepared(graph, HALF).plan, probes=()))) == {"a"}  # x may be of any size
+    assert converted(graph, feeds(graph))[1].float32 == {}
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1.0, False), (3000.0, True)])
+def test_what_may_go_further_than_thought_stays_in_float32(size: float, kept: bool) -> None:
+    """m is seen and its product is not: where m went far, the product may go beyond float16 for all that is known."""
+    graph = between("m = Mul(a, k)", k=np.float32(1))
+    assert "y" not in probes(graph, replace(api.prepared(graph, HALF).plan, probes=()))
+    plan = converted(graph, feeds(graph, size))[1]
+    assert any("y may reach" in why for why in plan.float32.values()) == kept
+
+
+def test_the_cube_of_a_gelu_needs_its_input_seen() -> None:
+    body = "n = LayerNormalization(a, s) b = MatMul(n, w3) q = Pow(b, c) i = Mul(q, k) j = Add(b, i) l = Mul(j, r) "
+    body += "t = Tanh(l) o = Add(t, one) h = Mul(b, o) m = Mul(h, half)"
+    numbers = {"c": 3.0, "k": 0.044715, "r": 0.7978846, "one": 1.0, "half": 0.5}
+    given: dict[str, Any] = {name: np.float32(number) for name, number in numbers.items()}
+    graph = small(
+        X, f"a = MatMul(x, w1) {body} y = MatMul(m, w2)", w1=weight(), w2=weight(), w3=weight(), **given, s=ONE
+    )
+    assert "b" in probes(graph, replace(api.prepared(graph, HALF).plan, probes=()))
 
 
 def test_statistics_hold_the_probes() -> None:
     graph = between("b = Mul(a, a) m = Add(b, a)")
     found = onnxq.calibrate(graph, feeds(graph), HALF)
     assert set(found.tensors) == {"x", "m"}
-    assert set(found.reach) == {"x", "m", "a", "y"}  # what b adds to is seen
+    assert set(found.reach) == {"x", "m", "a"}  # what b adds to is seen, and y goes as far as m lets it
