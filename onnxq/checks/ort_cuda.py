@@ -228,7 +228,8 @@ def _precision(model: Model, node: NodeProto) -> str | None:
         return "CPU"
     if node.op_type not in WEIGHTED | RECURRENT or not is_onnx(node):
         return None
-    kind = _type(model, node.output[0]) or "unknown"
+    ends = (*node.output, node.input[0])  # of a recurrent operator the first output may be left out
+    kind = next(filter(None, (_type(model, name) for name in ends)), "unknown")
     return f"{kind}, narrow weights" if _narrow(model, node) else kind
 
 

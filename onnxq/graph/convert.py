@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 _SKELETON_BYTES = 1024
 """Weights up to this size stay: shape inference reads those that are shapes, axes and the like."""
 
+_BLIND, _SEEING = (13, 14), 15
+"""onnx computes no values of what comes from a Shape before opset 15; all that infers shapes is the same from 13 on."""
+
 
 def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
     """Fill in types and shapes, given those of some inputs, as far as onnx's inference gets; the rest stays unknown."""
     for value in model.graph.inputs:
         if (dims := inputs.get(str(value.name))) is not None:
             value.shape = ir.Shape(dims)
+    proto = _skeleton(model)[0]
+    for entry in proto.opset_import if inputs else ():
+        if not entry.domain and entry.version in _BLIND:
+            entry.version = _SEEING
     try:
-        proto = inferred(_skeleton(model)[0])
+        proto = inferred(proto)
     except Exception:  # noqa: BLE001  the C++ code raises several types; unknown shapes are no error
         return
     # onnx_ir's own pass would make tensors of sequences whose type was unknown, and takes quadratic time.

@@ -33,6 +33,14 @@ def test_the_form_we_emit_passes() -> None:
     assert report.summary.macs == {"int8": 4 * 64 * 32}
 
 
+def test_a_recurrent_operator_of_which_only_the_last_state_is_read_has_its_type() -> None:
+    w, r = np.ones((1, 24, 8), np.float32), np.ones((1, 24, 8), np.float32)
+    text = "(float[5, 1, 8] x) => (float[1, 1, 8] y) { _, y = GRU<hidden_size=8>(x, w, r) }"
+    model = graph_of(text, w=w, r=r).to_proto()
+    model.graph.node[0].output[0] = ""
+    assert api.check(model, "ort-cuda").summary.macs == {"float32": 5 * 2 * 24 * 8}
+
+
 @pytest.mark.parametrize(
     ("rule", "severity", "text", "opset", "weights"),
     [

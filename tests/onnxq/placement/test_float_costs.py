@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pytest
 from placing import net
 
 from onnxq.placement.float_costs import cost, sized, work, work_seen
@@ -81,6 +83,16 @@ def test_the_shapes_that_are_asked_for_are_all_that_it_takes() -> None:
     assert names >= {"x", "b", "d", "y"}
     some = {name: shape for name, shape in SHAPES.items() if name in names}
     assert cost(graph, planned(graph, *floats), planned(graph), some) == MACS + MACS_PER_ELEMENT * 2 * VALUES
+
+
+@pytest.mark.parametrize("opset", [13, 14, 15, 21])
+def test_work_is_seen_through_reshapes_to_computed_shapes(opset: int) -> None:
+    """onnx computes the values of a Shape from opset 15 on only: before, all behind counted as one position."""
+    body = """s = Shape(x) b = Gather(s, zero) h = Gather(s, two) b1 = Unsqueeze(b, axes) h1 = Unsqueeze(h, axes)
+              t = Concat<axis=0>(b1, h1, rest) r = Reshape(x, t) y = MatMul(r, w)"""
+    given = {"zero": np.array(0), "two": np.array(2), "axes": np.array([0]), "rest": np.array([32])}
+    graph = net("float[N, 8, H, 4] x", body, "y", opset, **given, w=(32, 16))
+    assert work_seen(graph, CPU, {"x": ((1, 8, 1, 4), (3, 8, 10, 4))}) == {"MatMul:y": 3 * 10 * 32 * 16}
 
 
 def test_work_seen_is_that_of_the_largest_inputs() -> None:
