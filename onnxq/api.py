@@ -211,7 +211,8 @@ def observe(
     if light(ready.recipe):
         few |= set(names) - set(ready.plan.observe)
     source = open_data(data, ready.graph, ready.recipe, monitor)
-    monitor.stage(f"Observing {len(names)} tensors on {source.name}", source.length)
+    bounds = tuple(dict.fromkeys([*(name for name in names if name in few), *ready.plan.probes]))
+    monitor.stage(_observing(len(names), len(set(bounds) - set(names)), source.name), source.length)
     memory = ready.recipe.memory_bytes
     if memory is not None and running.executor is not None:
         raise RecipeError("memory is limited for one process, and workers load whole models", "Leave out --memory.")
@@ -219,11 +220,18 @@ def observe(
         ready.graph,
         tuple(name for name in names if name not in few),
         source,
-        bounds=tuple(dict.fromkeys([*(name for name in names if name in few), *ready.plan.probes])),
+        bounds=bounds,
         providers=ready.recipe.provider_list,
         custom_ops=ready.recipe.custom_op_list,
         monitor=monitor,
     )
+
+
+def _observing(tensors: int, bounds: int, where: str) -> str:
+    """What a run over the data is for: ranges, bounds that decide about types alone, or shapes of inputs alone."""
+    what = [f"{tensors} tensors"] if tensors else []
+    what += [f"the bounds of {bounds}{'' if tensors else ' tensors'}"] if bounds else []
+    return f"Observing {' and '.join(what)} on {where}" if what else f"Reading the shapes of inputs from {where}"
 
 
 def measured(

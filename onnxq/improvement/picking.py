@@ -185,7 +185,8 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
     Raises:
         DataError: the data cannot be read or does not fit.
     """
-    monitor.stage(f"Looking at {len(axes)} layer inputs on {source.name}", source.length)
+    what = f"Looking at {len(axes)} layer inputs on" if axes else "Picking samples from"
+    monitor.stage(f"{what} {source.name}", source.length)
     session = model.session(tuple(axes))
     largest = 1
     kept: Smallest[Feed] = Smallest(max(2 * model.judges, model.effort.picked))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -232,3 +233,22 @@ def test_the_monitor_hears_of_it() -> None:
     onnxq.quantize(small(), FEEDS * 2, FAST, monitor=monitor)
     assert [text.split()[0] for text, _ in stages] == ["Preparing", "Observing", "Choosing", "Quantizing"]
     assert stages[1][1] == len(steps) == 12
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (onnxq.Recipe("tensorrt@10"), r"Observing \d+ tensors on "),
+        (onnxq.Recipe("tensorrt@11"), r"Observing \d+ tensors and the bounds of \d+ on "),
+        (onnxq.Recipe("tensorrt@11", mode="weight-only"), r"Observing the bounds of \d+ tensors on "),
+        (onnxq.Recipe("tensorrt@10", mode="weight-only"), "Reading the shapes of inputs from "),
+        (onnxq.Recipe("ort-cpu", mode="dynamic"), "Reading the shapes of inputs from "),
+    ],
+)
+def test_what_a_run_over_the_data_is_for(recipe: onnxq.Recipe, said: str) -> None:
+    """Tensors of which bounds alone are kept are told too; where there is neither, nothing is observed."""
+    stages: list[str] = []
+    monitor = Monitor(stage=lambda text, _: stages.append(text))
+    graph = graph_of("(float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) b = Mul(a, a) y = MatMul(b, w) }", w=W)
+    onnxq.quantize(graph, FEEDS, replace(recipe, effort="fast"), monitor=monitor)
+    assert re.match(said, stages[1])
