@@ -76,14 +76,20 @@ def _from_scan(part: Graph, flat: Value, dtype: str, name: str) -> Value:
 
 
 def _from_loop(part: Graph, flat: Value, dtype: str, name: str) -> Value:
-    """A state that grows by the tensor in each iteration. Scan outputs would have to be of one length."""
+    """A sequence that gets the tensor of each iteration as one more element, joined behind the loop.
+
+    Scan outputs would have to be of one length, and a tensor that grows would be copied in every iteration.
+    """
     around, node = _place(part)
     carried = max(len(node.inputs), 2) - 2  # the number of iterations and the condition may be left out
     none = around.constant(f"{name}/none", np.zeros(0, dtype))
-    around.set_input(node, 2 + carried, none)
+    first = around.add("SequenceConstruct", [none], name=f"{name}/first")
+    around.retype(first, dtype, sequence=True)
+    around.set_input(node, 2 + carried, first)
     before = part.add_input(f"{name}/before", dtype)
-    grown = part.add("Concat", [before, flat], name=f"{name}/so_far", attributes={"axis": 0})
-    part.retype(grown, dtype)
+    part.retype(before, dtype, sequence=True)
+    grown = part.add("SequenceInsert", [before, flat], name=f"{name}/so_far")
+    part.retype(grown, dtype, sequence=True)
     part.add_output(grown, 1 + carried)
     last = around.extend(node, f"{name}/steps", dtype)
     for index in reversed(range(carried, len(node.outputs) - 1)):  # the scan outputs move back by one
@@ -96,9 +102,11 @@ def _from_loop(part: Graph, flat: Value, dtype: str, name: str) -> Value:
     state = node.outputs[carried]
     if state is not last:
         around.rename(state, f"{name}/steps")
-    around.retype(state, dtype)
+    around.retype(state, dtype, sequence=True)
     state.shape = None
-    return state
+    whole = around.add("ConcatFromSequence", [state], name=f"{name}/joined", attributes={"axis": 0})
+    around.retype(whole, dtype)
+    return whole
 
 
 def _place(part: Graph) -> tuple[Graph, Node]:

@@ -56,7 +56,7 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> 
     for part, share in zip(parts, divided(plan, parts), strict=True):
         if tensors and part_name(part) in plan.modes:
             kept |= {n.name or "": "no sample reached it, nothing is known of its range" for n in part.nodes}
-        elif part.body is not None and not any(n.op_type in _LAYERS for n in part.nodes):
+        elif _stays(part):
             kept |= {
                 n.name or "": "in a body without layers, which Casts at its ends would only slow" for n in part.nodes
             }
@@ -97,8 +97,13 @@ def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
     one that float16 holds whatever the samples are, by what is seen of others.
     """
     seen = {*plan.observe, *(p.tensor for p in plan.points.values() if p.observe in plan.observe)}
-    asked = (name for part in graph.parts() if why_hidden(part) is None for name in _unbounded(part, seen))
-    return tuple(name for name in asked if name not in seen)
+    parts = (part for part in graph.parts() if why_hidden(part) is None and not _stays(part))
+    return tuple(name for part in parts for name in _unbounded(part, seen) if name not in seen)
+
+
+def _stays(part: Graph) -> bool:
+    """Whether it is a body that stays in float32 whatever was seen."""
+    return part.body is not None and not any(node.op_type in _LAYERS for node in part.nodes)
 
 
 def _unbounded(part: Graph, seen: AbstractSet[str]) -> Iterator[str]:

@@ -70,6 +70,11 @@ def tensor_type(dtype: str) -> ir.TensorType:
     return ir.TensorType(ir.DataType.from_numpy(np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)))
 
 
+def sequence_type(dtype: str) -> ir.SequenceType:
+    """The type of a sequence of such tensors."""
+    return ir.SequenceType(tensor_type(dtype))
+
+
 def weight(name: str, array: npt.NDArray[Any]) -> ir.Value:
     """A weight of no graph yet."""
     # Not `ir.tensor`, which first asks what protocols the array has: most of the time that a small weight takes.

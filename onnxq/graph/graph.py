@@ -340,9 +340,9 @@ class Graph:
         """Put a branch of an If in its place; return the nodes that moved."""
         return edits.inline(self, self._graph, node, branch)
 
-    def retype(self, value: Value, dtype: str) -> None:
-        """Say that an activation now has another element type; nothing is converted by this."""
-        value.type = edits.tensor_type(dtype)
+    def retype(self, value: Value, dtype: str, *, sequence: bool = False) -> None:
+        """Say that an activation now has another element type, or is a `sequence`; nothing is converted by this."""
+        value.type = edits.sequence_type(dtype) if sequence else edits.tensor_type(dtype)
 
     def rename(self, value: Value, name: str) -> None:
         """Give an activation another name, made free by a number: its old one stood for other values, and is free."""

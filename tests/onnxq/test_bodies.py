@@ -200,6 +200,19 @@ def test_a_body_without_layers_stays_in_float32() -> None:
     assert "body without layers" in found["Neg"][1]
 
 
+@pytest.mark.parametrize(("layer", "seen"), [("s = Neg(a)", set()), ("s = MatMul(a, w)", {"p", "a"})])
+def test_only_bodies_with_layers_are_observed(layer: str, seen: set[str]) -> None:
+    """The others stay in float32 whatever their values are, and each iteration's would be counted."""
+    text = f"""(float[N,64] x, int64 n, bool c) => (float[N,64] y) {{
+      m = MatMul(x, w)
+      y = Loop(n, c, m) <body = b (int64 i, bool go, float[N,64] p) => (bool on, float[N,64] r) {{
+        on = Identity(go) a = Add(p, x) {layer} r = Tanh(s) }}>
+    }}"""
+    graph = graph_of(text, w=np.eye(64, dtype=np.float32))
+    plan = onnxq.make_plan(graph, Recipe(target="tensorrt@11"))
+    assert {name for name in plan.probes if name in "pasr"} == seen
+
+
 @pytest.mark.parametrize("wrap", [in_if, in_loop, in_scan])
 @pytest.mark.parametrize("make", [transformer, convnext, signal, recurrent, shufflenet])
 def test_preparing_bodies_changes_no_function(make: Callable[[], Graph], wrap: Callable[[Graph], Graph]) -> None:
@@ -262,6 +275,33 @@ def test_values_of_a_growing_loop_come_out_whole() -> None:
         state = np.concatenate([state, state * state])
     np.testing.assert_allclose(found["twice"], np.concatenate(want), rtol=1e-6)
     np.testing.assert_allclose(found["y"], state, rtol=1e-6)
+
+
+@pytest.mark.parametrize("times", [0, 5])
+def test_values_of_loops_in_loops_come_out_in_order(times: int) -> None:
+    """One behind the other, of no iteration none; what the loops themselves give is as before."""
+    text = """(float[4] x, int64 n) => (float[?] y, float[?,?] z) {
+      t = Constant<value_int=1>() c = Cast<to=9>(t)
+      y, z = Loop(n, c, x) <body = b (int64 i, bool go, float[?] old) => (bool on, float[?] new, float[?] q) {
+        on = Identity(go) twice = Add(old, old)
+        new, s = Loop(n, go, twice) <body = d (int64 j, bool goes, float[?] p) => (bool ends, float[?] r, float[?] u) {
+          ends = Identity(goes) more = Add(p, one) r = Identity(more) u = Identity(more) }>
+        q = Abs(new) }>
+    }"""
+    graph = graph_of(text, 17, one=np.float32(1))
+    feed = {"x": np.array([1.0, -2.0, 3.0, 0.5], np.float32), "n": np.array(times)}
+    plain = run(graph, feed)
+    session = session_for(graph, ("twice", "more", "y", "z"), ("cpu",))
+    found = dict(zip(session.outputs, session.run(feed, session.outputs), strict=True))
+    state, twice, more = feed["x"], [np.zeros(0)], [np.zeros(0)]
+    for _ in range(times):
+        twice.append(2 * state)
+        more += [2 * state + 1 + j for j in range(times)]
+        state = more[-1]
+    np.testing.assert_array_equal(found["twice"], np.concatenate(twice))
+    np.testing.assert_array_equal(found["more"], np.concatenate(more))
+    for name, want in zip("yz", plain, strict=True):
+        np.testing.assert_array_equal(found[name], want)
 
 
 def test_a_branch_that_is_not_taken_gives_nothing() -> None:
