@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxq import api, pipeline
@@ -37,7 +37,7 @@ from onnxq.parts import HERE, Running
 from onnxq.passes import InsertQDQ, QuantizeWeights, remove_redundant_qdq, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
-from onnxq.placement.float_costs import cost, sized, work
+from onnxq.placement.float_costs import cost, sized, work, work_seen
 from onnxq.placement.groups import groups, nodes_of
 from onnxq.placement.zero_points import candidates, with_zero_points
 from onnxq.plan import INT8
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
-    from onnxq.improvement.judging import Floats
+    from onnxq.improvement.judging import Floats, Noise
     from onnxq.placement.groups import Group
     from onnxq.placement.zero_points import Candidate
     from onnxq.plan import Plan
@@ -129,6 +129,9 @@ def _factors(
         picked = pick(model, smoothing_axes(model), source, monitor)
         if picked is None:
             return None, {}, {}
+        seen = {name: (array.shape, array.shape) for name, array in picked.feeds[0].items()}
+        macs = sum(work_seen(model.graph, get_target(model.plan.target), seen).values()) or model.plan.macs
+        picked = picked.within(macs)
         judge = Judge(model, picked.judging)
         factors = smoothing_factors(model, picked, judge, monitor)
         return (picked, judge), factors, left_out(model, picked, factors)
@@ -186,22 +189,16 @@ def _refined(
     by = _widening(ranges, better, statistics, picked, judge, monitor)
     statistics, ranges = replace(statistics, widening=by), ranges.widened(by)
 
-    @lru_cache
-    def nearest(tensors: frozenset[str]) -> Floats:
-        return judge.noise(ranges.paired(tensors), statistics.smoothing)
+    def noise(tensors: Collection[str], codes: Mapping[str, Rounded] | None = NEAREST) -> Noise:
+        return judge.noise(ranges.paired(tensors, codes), statistics.smoothing)
 
-    def noise(codes: Mapping[str, Rounded] | None) -> Floats:
-        if codes is not None and not codes:
-            return nearest(frozenset(points))
-        return judge.noise(ranges.paired(points, codes), statistics.smoothing)
-
-    promising = ranges.promising()
-    points = zero_points(promising, lambda chosen: nearest(frozenset(chosen)), model.effort.trials, monitor)
+    points, least = zero_points(ranges.promising(), noise, model.effort.trials, monitor)
     grid = (weight_grid(get_target(plain.recipe.target), plain.recipe), plain.recipe.weight_range)
     plan = ranges.plan(points)
-    rounding, lacking = rounded_weights(model, plan, picked, grid, noise, monitor)
+    coded = partial(noise, points)
+    rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, coded, monitor)
     found = replace(statistics, zero_points=points, rounding=rounding)
-    found = replace(found, spared=_spared(ranges, found, model, picked, judge, monitor))
+    found = replace(found, spared=_spared(ranges, found, model, picked, judge, least, monitor))
     return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))
 
 
@@ -221,9 +218,15 @@ def _widening(
 
 
 def _spared(
-    ranges: Ranges, statistics: Statistics, model: Inspected, picked: Picked, judge: Judge, monitor: Monitor
+    ranges: Ranges,
+    statistics: Statistics,
+    model: Inspected,
+    picked: Picked,
+    judge: Judge,
+    before: Noise,
+    monitor: Monitor,
 ) -> tuple[str, ...]:
-    """Names of the layers that stay in float."""
+    """Names of the layers that stay in float; `before`: the noise with none."""
     plain = ranges.plain
     target, recipe = get_target(plain.recipe.target), plain.recipe
     limit = target.float_share if recipe.float_share is None else recipe.float_share
@@ -245,7 +248,7 @@ def _spared(
     price = (lambda chosen: cost(plain.graph, placed(chosen).plan, plain.plan, shapes)) if wide else None
     noise = (
         lambda chosen: chooser.noise(made(chosen), statistics.smoothing),
-        lambda chosen: judge.noise(made(chosen), statistics.smoothing),
+        lambda chosen: judge.noise(made(chosen), statistics.smoothing) if chosen else before,
     )
     trials = model.effort.spares, model.effort.trials
     return nodes_of(spared(found, total, limit, noise, trials, monitor, price))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.graph import Graph, Node
-    from onnxq.improvement.judging import Judge
+    from onnxq.improvement.judging import Judge, Noise
     from onnxq.improvement.picking import ChannelReach, Inspected, Picked
     from onnxq.linear import Linear
     from onnxq.plan import Plan
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from onnxq.statistics import Factor
 
     Array = npt.NDArray[Any]
-    Floats = npt.NDArray[np.float64]
     Factors = dict[str, Factor]
 
 POINTWISE = ("Sqrt", "Exp", "Log", "Pow", "Tanh", "HardSwish", "Gelu", "LayerNormalization")
@@ -220,7 +219,7 @@ def _confirmed(
     All of them, if they gain; else each kind of site by itself, and what does not gain by halves.
     """
 
-    def noise(sites: Sequence[Site]) -> Floats:
+    def noise(sites: Sequence[Site]) -> Noise:
         chosen = {s.name: found[s] for s in sites}
         return judge.noise(model.quantizer(chosen, picked.learning[: 2 * picked.judges]), chosen)
 
@@ -232,7 +231,8 @@ def _confirmed(
     def parts(group: list[Site]) -> list[list[Site]]:
         return kinds if group is everything and len(kinds) > 1 else halves(group)
 
-    kept = confirmed([everything], noise, lambda _, before, after: gains(before, after), model.effort.trials, parts)
+    trials = model.effort.trials
+    kept, _ = confirmed([everything], noise, lambda _, before, after: gains(before, after), trials, parts)
     return {s.name: found[s] for s in everything if s in kept}
 
 

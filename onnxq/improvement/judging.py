@@ -47,6 +47,20 @@ _NEAR = 1e-9
 """Noise over signal below which a tensor counts as exact: 90 dB."""
 
 
+class Noise:
+    """Noise over signal of a quantized model, one number for each sample that judges, made as they are asked for."""
+
+    def __init__(self, samples: int, of: Callable[[int, int], Floats]) -> None:
+        """`of` makes those from one sample up to another, in their order."""
+        self.samples, self._of, self._known = samples, of, np.empty(0)
+
+    def first(self, count: int) -> Floats:
+        """Those of the first so many samples."""
+        if count > self._known.size:
+            self._known = np.append(self._known, self._of(self._known.size, count))
+        return self._known[:count]
+
+
 class Judge:
     """The float model's outputs on the judging samples, and how far a quantized model is from them.
 
@@ -88,23 +102,37 @@ class Judge:
         """The sites whose tensors have other values and names when they are smoothed."""
         return tuple(site for site in find_sites(self._model.graph) if not site.explicit)
 
-    def noise(self, quantized: Graph, factors: Mapping[str, Factor] | None = None) -> Floats:
+    @cached_property
+    def _power(self) -> dict[str, float]:
+        """Mean power over the samples of what is looked at."""
+        looked_at, shown, inner, exact = self._found
+        names = dict.fromkeys((*looked_at, *inner, *shown))
+        return {name: float(np.mean([_power(arrays[name]) for arrays in exact])) for name in names}
+
+    def noise(self, quantized: Graph, factors: Mapping[str, Factor] | None = None) -> Noise:
         """Noise over signal, of each sample: the weighted geometric mean of that of the outputs and of the features.
 
         Args:
             quantized: the model with pairs in it, every tensor under its own name.
             factors: site -> those that the model was smoothed with; what they put in place of a tensor is moved back.
         """
-        looked_at, shown, inner, exact = self._found
+        exact = self._found[3]
         sites = [s for s in self._folded if s.name in factors] if factors else []
         away = {tensor: (s.axis, factors[s.name]) for s in sites for tensor in s.tensors} if factors else {}
-        names = tuple(dict.fromkeys((*looked_at, *inner, *shown)))
-        now = {name: f"{name}/smoothed" if name in away else name for name in names}  # as `passes.smooth` has it
+        now = {name: f"{name}/smoothed" if name in away else name for name in self._power}  # as `passes.smooth` has it
         session = session_for(quantized, tuple(now.values()), self._model.providers, self._model.custom_ops)
-        runs = (run(session, feed) for feed in self._feeds)
-        found = ({name: _moved_back(arrays[now[name]], away.get(name)) for name in names} for arrays in runs)
-        each = tensor_noise(zip(exact, found, strict=True), names)
-        noise = dict(zip(names, each.T, strict=True))
+
+        def of(first: int, end: int) -> Floats:
+            runs = (run(session, feed) for feed in self._feeds[first:end])
+            found = ({name: _moved_back(arrays[now[name]], away.get(name)) for name in now} for arrays in runs)
+            each = tensor_noise(zip(exact[first:end], found, strict=True), self._power)
+            return self._weighed(dict(zip(now, each.T, strict=True)))
+
+        return Noise(len(self._feeds), of)
+
+    def _weighed(self, noise: Mapping[str, Floats]) -> Floats:
+        """What the noise of each tensor that is looked at comes to."""
+        looked_at, shown, inner, exact = self._found
         outputs: Floats = np.sum([noise[name] for name in looked_at], axis=0)
         if self._between:
             probable: Floats = np.sum([noise[name] for name in shown], axis=0)
@@ -155,34 +183,60 @@ def scores(graph: Graph) -> dict[str, str]:
     return found
 
 
-def gains(
-    before: Floats, after: Floats, least: float = GAIN_DB, *, errors: float = 1.0, expected: bool = False
-) -> bool:
+LOOKS = ((4, 5.84), (8, 3.50), (16, 2.95))
+"""(samples, t): where the mean of so many is t standard errors off what is asked, no more are run.
+
+t is that of Student's distribution with one degree of freedom less than samples, 99 % on both sides (Student, "The
+probable error of a mean", Biometrika 6, 1908; NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2).
+"""
+
+
+_ENOUGH = 8
+"""With fewer samples nothing is kept, however clear: what makes one in some ten much worse may not be among them."""
+
+
+def gains(before: Noise, after: Noise, least: float = GAIN_DB, *, errors: float = 1.0, expected: bool = False) -> bool:
     """Whether noise over signal, one number a sample, fell by `least` dB on average, and by more than by chance.
 
     By chance: so many standard `errors` of the mean of the samples' gains in dB. Their sum must fall too: a few samples
-    that get much worse weigh little in decibels.
+    that get much worse weigh little in decibels. No more samples are run than it takes to be clear, see `LOOKS`.
 
     With `expected` the change is one for the better by what was measured of its tensors, and it is enough that the
     outputs do not contradict: that `least` lies within the standard error. A few numbers an output say little.
     """
-    if not (np.isfinite(before) & np.isfinite(after)).all():
-        return False
-    if after.sum() >= before.sum() and not expected:
-        return False
+    for count, t in (*(look for look in LOOKS if look[0] < before.samples), (before.samples, 0.0)):
+        one, other = before.first(count), after.first(count)
+        if not (np.isfinite(one) & np.isfinite(other)).all():
+            return False
+        gained = -decibels(one, other)
+        mean, error = float(gained.mean()), standard_error(gained)
+        fell = expected or float(other.sum()) < float(one.sum())
+        if t and mean + t * error < least:
+            return False
+        if t and count >= _ENOUGH and fell and mean - t * error > least:
+            return True
+    return fell and mean > (least - error if expected else max(least, errors * error))
+
+
+def decibels(before: Floats, after: Floats) -> Floats:
+    """By how many dB each number grew."""
     floor = np.finfo(np.float64).tiny
-    gained = 10 * (np.log10(np.maximum(before, floor)) - np.log10(np.maximum(after, floor)))
-    error = float(gained.std(ddof=1)) / math.sqrt(gained.size) if gained.size > 1 else 0.0
-    return float(gained.mean()) > (least - error if expected else max(least, errors * error))
+    grew: Floats = 10 * (np.log10(np.maximum(after, floor)) - np.log10(np.maximum(before, floor)))
+    return grew
+
+
+def standard_error(values: Floats) -> float:
+    """Of their mean; 0 of a single one."""
+    return float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
 
 
 def confirmed(
     groups: Sequence[list[_T]],
-    noise: Callable[[Sequence[_T]], Floats],
-    accepts: Callable[[list[_T], Floats, Floats], bool],
+    noise: Callable[[Sequence[_T]], Noise],
+    accepts: Callable[[list[_T], Noise, Noise], bool],
     trials: int,
     parts: Callable[[list[_T]], list[list[_T]]] = halves,
-) -> list[_T]:
+) -> tuple[list[_T], Noise]:
     """What is kept of the groups, each tried beside what is kept already; of a group that is not, its parts are tried.
 
     Args:
@@ -191,6 +245,9 @@ def confirmed(
         accepts: (group, noise without it, noise with it) -> whether it is kept.
         trials: groups that are tried at most.
         parts: what a group is divided into.
+
+    Returns:
+        What is kept, and the noise with it.
     """
     kept: list[_T] = []
     least = noise(kept)
@@ -204,31 +261,34 @@ def confirmed(
             kept, least = [*kept, *group], error
         else:
             queue += parts(group)
-    return kept
+    return kept, least
 
 
-def tensor_noise(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], names: Sequence[str]) -> Floats:
-    """Noise of float tensors over their mean power in all samples, (samples, names); 0 for others.
+def tensor_noise(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], power: Mapping[str, float]) -> Floats:
+    """Noise of float tensors over their power, (samples, tensors); 0 for others.
 
     Args:
         pairs: (tensor -> values in float, tensor -> values quantized) of each sample.
-        names: of the tensors.
+        power: tensor -> its power, the mean over all samples.
     """
-    noise, power = [], []
-    for exact, found in pairs:
-        both = [_noise_and_power(exact[name], found[name]) for name in names]
-        noise.append([n for n, _ in both])
-        power.append([p for _, p in both])
-    mean = np.asarray(power).mean(axis=0)
+    noise = [[_noise(exact[name], found[name]) for name in power] for exact, found in pairs]
+    mean = np.broadcast_to(list(power.values()), np.shape(noise))
     relative: Floats = np.divide(noise, mean, out=np.zeros(np.shape(noise)), where=mean > 0)
     return relative
 
 
-def _noise_and_power(a: object, b: object) -> tuple[float, float]:
-    """Sums of squares over what is finite in `a`."""
+def _noise(a: object, b: object) -> float:
+    """Sum of squares of the difference over what is finite in `a`."""
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
-        return 0.0, 0.0
+        return 0.0
     finite = np.isfinite(a)
     exact, found = (a.reshape(-1), b.reshape(-1)) if finite.all() else (a[finite], b[finite])
     noise = np.subtract(exact, found, dtype=np.float64)  # few passes over memory: it is done a lot
-    return float(np.square(noise, out=noise).sum()), float(np.square(exact, dtype=np.float64).sum())
+    return float(np.square(noise, out=noise).sum())
+
+
+def _power(a: object) -> float:
+    """Sum of squares over what is finite in a float tensor."""
+    if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
+        return 0.0
+    return float(np.square(a[np.isfinite(a)], dtype=np.float64).sum())

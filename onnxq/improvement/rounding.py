@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from onnxq.data import Feed
     from onnxq.graph import Graph
+    from onnxq.improvement.judging import Noise
     from onnxq.improvement.picking import Inspected, Picked
     from onnxq.linear import Linear
     from onnxq.numerics import QType, QuantParams
@@ -65,34 +66,35 @@ def rounded_weights(
     plan: Plan,
     picked: Picked,
     grid: tuple[QType, str],
-    noise: Callable[[Mapping[str, Rounded] | None], Floats],
+    nearest: Noise,
+    noise: Callable[[Mapping[str, Rounded] | None], Noise],
     monitor: Monitor = QUIET,
-) -> tuple[dict[str, Rounded], frozenset[str]]:
+) -> tuple[dict[str, Rounded], frozenset[str], Noise]:
     """Weight name -> its codes, where they bring the outputs of the quantized model nearer; often none.
 
-    And which of them would like to see more rows than the samples that do not judge hold.
+    And which of them would like to see more rows than the samples that do not judge hold, and the noise with them.
 
     Args:
         model: the graph that is lowered, with the factors of smoothing in it.
         plan: resolved.
         picked: the samples.
         grid: of the weights, and how their ranges are chosen.
-        noise: codes -> noise over signal of the model with them, of each judging sample; None: with weights in float,
-            which is the most that rounding can reach.
+        nearest: noise over signal of the model without codes, of each judging sample.
+        noise: codes -> the same with them; None: with weights in float, which is the most that rounding can reach.
         monitor: progress.
     """
     layers = _affordable(list(_layers(model.graph, plan)), model.effort.work)
     if not layers:
-        return {}, frozenset()
-    nearest = noise({})
+        return {}, frozenset(), nearest
     if not gains(nearest, noise(None), _WORTH_DB, expected=True):
-        return {}, frozenset()
+        return {}, frozenset(), nearest
     monitor.stage(f"Rounding {len(layers)} weights", len(layers))
     found, lacking = _codes(model, layers, picked.learning, grid, monitor)
     if not found:
-        return {}, frozenset()
+        return {}, frozenset(), nearest
     monitor.stage("Judging", None)
-    return (found, lacking) if gains(nearest, noise(found), expected=True) else ({}, frozenset())
+    after = noise(found)
+    return (found, lacking, after) if gains(nearest, after, expected=True) else ({}, frozenset(), nearest)
 
 
 def rounded_again(

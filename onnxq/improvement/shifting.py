@@ -20,7 +20,7 @@ from onnxq.placement.zero_points import COSTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from onnxq.improvement.judging import Floats
+    from onnxq.improvement.judging import Noise
     from onnxq.placement.zero_points import Candidate
     from onnxq.plan import Plan, Point
 
@@ -46,11 +46,11 @@ def promising(
 
 def zero_points(
     wanted: Sequence[Candidate],
-    noise: Callable[[Sequence[str]], Floats],
+    noise: Callable[[Sequence[str]], Noise],
     trials: int,
     monitor: Monitor = QUIET,
-) -> tuple[str, ...]:
-    """Names of the tensors, in the plan's order; often none.
+) -> tuple[tuple[str, ...], Noise]:
+    """Names of the tensors, in the plan's order, often none; and the noise with them.
 
     Args:
         wanted: the groups that promise to gain by one.
@@ -59,16 +59,16 @@ def zero_points(
         monitor: progress.
     """
     if not wanted:
-        return ()
+        return (), noise(())
     monitor.stage("Judging zero points", None)
     groups = [[c for c in wanted if c.cost == cost] for cost in COSTS]
-    kept = confirmed(
+    kept, least = confirmed(
         [group for group in groups if group],
         lambda chosen: noise(names_of(chosen)),
         lambda group, before, after: gains(before, after, PAYS_DB[group[0].cost], expected=True),
         trials,
     )
-    return names_of([c for c in wanted if c in kept])
+    return names_of([c for c in wanted if c in kept]), least
 
 
 def names_of(chosen: Sequence[Candidate]) -> tuple[str, ...]:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.improvement.judging import confirmed, gains
+from onnxq.improvement.judging import LOOKS, confirmed, decibels, gains, standard_error
 from onnxq.monitor import QUIET, Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from onnxq.improvement.judging import Floats
+    from onnxq.improvement.judging import Noise
     from onnxq.placement.groups import Group
 
-    Noise = Callable[[Sequence[Group]], Floats]
+    Tried = Callable[[Sequence[Group]], Noise]
     """Groups in float -> noise over signal of the quantized model, of each sample."""
     Cost = Callable[[Sequence[Group]], float]
     """Groups in float -> what that costs."""
@@ -43,7 +43,7 @@ def spared(
     groups: Sequence[Group],
     total: int,
     limit: float,
-    noise: tuple[Noise, Noise],
+    noise: tuple[Tried, Tried],
     trials: tuple[int, int],
     monitor: Monitor = QUIET,
     cost: Cost | None = None,
@@ -74,11 +74,11 @@ def spared(
             left -= prices[group]
     if not wanted:
         return ()
-    kept = confirmed([wanted], noise[1], lambda _, before, after: gains(before, after, PAYS_DB), trials[1])
+    kept, _ = confirmed([wanted], noise[1], lambda _, before, after: gains(before, after, PAYS_DB), trials[1])
     return tuple(g for g in groups if g in kept)
 
 
-def costly(groups: Sequence[Group], noise: Noise, trials: int) -> dict[Group, float]:
+def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Group, float]:
     """Group -> the share of the noise that goes with it, of those found to make at least `LEAST` of it.
 
     Args:
@@ -86,7 +86,7 @@ def costly(groups: Sequence[Group], noise: Noise, trials: int) -> dict[Group, fl
         noise: on the samples that choose.
         trials: models that are run at most, one with everything in int8 among them.
     """
-    before = _level(noise(()))
+    before = noise(())
     size = -(-len(groups) // STRETCHES)
     waiting = [(-1.0, start, tuple(groups[start : start + size])) for start in range(0, len(groups), size)]
     found: dict[Group, float] = {}
@@ -94,7 +94,7 @@ def costly(groups: Sequence[Group], noise: Noise, trials: int) -> dict[Group, fl
         if not waiting:
             break
         _, start, stretch = heapq.heappop(waiting)
-        share = 1.0 - float(np.exp(_level(noise(stretch)) - before))
+        share = _share(before, noise(stretch))
         if not share >= LEAST:
             continue
         if len(stretch) == 1:
@@ -110,6 +110,15 @@ def _macs(groups: Sequence[Group]) -> float:
     return sum(g.macs for g in groups)
 
 
-def _level(noise: Floats) -> float:
-    """The logarithm of the noise, mean over the samples."""
-    return float(np.log(np.maximum(noise, np.finfo(np.float64).tiny)).mean())
+def _share(before: Noise, after: Noise) -> float:
+    """By what share the noise fell, geometric mean over the samples; known well enough after few of them, no more run.
+
+    That is when it is less than `LEAST` by so many standard errors as `onnxq.improvement.judging.LOOKS` has it, or
+    known to a quarter of itself: it is held against four times the share of the work.
+    """
+    for count, t in (*(look for look in LOOKS if look[0] < before.samples), (before.samples, 0.0)):
+        fell = decibels(after.first(count), before.first(count)) * np.log(10) / 10
+        share, error = 1.0 - float(np.exp(-fell.mean())), standard_error(fell)
+        if fell.mean() + t * error < LEAST or error < share / TIMES:
+            break
+    return share

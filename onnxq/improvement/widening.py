@@ -16,7 +16,7 @@ from onnxq.monitor import QUIET, Monitor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onnxq.improvement.judging import Floats
+    from onnxq.improvement.judging import Noise
 
 FACTORS = (1.5, 1.25)
 """What ranges are multiplied by, tried in this order: 3.5 and 1.9 dB more noise of rounding."""
@@ -29,7 +29,7 @@ ERRORS = 2.0
 topics for `ort-cpu` widened by 1.25 for 0.45 dB (standard error 0.33) and lost 2 dB on its test texts."""
 
 
-def widening(noise: Callable[[float], Floats], monitor: Monitor = QUIET) -> float:
+def widening(noise: Callable[[float], Noise], monitor: Monitor = QUIET) -> float:
     """What all ranges are multiplied by; 1 where that does not pay.
 
     Args:

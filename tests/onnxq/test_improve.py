@@ -8,20 +8,21 @@ import pytest
 from graphs import Array, graph_of, run
 from legality import assert_legal
 
-from onnxq import Recipe, Rule, api
+from onnxq import Recipe, Rule, api, improving
 from onnxq.errors import StatisticsError
 from onnxq.exchange import make_cache
-from onnxq.improvement import factors, rounding
-from onnxq.improvement.judging import gains
+from onnxq.improvement import Judge, factors, picking, rounding
 from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from onnxq.data import Feed
     from onnxq.graph import Graph
+    from onnxq.improvement import Inspected
 
 BALANCED = Recipe(effort="balanced", high_precision="fp32")
 FAST = replace(BALANCED, effort="fast")
@@ -145,16 +146,6 @@ def test_outputs_of_integer_operators_are_judged(form: str) -> None:
         assert sqnr_db(expected, got) > 30
 
 
-def test_gains_beyond_chance() -> None:
-    before = np.full(8, 1e-2)
-    assert gains(before, before / 2)
-    assert not gains(before, before)
-    assert not gains(before, before * 2)
-    assert not gains(before, before * 10 ** -np.array([3, -2.9] * 4))  # 0.5 dB on average, by chance
-    assert not gains(before, np.full(8, np.inf))
-    assert not gains(before, before * 10 ** -np.array([0.2] * 7 + [-1]))  # one sample pays for all the others
-
-
 def test_no_calibration_cache_of_a_smoothed_model() -> None:
     found = api.calibrate(block(), samples(24), BALANCED)
     with pytest.raises(StatisticsError, match="smoothed model"):
@@ -234,3 +225,18 @@ def test_factors_join_the_kernel_of_a_product(mixture: str) -> None:
     exact, better, before = (np.stack(side) for side in zip(*pairs, strict=True))
     assert sqnr_db(exact, better) > sqnr_db(exact, before) + 3
     assert_legal(with_factors.to_proto())
+
+
+@pytest.mark.parametrize(("large", "judges"), [(10**9, 48), (2 * 16 * WIDTH * WIDTH - 1, 24)])
+def test_heavy_models_are_judged_on_fewer_samples(monkeypatch: pytest.MonkeyPatch, large: int, judges: int) -> None:
+    """By the work of a sample, of which here the data tells the size."""
+    monkeypatch.setattr(picking, "_LARGE", large)
+    counts = set()
+
+    def judge(model: Inspected, feeds: Sequence[Feed]) -> Judge:
+        counts.add(len(feeds))
+        return Judge(model, feeds)
+
+    monkeypatch.setattr(improving, "Judge", judge)
+    api.calibrate(block(), samples(96), replace(BALANCED, float_share=0.0))
+    assert counts == {judges}

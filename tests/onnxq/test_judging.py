@@ -22,6 +22,8 @@ from onnxq.rescaling import find_sites
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from onnxq.graph import Graph, Value
 
 FAST = Recipe(effort="fast", high_precision="fp32")
@@ -47,6 +49,11 @@ def judge(graph: Graph, feeds: list[dict[str, Array]]) -> Judge:
     return Judge(Inspected(ready.graph, ready.plan, lambda *_: ready.graph), feeds)
 
 
+def mean_power(exact: Sequence[Mapping[str, Array]], names: Sequence[str]) -> dict[str, float]:
+    powers = {n: [np.square(e[n], dtype=np.float64).sum() for e in exact if e[n].dtype.kind == "f"] for n in names}
+    return {n: float(np.mean(found)) if found else 0.0 for n, found in powers.items()}
+
+
 def test_features_are_what_the_last_layers_read() -> None:
     assert features(classifier()) == ("b", "f")  # not x: the model's input has no error of its own
     steps = " ".join(f"x{i + 1} = MatMul(x{i}, w) " for i in range(12))
@@ -64,21 +71,23 @@ def test_noise_over_mean_power(samples: int, seed: int) -> None:
     found = [{"a": e["a"] + rng.normal(size=(3, 2)), "i": np.arange(3) + 1, "z": np.ones(2)} for e in exact]
     a, b = (np.stack([pair["a"] for pair in side]) for side in (exact, found))
     expected = ((a - b) ** 2).sum(axis=(1, 2)) / ((a**2).sum() / samples)
-    noise = tensor_noise(zip(exact, found, strict=True), ("a", "i", "z"))
+    noise = tensor_noise(zip(exact, found, strict=True), mean_power(exact, ("a", "i", "z")))
     np.testing.assert_allclose(noise[:, 0], expected, rtol=1e-12)
     assert not noise[:, 1:].any()  # neither integers nor what is zero everywhere
 
 
 def test_what_is_infinite_in_float_does_not_count() -> None:
     exact, found = {"a": np.array([np.inf, 2.0])}, {"a": np.array([0.0, 3.0])}
-    np.testing.assert_allclose(tensor_noise([(exact, found)], ("a",)), [[0.25]])
+    power = {"a": judging._power(exact["a"])}
+    assert power == {"a": 4.0}
+    np.testing.assert_allclose(tensor_noise([(exact, found)], power), [[0.25]])
 
 
 def test_two_logits_are_no_lottery() -> None:
     """Over the samples the judged noise spreads far less than that of the logits."""
     graph, feeds = classifier(), images(48)
     quantized, _ = api.quantize(graph, images(16, seed=1), FAST)
-    judged = 10 * np.log10(judge(graph, feeds).noise(quantized))
+    judged = 10 * np.log10(judge(graph, feeds).noise(quantized).first(48))
     pairs = [(run(graph, f)[0], run(quantized, f)[0]) for f in feeds]
     logits = 10 * np.log10([np.square(a - b).sum() / np.square(a).sum() for a, b in pairs])
     spread = [np.diff(np.percentile(side, [20, 80]))[0] for side in (judged, logits)]
@@ -88,10 +97,11 @@ def test_two_logits_are_no_lottery() -> None:
 def test_many_outputs_weigh_as_much_as_features() -> None:
     graph, feeds = classifier(200), images(4)
     quantized, _ = api.quantize(graph, images(16, seed=1), FAST)
-    found = judge(graph, feeds).noise(quantized)
+    found = judge(graph, feeds).noise(quantized).first(4)
     names = ("y", "b", "f")
     sessions = [replace_outputs(g, names) for g in (graph, quantized)]
-    each = tensor_noise(((run_named(sessions[0], f), run_named(sessions[1], f)) for f in feeds), names)
+    pairs = [(run_named(sessions[0], f), run_named(sessions[1], f)) for f in feeds]
+    each = tensor_noise(pairs, mean_power([exact for exact, _ in pairs], names))
     expected = np.sqrt(each[:, 0] * np.sqrt(each[:, 1] * each[:, 2]))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
@@ -120,19 +130,19 @@ def test_smoothed_features_are_moved_back() -> None:
     smoothed = graph.copy()
     Smooth({site.name: factor})(smoothed)
     found = judge(graph, feeds)
-    assert found.noise(smoothed, {site.name: factor}).max() < 1e-8
+    assert found.noise(smoothed, {site.name: factor}).first(4).max() < 1e-8
     still = Factor(factor.scale, np.zeros(32, np.float32))
-    assert found.noise(smoothed, {site.name: still}).min() > 1e-6
+    assert found.noise(smoothed, {site.name: still}).first(4).min() > 1e-6
 
 
 def test_large_features_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, feeds = classifier(), images(4)
     quantized, _ = api.quantize(graph, images(16, seed=1), FAST)
-    every = judge(graph, feeds).noise(quantized)
+    every = judge(graph, feeds).noise(quantized).first(4)
     monkeypatch.setattr(judging, "_BYTES", 64 * 4 * len(feeds))  # f, but not b
-    some = judge(graph, feeds).noise(quantized)
+    some = judge(graph, feeds).noise(quantized).first(4)
     monkeypatch.setattr(judging, "_BYTES", 0)
-    outputs = judge(graph, feeds).noise(quantized)
+    outputs = judge(graph, feeds).noise(quantized).first(4)
     pairs = [(run(graph, f)[0], run(quantized, f)[0]) for f in feeds]
     power = np.mean([np.square(a).sum() for a, _ in pairs])
     np.testing.assert_allclose(outputs, [np.square(a - b).sum() / power for a, b in pairs], rtol=1e-3)
@@ -170,11 +180,11 @@ def test_many_probabilities_between_0_and_1_are_looked_at_beside_logits(bias: fl
     names = ("y", "z", "r")
     sessions = [replace_outputs(g, names) for g in (graph, quantized)]
     pairs = [(run_named(sessions[0], f), run_named(sessions[1], f)) for f in feeds]
-    y, z, r = tensor_noise(pairs, names).T
+    y, z, r = tensor_noise(pairs, mean_power([exact for exact, _ in pairs], names)).T
     between = np.mean([(4 * exact["y"] * (1 - exact["y"])).sum() for exact, _ in pairs])
     share = between / (between + 100)
     expected = np.sqrt(r * y**share * z ** (1 - share))
-    np.testing.assert_allclose(judge(graph, feeds).noise(quantized), expected, rtol=1e-3)
+    np.testing.assert_allclose(judge(graph, feeds).noise(quantized).first(6), expected, rtol=1e-3)
     assert share < 0.01 if bias == -40 else share > 0.02
 
 
@@ -186,7 +196,7 @@ def test_a_few_probabilities_change_next_to_nothing() -> None:
               e = GlobalAveragePool(d) f = Flatten(e) y = MatMul(f, u) p = Softmax<axis=-1>(y) }"""
     arrays = {name: value for name in "wvu" if (value := logits.const(named_value(logits, name))) is not None}
     graph, feeds = graph_of(text, 17, **arrays), images(8)
-    both = [judge(g, feeds).noise(api.quantize(g, images(16, seed=1), FAST)[0]) for g in (logits, graph)]
+    both = [judge(g, feeds).noise(api.quantize(g, images(16, seed=1), FAST)[0]).first(8) for g in (logits, graph)]
     np.testing.assert_allclose(both[1], both[0], rtol=0.02)
 
 

@@ -10,6 +10,7 @@ import pytest
 from graphs import Array, graph_of, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noises import noise_of
 
 from onnxq import Recipe, RecipeError, StatisticsError, api, improving
 from onnxq.errors import ModelError
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxq.graph import Graph
-    from onnxq.improvement.judging import Floats
-    from onnxq.improvement.sparing import Noise
+    from onnxq.improvement.judging import Noise
+    from onnxq.improvement.sparing import Tried
     from onnxq.plan import Plan
 
 RECIPE = Recipe(high_precision="fp32")
@@ -43,8 +44,8 @@ def test_what_makes_noise_is_found(noise: list[float]) -> None:
     by_group = dict(zip(groups, noise, strict=True))
     total = sum(noise)
 
-    def left(chosen: Sequence[Group]) -> Floats:
-        return np.array([total - sum(by_group[g] for g in chosen)] * 3) + 1e-9
+    def left(chosen: Sequence[Group]) -> Noise:
+        return noise_of([1e-9 + total - sum(by_group[g] for g in chosen)] * 3)
 
     found = costly(groups, left, trials=200)
     shares = {g: by_group[g] / total for g in groups}
@@ -60,9 +61,9 @@ def test_what_makes_noise_is_found(noise: list[float]) -> None:
 def test_no_more_models_are_run_than_allowed() -> None:
     ran: list[int] = []
 
-    def noise(chosen: Sequence[Group]) -> Floats:
+    def noise(chosen: Sequence[Group]) -> Noise:
         ran.append(len(chosen))
-        return np.array([1.0 - 0.02 * len(chosen)] * 3)
+        return noise_of([1.0 - 0.02 * len(chosen)] * 3)
 
     costly(layers(*[1] * 40), noise, trials=12)
     assert len(ran) == 12
@@ -73,9 +74,9 @@ def choose(
 ) -> list[str]:
     """Names of what stays in float, where noise adds up; `judged` where the judges see other noise."""
 
-    def left(of: Sequence[float]) -> Noise:
+    def left(of: Sequence[float]) -> Tried:
         by_group = dict(zip(groups, of, strict=True))
-        return lambda chosen: np.array([1e-9 + sum(of) - sum(by_group[g] for g in chosen)] * 4)
+        return lambda chosen: noise_of([1e-9 + sum(of) - sum(by_group[g] for g in chosen)] * 4)
 
     total = sum(g.macs for g in groups)
     kept = spared(groups, total, limit, (left(noise), left(noise if judged is None else judged)), (100, 7))
@@ -119,8 +120,8 @@ def test_what_a_layer_costs_beside_its_work_counts() -> None:
     noise[3], noise[40] = 20.0, 40.0
     by_group = dict(zip(groups, noise, strict=True))
 
-    def left(chosen: Sequence[Group]) -> Floats:
-        return np.array([1e-9 + sum(noise) - sum(by_group[g] for g in chosen)] * 4)
+    def left(chosen: Sequence[Group]) -> Noise:
+        return noise_of([1e-9 + sum(noise) - sum(by_group[g] for g in chosen)] * 4)
 
     def kept(dear: str, price: float) -> list[str]:
         def cost(chosen: Sequence[Group]) -> float:

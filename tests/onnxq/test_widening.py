@@ -11,6 +11,7 @@ import pytest
 from graphs import Array, graph_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noises import noise_of
 
 from onnxq import Recipe, api
 from onnxq.choose import WIDENED, resolve, widened
@@ -50,16 +51,16 @@ def test_taking_out_undoes_adding(ours: list[float], part: list[float]) -> None:
 
 @pytest.mark.parametrize("best", [1.0, 1.25, 1.5])
 def test_the_factor_that_the_judges_like_is_found(best: float) -> None:
-    assert widening(lambda by: np.full(4, 1.0 + abs(by - best))) == best
+    assert widening(lambda by: noise_of(np.full(4, 1.0 + abs(by - best)))) == best
 
 
 def test_what_gains_little_or_by_chance_is_left_alone() -> None:
-    assert widening(lambda by: np.full(4, 1.0 - 0.01 * by)) == 1.0
+    assert widening(lambda by: noise_of(np.full(4, 1.0 - 0.01 * by))) == 1.0
     noise = np.array([1.0, 1.0, 1.0, 10.0])  # one sample in four gains 10 dB, the others lose 2
-    assert widening(lambda by: noise if by == 1.0 else np.array([1.6, 1.6, 1.6, 1.0])) == 1.0
+    assert widening(lambda by: noise_of(noise if by == 1.0 else [1.6, 1.6, 1.6, 1.0])) == 1.0
     gained = np.array([0.9, -0.2, 0.9, -0.2, 0.9, -0.2, 0.9, -0.2])  # dB: 0.35 on average, standard error 0.21
-    assert widening(lambda by: np.ones(8) if by == 1.0 else 10 ** (-gained / 10)) == 1.0
-    assert widening(lambda by: np.ones(8) if by == 1.0 else 10 ** (-(gained + 0.2) / 10)) == 1.5
+    assert widening(lambda by: noise_of(np.ones(8) if by == 1.0 else 10 ** (-gained / 10))) == 1.0
+    assert widening(lambda by: noise_of(np.ones(8) if by == 1.0 else 10 ** (-(gained + 0.2) / 10))) == 1.5
 
 
 # -- plans -----------------------------------------------------------------------------------------------------
