@@ -112,6 +112,17 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Time over that of the model in float16, by the peak rates of a GPU and not by any run."""
+
+    ratio: float
+    gpu: str
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f}"
+
+
+@dataclass(frozen=True)
 class Tried:
     """One choice of groups in float that was measured.
 
@@ -122,6 +133,7 @@ class Tried:
         drop: how much the metric fell there, in the budget's terms; None without a metric.
         verdicts: what the held-back samples said of it, where they were asked.
         latency: of the model in the form that is shipped, where that was asked for.
+        predicted: its time on a GPU by the roofline, where that is what the target is for.
     """
 
     reverted: tuple[str, ...]
@@ -130,6 +142,7 @@ class Tried:
     drop: float | None = None
     verdicts: tuple[Verdict, ...] = ()
     latency: Latency | None = None
+    predicted: Prediction | None = None
 
     @property
     def met(self) -> bool:

@@ -180,16 +180,18 @@ def interface(found: Sequence[Port]) -> Iterator[str]:
 def budget(found: Budget) -> Iterator[str]:
     """What was tried, what went back to float and why, and how the budget holds."""
     times = any(t.latency is not None for t in found.pareto)
+    guesses = next((t.predicted for t in found.pareto if t.predicted is not None), None)
     if found.reverted or times:
         drops = any(t.drop is not None for t in found.pareto)
-        columns = ("drop",) if drops else (), ("time / float (quartiles)",) if times else ()
+        timed = ("time / float (quartiles)",) if times else () if guesses is None else ("predicted time / fp16",)
+        columns = ("drop",) if drops else (), timed
         header = ("SQNR dB", *columns[0], "MACs quantized", *columns[1], "groups in float", "")
         rows = [
             (
                 _db(t.sqnr_db),
                 *((f"{t.drop:.4g}",) if drops and t.drop is not None else ()),
                 percent(t.mac_share, 2),
-                *((str(t.latency),) if times else ()),
+                *((str(t.latency if times else t.predicted),) if timed else ()),
                 str(len(t.reverted)),
                 "; ".join(f"held back: {v}" for v in t.verdicts),
             )
@@ -197,6 +199,8 @@ def budget(found: Budget) -> Iterator[str]:
         ]
         yield "what the search found (Pareto: no other choice has both more quantized and less error):"
         yield table(header, rows)
+        if guesses is not None:
+            yield f"predicted, not measured: by the peak rates of an {guesses.gpu}, of layers with MACs alone"
     if found.reverted:
         yield "back in float for the budget:"
         yield table(("group", "reason"), [(_group(r.nodes), r.reason) for r in found.reverted])

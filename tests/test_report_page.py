@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-from browser import PHONE, Browser, started
+from browser import PHONE, WIDE, Browser, started
 from graphs import graph_of
 from real_models import DIGITS
 
@@ -162,6 +162,23 @@ def test_a_phone_scrolls_down_only(report: Path, browser: Browser, dark: bool) -
     assert browser.run("return document.documentElement.scrollWidth") <= PHONE[0]
     assert browser.run("return document.getElementById('tensors-chart').querySelector('svg').clientWidth") <= PHONE[0]
     assert browser.complaints() == []
+
+
+def test_the_search_for_a_budget_and_its_times(browser: Browser, tmp_path: Path) -> None:
+    model, made = DIGITS / "digits.onnx", tmp_path / "m.html"
+    budget = ("--effort", "fast", "--min-sqnr", "42", "-o", tmp_path / "q.onnx", "--report", made, "-q")
+    run("quantize", model, "--data", DIGITS / "calib.npz", *budget)
+    pareto = json.loads((tmp_path / "q.plan.json").read_text())["budget"]["pareto"]
+    for size in (WIDE, PHONE):
+        browser.open(made, size)
+        assert browser.complaints() == []
+        rows = browser.run("return [...document.querySelectorAll('#trades-times tbody tr')].map(row => row.innerText)")
+        assert len(rows) == len(pareto) > 1
+        for row, tried in zip(rows, reversed(pareto), strict=True):  # the page has what is least quantized first
+            assert f"predicted: {tried['predicted']['ratio']:.2f} of the float16 model's on an NVIDIA L4" in row
+        titles = browser.run("return [...document.querySelectorAll('#trades-chart title')].map(t => t.textContent)")
+        assert sum("time predicted: " in title for title in titles) == len(pareto)
+        assert browser.run("return document.documentElement.scrollWidth") <= size[0]
 
 
 def test_names_are_shown_and_never_run(browser: Browser, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def _payload(content: Content) -> dict[str, Any]:
         "layers": [_layer(row, texts, places) for row in content.rows],
         "pictures": [_picture(picture) for picture in content.pictures],
         "texts": texts.known,
-        "trades": [[_number(t.share), _number(t.sqnr_db), int(t.taken)] for t in content.search.trades],
+        "trades": [[_number(t.share), _number(t.sqnr_db), int(t.taken), t.time] for t in content.search.trades],
     }
 
 

@@ -14,11 +14,19 @@ MOST_GROUPS = 200
 
 @dataclass(frozen=True)
 class Trade:
-    """A point of the Pareto list: the share of MACs quantized, the SQNR in dB with it, whether it was taken."""
+    """A point of the Pareto list.
+
+    Attributes:
+        share: of the multiply-accumulates quantized, 0 to 1.
+        sqnr_db: SQNR with it.
+        taken: whether it is what was taken.
+        time: what is known of its time, measured or predicted, in words; empty where nothing is.
+    """
 
     share: float
     sqnr_db: float
     taken: bool = False
+    time: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,22 @@ def search_of(plan: Mapping[str, Any]) -> Search:
     if not isinstance(budget, dict):
         return Search()
     taken = _number(budget.get("mac_share_int8"))
-    points = ((_number(t.get("mac_share")), _number(t.get("sqnr_db"))) for t in _tables(budget, "pareto"))
-    trades = [Trade(share, db, share == taken) for share, db in points if share is not None and db is not None]
+    points = ((_number(t.get("mac_share")), _number(t.get("sqnr_db")), _time(t)) for t in _tables(budget, "pareto"))
+    trades = [Trade(share, db, share == taken, t) for share, db, t in points if share is not None and db is not None]
     return Search(
         tuple(_goal(goal, budget.get("held_back_samples")) for goal in _tables(budget, "goals")),
         tuple(sorted(trades, key=lambda trade: (trade.share, trade.sqnr_db))),
         tuple(_costs(budget.get("sensitivity")))[:MOST_GROUPS],
     )
+
+
+def _time(tried: Mapping[str, Any]) -> str:
+    ratio, low, high = (_number(_table(tried, "latency").get(key)) for key in ("ratio", "low", "high"))
+    if ratio is not None and low is not None and high is not None:
+        return f"measured: {ratio:.3f} of the float model's (quartiles {low:.2f} to {high:.2f})"
+    guess = _table(tried, "predicted")
+    ratio = _number(guess.get("ratio"))
+    return "" if ratio is None else f"predicted: {ratio:.2f} of the float16 model's on an {guess.get('gpu')}"
 
 
 def _goal(goal: Mapping[str, Any], samples: object) -> str:
@@ -80,6 +97,11 @@ def _costs(sensitivity: object) -> Iterator[Cost]:
             layers = len(nodes) if isinstance(nodes, list) else 1
             exact = math.inf if output_db is None else output_db  # JSON has no infinities
             yield Cost(str(group.get("name", "")), layers, share, exact, _number(group.get("own_db")))
+
+
+def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = table.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _tables(table: object, key: str) -> Iterator[dict[str, Any]]:

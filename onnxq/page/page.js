@@ -336,7 +336,7 @@
   // -- accuracy against work -----------------------------------------------------------------------------
 
   function drawTrades() {
-    const points = data.trades.map(([share, db, taken]) => [100 * number(share), number(db), taken]).filter(([, db]) => Number.isFinite(db));
+    const points = data.trades.map(([share, db, taken, time]) => [100 * number(share), number(db), taken, time]).filter(([, db]) => Number.isFinite(db));
     if (!points.length) return;
     const { svg, width, height } = canvas(byId("trades-chart"), 280, "SQNR against the share of work quantized");
     const [left, right, top, bottom] = [44, 24, 26, 46];
@@ -356,9 +356,9 @@
     shape(svg, "text", { x: 0, y: 9, class: "axis" }, "SQNR, dB");
     shape(svg, "text", { x: width - right, y: height - 6, "text-anchor": "end", class: "axis" }, "multiply-accumulates quantized");
     shape(svg, "polyline", { class: "thread", points: points.map(([share, db]) => `${x(share).toFixed(1)},${y(db).toFixed(1)}`).join(" ") });
-    for (const [share, db, taken] of points) {
+    for (const [share, db, taken, time] of points) {
       const mark = shape(svg, "circle", { cx: x(share).toFixed(1), cy: y(db).toFixed(1), r: taken ? 6 : 4, class: `mark e${level(db)}${taken ? "" : " ring"}` });
-      shape(mark, "title", {}, `${digits(share)} % quantized, ${db.toFixed(1)} dB`);
+      shape(mark, "title", {}, `${digits(share)} % quantized, ${db.toFixed(1)} dB${time ? `, time ${time}` : ""}`);
     }
   }
 

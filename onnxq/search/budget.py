@@ -25,7 +25,7 @@ from onnxq.search.noise import decibels
 from onnxq.shares import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from onnxq.graph import Graph
     from onnxq.monitor import Monitor
@@ -107,6 +107,13 @@ class Search:
         if self.best is None or _shortfall(verdicts, self.goals) < _shortfall(self.best[0], self.goals):
             self.best = verdicts, share_whole(plan, reverted)
         return graph, plan, verdicts
+
+    def shipped(self, chosen: Collection[Tried]) -> Iterator[tuple[Tried, Graph]]:
+        """These choices, each with the model in the form that is shipped."""
+        for key, tried in self.tried.items():
+            if tried in chosen:
+                reverted = [replace(g, weights=w) for g in self.groups for name, w in key if name == g.name]
+                yield tried, self.trials.final(reverted)[0]
 
     def raised(self, reverted: Collection[Group], verdicts: Sequence[Verdict]) -> float:
         """The SQNR that the next choice must have after the held-back samples refused this one.

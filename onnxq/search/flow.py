@@ -18,10 +18,12 @@ from onnxq.search.budget import Search, unmet, within
 from onnxq.search.goals import MaxDrop, MinSqnr
 from onnxq.search.measuring import key_of, measure
 from onnxq.search.metrics import Metric, load_metric
+from onnxq.search.predicted import predictable, predicted
 from onnxq.search.split import SEARCHED, split
 from onnxq.search.timed import check_timed, timed
 from onnxq.search.trials import Trials
 from onnxq.statistics import Statistics, is_statistics
+from onnxq.targets import get_target
 from onnxq.weights import needs_data
 
 if TYPE_CHECKING:
@@ -145,10 +147,12 @@ def within_budget(
 
 
 def _timed(plan: Plan, search: Search, ready: Prepared, evaluation: Evaluation) -> Plan:
-    """The plan with times in its budget's list, where they are asked for."""
-    if not evaluation.measure or plan.budget is None:
+    """The plan with times in its budget's list: measured where that is asked for, predicted where a GPU is meant."""
+    if plan.budget is None:
         return plan
-    return replace(plan, budget=timed(plan.budget, search, ready.graph))
+    if predictable(get_target(ready.recipe.target)):
+        return replace(plan, budget=predicted(plan.budget, search, ready.graph))
+    return replace(plan, budget=timed(plan.budget, search, ready.graph)) if evaluation.measure else plan
 
 
 def _why_none(plan: Plan) -> str:

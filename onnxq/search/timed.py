@@ -51,11 +51,7 @@ def timed(found: Budget, search: Search, floating: Graph) -> Budget:
     with Scratch() as folder:
         reference = folder / "float.onnx"
         floating.save(reference, check=False)
-        for key, tried in search.tried.items():
-            if tried not in found.pareto:
-                continue
-            reverted = [replace(g, weights=w) for g in search.groups for name, w in key if name == g.name]
-            graph, _ = search.trials.final(reverted)
+        for tried, graph in search.shipped(found.pareto):
             graph.save(folder / "quantized.onnx", check=False)
             times[tried] = proof.measure(
                 reference,

@@ -49,7 +49,7 @@ PLAN = {
         "gemm": {"op": "Gemm", "precision": "float16", "reason": "too small", "macs": 100},
     },
 }
-BUDGET = {
+BUDGET: dict[str, Any] = {
     "goals": [{"goal": "SQNR at least 35 dB", "value": 39.5, "bound": 36.0, "met": True, "unit": "dB"}],
     "held_back_samples": 12,
     "mac_share_int8": 0.9,
@@ -118,8 +118,25 @@ def test_the_search_for_a_budget() -> None:
     assert "33.0 dB" in text
 
 
+def test_times_are_told_as_measured_or_predicted() -> None:
+    tried = [dict(t) for t in BUDGET["pareto"]]
+    text = page.render(page.gather(FILES, STOCK, None, page.Known(PLAN | {"budget": BUDGET})), "1")
+    assert "trades-times" not in text
+    tried[0]["latency"] = {"ratio": 0.5123, "low": 0.5, "high": 0.55, "runs": 20}
+    tried[1]["predicted"] = {"ratio": 0.625, "gpu": "NVIDIA L4"}
+    budget = BUDGET | {"pareto": tried}
+    assert [t.time for t in search_of({"budget": budget}).trades] == [
+        "predicted: 0.62 of the float16 model's on an NVIDIA L4",
+        "measured: 0.512 of the float model's (quartiles 0.50 to 0.55)",
+    ]
+    text = page.render(page.gather(FILES, STOCK, None, page.Known(PLAN | {"budget": budget})), "1")
+    assert "predicted: 0.62 of the float16" in text
+    assert '<table id="trades-times">' in text
+
+
 ODD_BUDGETS: tuple[object, ...] = (None, [], {}, {"pareto": 3, "goals": [1], "sensitivity": []})
 ODD_BUDGETS += ({"sensitivity": {"groups": [{}]}, "goals": [{}], "pareto": [{}]},)
+ODD_BUDGETS += ({"pareto": [{"latency": 3, "predicted": {"ratio": "much"}}]},)
 
 
 @pytest.mark.parametrize("budget", ODD_BUDGETS)
@@ -161,7 +178,7 @@ def test_the_summary_stands_in_the_text() -> None:
     assert [row[1] for row in found["layers"]] == ["conv", "relu", "gemm", "q"]
     assert [row[7] for row in found["layers"]] == [22.0, "inf", 31.5, "-inf"]
     assert [row[6] for row in found["layers"]] == [-1] * 4
-    assert found["trades"] == [[0.9, 40.0, 1], [1.0, 31.5, 0]]
+    assert found["trades"] == [[0.9, 40.0, 1, ""], [1.0, 31.5, 0, ""]]
 
 
 def test_the_same_content_gives_the_same_bytes() -> None:
