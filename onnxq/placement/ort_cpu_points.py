@@ -101,12 +101,20 @@ class Island:
         return (low is None or low <= 0.0) and (high is None or high >= 0.0)
 
     def writes_int8(self, node: Node) -> bool:
-        """Whether the integer node writes integers: a product of matrices only where all its readers want them."""
+        """Whether the integer node writes integers: a product of matrices only where its readers want them.
+
+        A product that some read quantized and others as it is would run in float behind its DQ nodes; a Relu between
+        does not help, as the provider drops it in front of a QuantizeLinear. So one reader is enough.
+        """
         if node.op_type not in _PRODUCTS:
             return True
-        ends = self.ends(node)
-        users = [user for end in ends for user, _ in self.graph.users(end)]
-        return bool(users) and not ends[0].is_graph_output() and all(u.name in self.names for u in users)
+        (end,) = self.ends(node)
+        users = [user for user, _ in self.graph.users(end)]
+        wanted = [user.name in self.names for user in users]
+        if end is not node.outputs[0] or (len(users) == 1 and not end.is_graph_output()):
+            return bool(users) and not end.is_graph_output() and all(wanted)
+        clamps = [user.outputs[0] for user in users if user.op_type in ("Relu", "Clip")]
+        return any(wanted) or any(user.name in self.names for clamp in clamps for user, _ in self.graph.users(clamp))
 
     def is_int8(self, value: Value) -> bool:
         """Whether the tensor is written in integers."""

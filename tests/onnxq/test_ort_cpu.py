@@ -145,6 +145,21 @@ PRODUCTS = {
     "Gemm, transposed": ("float[32, 64] x", "y = Gemm<transB=1>(x, w, b)", "QGemm"),
     "Gemm, Gemm": ("float[32, 64] x", "h = Gemm(x, w, b) r = Relu(h) y = Gemm(r, w, b)", "QGemm"),
     "MatMul, MatMul": ("float[2, 32, 64] x", "h = MatMul(x, w) r = Relu(h) y = MatMul(r, w)", "QLinearMatMul"),
+    "MatMul, read in float too": (
+        "float[2, 32, 64] x",
+        "h = MatMul(x, w) t = Tanh(h) m = MatMul(h, w) y = Sub(m, t)",
+        "QLinearMatMul",
+    ),
+    "MatMul, read in float too, Relu": (
+        "float[2, 32, 64] x",
+        "h = MatMul(x, w) t = Tanh(h) r = Relu(h) m = MatMul(r, w) y = Sub(m, t)",
+        "QLinearMatMul",
+    ),
+    "Gemm, Relu read in float too": (
+        "float[32, 64] x",
+        "h = Gemm(x, w, b) r = Relu(h) t = Tanh(r) m = Gemm(r, w, b) y = Sub(m, t)",
+        "QGemm",
+    ),
     "MatMul, bias, residual, LayerNorm": (
         "float[2, 32, 64] x",
         "h = MatMul(x, w) a = Add(h, b) s = Add(a, x) y = LayerNormalization(s, b)",
