@@ -265,7 +265,7 @@ def session_for(
     begin_at(copy, reads)
     wanted = set(tensors) - {str(v.name) for v in copy.inputs}
     exposed = expose(copy, wanted - {str(v.name) for v in copy.values()})
-    values = {str(v.name): v for v in copy.values()} | exposed
+    values = {**copy.weights, **{str(v.name): v for v in copy.values()}, **exposed}
     if lost := wanted - values.keys():
         raise ModelError(f"tensor {min(lost)!r} is not in the model", "Was the graph changed after planning?")
     outputs = [values[name] for name in tensors if name in wanted] or list(copy.outputs)

@@ -336,7 +336,8 @@ def _common(reference: Graph, quantized: Graph, monitor: Monitor, *, layers: boo
     """Names of the tensors that both models have: of the layers those in float, of the outputs whole numbers too."""
 
     def names(graph: Graph) -> list[str]:
-        outputs = [v for v in graph.outputs if graph.dtype(v) in (*_FLOATS, *_WHOLE)]
+        made = [v for v in graph.outputs if not graph.is_const(v)]  # a weight that is an output needs no run
+        outputs = [v for v in made if graph.dtype(v) in (*_FLOATS, *_WHOLE)]
         if not layers:
             return [str(v.name) for v in outputs]
         graph = graph.copy()  # a file need not say the types of what lies between input and output

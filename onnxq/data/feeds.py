@@ -78,7 +78,7 @@ def check_names(names: Sequence[object], inputs: Sequence[InputSpec], where: str
     read = [spec.name for spec in inputs if not spec.label]
     missing = [name for name in wanted if name not in names]
     unknown = [name for name in names if name not in wanted]
-    listed = ", ".join(map(repr, read))
+    listed = ", ".join(map(repr, read)) or "none"
     if unknown:
         # A lone array for a lone gap is surely meant for it, but only the user can know.
         near = get_close_matches(str(unknown[0]), wanted, n=1) or (missing if len(missing) == 1 else [])
@@ -147,11 +147,22 @@ def _fit(value: object, spec: InputSpec, where: str) -> Array:
         raise DataError(f"{where}: input {spec.name!r} is not an array: {err}", "Give a numpy array.") from err
     check_shape(array.shape, spec, where)
     fitted = array if spec.label or array.dtype == spec.dtype else cast(array, spec.dtype)
+    if not spec.label and (array.dtype.kind == "U" or spec.dtype.kind == "O"):
+        return _text(array, spec, where)
     if fitted is None:
         says = f"{where}: input {spec.name!r} is {array.dtype}; the model takes {spec.dtype}"
         hint = f"If the loss is meant, store it as array.astype({spec.dtype.name!r})."
         raise DataError(f"{says}, and the cast would lose values", hint)
     return np.asarray(fitted, order="C")  # not ascontiguousarray: that adds an axis to scalars
+
+
+def _text(array: Array, spec: InputSpec, where: str) -> Array:
+    """Text for an input of text, for which numpy's objects stand; these have no bytes to be known by."""
+    if spec.dtype.kind == "O" and (array.dtype.kind == "U" or all(isinstance(one, str) for one in array.flat)):
+        return np.asarray(array, np.str_, order="C")
+    held, wants = ("text" if dtype.kind in "UO" else dtype for dtype in (array.dtype, spec.dtype))
+    says = f"{where}: input {spec.name!r} holds {held}; the model takes {wants}"
+    raise DataError(says, f"Give arrays of {wants}.")
 
 
 def input_specs(graph: Graph) -> tuple[InputSpec, ...]:

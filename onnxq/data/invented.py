@@ -57,4 +57,5 @@ def _draw(rng: np.random.Generator, spec: InputSpec, shape: Shape) -> Array:
         return rng.integers(0, 2, shape).astype(spec.dtype)
     if spec.dtype.kind in "fV":
         return rng.standard_normal(shape).astype(spec.dtype)
-    raise DataError(f"random data: input {spec.name!r} is {spec.dtype}, not numeric", "Give real data.")
+    kind = "text" if spec.dtype.kind == "O" else spec.dtype
+    raise DataError(f"random data: input {spec.name!r} is {kind}, not numeric", "Give real data.")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import traceback
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxq.data.objects import open_object
 from onnxq.data.paths import existing
-from onnxq.errors import DataError
+from onnxq.errors import DataError, OnnxqError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from onnxq.data.feeds import InputSpec
-    from onnxq.data.source import Source
+    from onnxq.data.source import Sample, Source
 
 _SCRIPT = re.compile(r".+\.py(:\w+)?")
 
@@ -40,7 +42,25 @@ def open_script(text: str, inputs: tuple[InputSpec, ...]) -> Source:
         near = get_close_matches(wanted, names, n=1)
         hint = f"Did you mean {path}:{near[0]}?" if near else f"Define {wanted}() there, or name another: {path}:NAME."
         raise DataError(f"{path}: defines no {wanted!r}", hint)
-    return replace(open_object(names[wanted], inputs), name=text)
+    source = open_object(names[wanted], inputs)
+
+    def read() -> Iterator[Sample]:
+        try:
+            yield from source.read()
+        except OnnxqError:
+            raise
+        except Exception as err:  # whatever the user's code raises
+            raise _failed(path, err) from err
+
+    return replace(source, name=text, read=read)
+
+
+def _failed(path: Path, err: Exception) -> DataError:
+    """An error of the user's code, with the line of the script."""
+    frames, own = traceback.extract_tb(err.__traceback__), path.resolve()
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == own]
+    where = f", line {lines[-1]}" if lines else ""
+    return DataError(f"{path}{where}: {type(err).__name__}: {err}", "Run the script by itself to see where.")
 
 
 def run_script(path: Path) -> dict[str, object]:
@@ -58,7 +78,7 @@ def run_script(path: Path) -> dict[str, object]:
     try:
         spec.loader.exec_module(module)
     except Exception as err:  # whatever the user's code raises
-        raise DataError(f"{path}: {type(err).__name__}: {err}", "Run the script by itself to see where.") from err
+        raise _failed(path, err) from err
     finally:
         sys.path.remove(str(path.resolve().parent))
         del sys.modules[spec.name]

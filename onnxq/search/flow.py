@@ -129,6 +129,11 @@ def within_budget(
     trials, parts = _trials(ready, data, evaluation.data, monitor, cache, running)
     monitor.stage("Running the float model", len(parts.searching) + len(parts.judging))
     exact = trials.exact(parts.searching, monitor), trials.exact(parts.judging, monitor)
+    if not exact[1].names and ready.recipe.min_sqnr is not None:
+        raise RecipeError(
+            "min_sqnr has nothing to go by: no output of the model is a tensor of floating point",
+            "Give a metric of what it puts out, with max_drop.",
+        )
     found = groups(trials.ready.plan)
     search = Search(trials, found, goals, *exact, monitor, evaluation.data is None, fallback)
     monitor.stage("Judging", None)

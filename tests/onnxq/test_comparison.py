@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-from graphs import graph_of
+from graphs import graph_of, run
 from real_models import DIGITS
 
+from onnxq import api, search
 from onnxq.api import compare, export, quantize
 from onnxq.comparison import Comparison, TensorError, compare_graphs
 from onnxq.data import input_specs, open_source
@@ -267,3 +268,17 @@ def test_int8_is_computed_exactly_whatever_the_cpu() -> None:
     exact = (codes @ w).astype(np.float64)
     rounded = np.rint(exact / big) * big
     assert error.max_abs == pytest.approx(np.abs(exact - rounded).max())
+
+
+def test_a_weight_that_is_an_output_stays_one() -> None:
+    """It is what it was, and in the way of nothing: of effort, comparison and sensitivity."""
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    graph = graph_of("(float[N,64] x) => (float[N,64] y, float[64,64] w) { a = MatMul(x, w) y = Relu(a) }", w=weight)
+    data = [{"x": row[None]} for row in np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32)]
+    heard: list[str] = []
+    quantized, _ = api.quantize(graph, data, monitor=Monitor(warn=heard.append))
+    assert not [text for text in heard if "cannot be chosen" in text]
+    assert [e.tensor for e in api.compare(graph, quantized, data).outputs] == ["y"]
+    (group,) = search.sensitivity(graph, data).groups
+    assert group.output_db is not None
+    np.testing.assert_array_equal(run(quantized, data[0])[1], weight)

@@ -63,3 +63,16 @@ def test_a_batch_is_split_only_where_every_input_allows_it() -> None:
         (whole,) = split_batch(other, specs)
         assert whole is other
     assert split_batch({}, []) == [{}]
+
+
+def test_text_is_for_models_that_read_text() -> None:
+    words = np.array([["a", "bc"]])
+    spec = InputSpec("s", np.dtype(object), (None, 2))
+    assert check_feed({"s": words}, [spec], "here")["s"].tolist() == [["a", "bc"]]
+    assert check_feed({"s": words.astype(object)}, [spec], "here")["s"].dtype.kind == "U"
+    with fails(DataError, "here: input 's' holds text; the model takes float32", "arrays of float32"):
+        check_feed({"s": words}, [InputSpec("s", F32, (None, 2))], "here")
+    with fails(DataError, "here: input 's' holds float32; the model takes text", "arrays of text"):
+        check_feed({"s": np.ones((1, 2), F32)}, [spec], "here")
+    with fails(DataError, "here: unknown input 'x'; the model's inputs are none"):
+        check_feed({"x": words}, [], "here")

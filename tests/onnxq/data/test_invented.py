@@ -32,7 +32,7 @@ def test_random_needs_the_dynamic_axes() -> None:
         open_source("random:2", [InputSpec("x", F32, ("N", 3, "h", None))])
     with fails(DataError, "'x' has no known rank", "--shapes x:"):
         open_source("random:2", [InputSpec("x", F32, None)])
-    with fails(DataError, "'x' is object, not numeric"):
+    with fails(DataError, "'x' is text, not numeric"):
         list(open_source("random:2", [InputSpec("x", np.dtype(object), (1,))]))
 
 

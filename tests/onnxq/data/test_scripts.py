@@ -39,5 +39,14 @@ def test_faulty_scripts_are_refused(tmp_path: Path) -> None:
     with fails(DataError, "load_date: gave a value of type int"):
         list(open_source(f"{script}:load_date", [X]))
     script.write_text("import numpy\n1 / 0\n")
-    with fails(DataError, "s.py: ZeroDivisionError: division by zero"):
+    with fails(DataError, "s.py, line 2: ZeroDivisionError: division by zero"):
         open_source(script, [X])
+    script.write_text(
+        "def load_data(count):\n    yield {}\ndef late():\n    yield {'x': [[1.0] * 3]}\n    raise OSError(5)\n"
+    )
+    with fails(DataError, "s.py: TypeError: load_data() missing 1 required"):
+        list(open_source(script, [X]))
+    found = iter(open_source(f"{script}:late", [X]))
+    assert next(found)["x"].shape == (1, 3)
+    with fails(DataError, "s.py, line 5: OSError: 5"):
+        next(found)

@@ -356,3 +356,14 @@ def test_a_budget_takes_up_a_checkpoint(tmp_path: Path) -> None:
     again = api.carried_out(ready, data[::-1], QUIET, running=Running(keeper=Keeper(path, resume=True)))
     assert again[0].to_proto().SerializeToString() == whole[0].to_proto().SerializeToString()
     assert again[2] == whole[2]
+
+
+@pytest.mark.parametrize("last", ["y = ArgMax<axis=1, keepdims=0>(c)", "y = SequenceConstruct(c)"])
+def test_an_sqnr_of_no_output_is_refused(last: str) -> None:
+    """It held at infinity, whatever int8 did: of classes and sequences there are no decibels."""
+    w = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    kind = "int64[N]" if "ArgMax" in last else "seq(float[N,64])"
+    graph = graph_of(f"(float[N,64] x) => ({kind} y) {{ a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) {last} }}", w=w)
+    data = [{"x": row[None]} for row in np.random.default_rng(1).normal(size=(32, 64)).astype(np.float32)]
+    with pytest.raises(RecipeError, match="nothing to go by"):
+        onnxq.quantize(graph, data, replace(RECIPE, min_sqnr=20.0))
