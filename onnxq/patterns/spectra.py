@@ -2,8 +2,9 @@
 
     c = Conv(signal, Fourier basis);   m = sqrt(re(c)^2 + im(c)^2)
 
-The squares are added, or lie side by side along an axis of two that is summed over. A layer whose result the signal is,
-moved and padded at most, filters what the spectrum is computed from, and is one of those that compute it.
+The squares are added, or lie side by side along an axis of two that is summed over. In the last step of a fast Fourier
+transform the signal is complex, and each part a sum over two layers, re = xA - yB and im = xB + yA. A layer whose result
+the signal is, moved, padded, scaled and added up at most, is a step before or a filter, and one of those that compute it.
 
 A quiet band lies 40 dB and more below a loud one, and a quiet frame below a loud one, and both tell as much. One scale
 for all of them leaves the quiet ones a few steps of 127: Silero VAD's probabilities have 14 to 26 dB with these layers
@@ -25,8 +26,24 @@ READS = "reads the magnitudes of a spectrum: quiet bands would be rounded away i
 
 _LINEAR = ("Conv", "MatMul", "Gemm")
 _PARTS = ("Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Cast", "Reshape", "Transpose", "Neg")
+_SUMS = ("Add", "Sub")
+_TOGETHER = (*_SUMS, "Concat", "Mul")
 _MOVED = (*_PARTS, "Pad", "Identity")
-_PASSING = ("Sqrt", "Add", "Max", "Clip", "Squeeze", "Unsqueeze", "Cast", "Reshape", "Transpose", "Pow", "Identity")
+_PASSING = (
+    "Sqrt",
+    "Add",
+    "Max",
+    "Clip",
+    "Pow",
+    "Slice",
+    "Gather",
+    "Squeeze",
+    "Unsqueeze",
+    "Cast",
+    "Reshape",
+    "Transpose",
+    "Identity",
+)
 
 
 def spectra(graph: Graph) -> dict[str, str]:
@@ -47,15 +64,15 @@ def _makers(graph: Graph, node: Node) -> list[Node]:
         return []
     if node.op_type == "ReduceSum" and _over_two(graph, node):
         squared = _squared(graph, node.inputs[0])
-        makers = [] if squared is None else list(_joined(graph, squared))
-        sources = Counter(maker.inputs[0] for maker in makers)
-        return makers if makers and all(sources[maker.inputs[0]] > 1 for maker in makers) else []
+        makers = [] if squared is None else list(_behind(graph, squared, (*_PARTS, "Concat")))
+        sources = Counter(_signal(graph, maker) for maker in makers)
+        return makers if makers and min(sources.values()) > 1 else []
     terms = [_squared(graph, v) for v in node.inputs] if node.op_type == "Add" else []
-    found = [_linear(graph, term) for term in terms]
-    makers = [maker for maker in found if maker is not None]
-    if len(found) != 2 or len(makers) != 2 or terms[0] is terms[1]:
+    if len(terms) != 2 or terms[0] is terms[1]:
         return []
-    return makers if makers[0] is makers[1] or makers[0].inputs[0] is makers[1].inputs[0] else []
+    real, imaginary = (_part(graph, term) for term in terms)
+    signals = {_signal(graph, maker) for maker in real}
+    return [*real, *imaginary] if real and signals == {_signal(graph, maker) for maker in imaginary} else []
 
 
 def _over_two(graph: Graph, node: Node) -> bool:
@@ -68,36 +85,41 @@ def _over_two(graph: Graph, node: Node) -> bool:
     return axes is not None and len(axes) == 1 and shape is not None and shape[int(axes[0])] == 2
 
 
-def _joined(graph: Graph, value: Value) -> Iterator[Node]:
-    """The layers of whose results, or parts of them, the tensor is put together, each perhaps times a constant."""
+def _behind(graph: Graph, value: Value | None, through: tuple[str, ...]) -> Iterator[Node]:
+    """The layers of which the tensor is put together by these operators, parts of it perhaps times a constant."""
     waiting = [value]
-    seen: set[Value] = set()
+    seen: set[Value | None] = {None}
     while waiting:
         value = waiting.pop()
-        if value in seen or graph.is_const(value):
-            continue
+        node = None if value in seen else graph.producer(value)
         seen.add(value)
-        node = graph.producer(value)
         if node is None or node.domain:
             continue
         if node.op_type in _LINEAR:
             yield node
-        elif node.op_type == "Concat" or node.op_type in _PARTS or _scales(graph, node):
-            read = node.inputs if node.op_type in ("Concat", "Mul") else node.inputs[:1]
-            waiting += [v for v in reversed(read) if v is not None]
+        elif node.op_type in through or _scales(graph, node):
+            waiting += reversed(node.inputs if node.op_type in _TOGETHER else node.inputs[:1])
 
 
 def _scales(graph: Graph, node: Node) -> bool:
     return node.op_type in ("Mul", "Div") and sum(map(graph.is_const, node.inputs)) == 1
 
 
+def _signal(graph: Graph, layer: Node) -> Value | None:
+    """What the layer reads that is no constant: of a product by a basis on the left the second."""
+    return layer.inputs[1] if graph.is_const(layer.inputs[0]) else layer.inputs[0]
+
+
 def _filters(graph: Graph, layer: Node) -> Iterator[Node]:
-    """The layers before this one with nothing between them but what moves or pads."""
-    value = layer.inputs[0]
-    while (node := graph.producer(value, *_MOVED, *_LINEAR)) is not None:
-        value = node.inputs[0]
-        if node.op_type in _LINEAR:
-            yield node
+    """The layers before this one with nothing between them but what moves, pads, scales and adds up."""
+    waiting = [layer]
+    found: set[Node] = set()
+    while waiting:
+        for node in _behind(graph, _signal(graph, waiting.pop()), (*_MOVED, *_SUMS)):
+            if node not in found:
+                found.add(node)
+                waiting.append(node)
+                yield node
 
 
 def _squared(graph: Graph, value: Value | None) -> Value | None:
@@ -110,11 +132,14 @@ def _squared(graph: Graph, value: Value | None) -> Value | None:
     return a if square else None
 
 
-def _linear(graph: Graph, value: Value | None) -> Node | None:
-    """The layer whose result, or a part of it, the tensor is."""
+def _part(graph: Graph, value: Value | None) -> list[Node]:
+    """The layer whose result, or a part of it, the tensor is, or the two whose results it is the sum of; else none."""
     while (node := graph.producer(value, *_PARTS)) is not None:
         value = node.inputs[0]
-    return graph.producer(value, *_LINEAR)
+    total = graph.producer(value, *_SUMS)
+    found = [graph.producer(v, *_LINEAR) for v in ([value] if total is None else total.inputs)]
+    layers = [node for node in found if node is not None]
+    return layers if len(layers) == len(found) else []
 
 
 def _readers(graph: Graph, value: Value) -> Iterator[Node]:
