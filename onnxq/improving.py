@@ -37,7 +37,7 @@ from onnxq.parts import HERE, Running
 from onnxq.passes import InsertQDQ, QuantizeWeights, remove_redundant_qdq, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
-from onnxq.placement.float_costs import cost, sized, work, work_seen
+from onnxq.placement.float_costs import cost, sized, work
 from onnxq.placement.groups import groups, nodes_of
 from onnxq.placement.zero_points import candidates, with_zero_points
 from onnxq.plan import INT8
@@ -129,9 +129,6 @@ def _factors(
         picked = pick(model, smoothing_axes(model), source, monitor)
         if picked is None:
             return None, {}, {}
-        seen = {name: (array.shape, array.shape) for name, array in picked.feeds[0].items()}
-        macs = sum(work_seen(model.graph, get_target(model.plan.target), seen).values()) or model.plan.macs
-        picked = picked.within(macs)
         judge = Judge(model, picked.judging)
         factors = smoothing_factors(model, picked, judge, monitor)
         return (picked, judge), factors, left_out(model, picked, factors)

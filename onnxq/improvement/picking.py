@@ -5,7 +5,7 @@ Neither the order of the samples nor their batches matter, and no sample that a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +38,6 @@ _BYTES = 2**28
 
 _SMALL = 50_000_000
 """Multiply-accumulates of a run that costs next to nothing."""
-
-_LARGE = 5_000_000_000
-"""Multiply-accumulates of a run that takes seconds: hundreds of them are minutes."""
 
 LEAST = 16
 """With fewer samples nothing is chosen: what few samples gain by is as often chance."""
@@ -159,10 +156,6 @@ class Picked:
     feeds: Sequence[Feed]
     reach: Mapping[str, ChannelReach]
     judges: int
-
-    def within(self, macs: int) -> Picked:
-        """With half as many that judge where a run has very many multiply-accumulates: what is unsure is dropped."""
-        return replace(self, judges=self.judges // 2) if macs > _LARGE else self
 
     @property
     def judging(self) -> Sequence[Feed]:

@@ -8,21 +8,19 @@ import pytest
 from graphs import Array, graph_of, run
 from legality import assert_legal
 
-from onnxq import Recipe, Rule, api, improving
+from onnxq import Recipe, Rule, api
 from onnxq.errors import StatisticsError
 from onnxq.exchange import make_cache
-from onnxq.improvement import Judge, factors, picking, rounding
+from onnxq.improvement import factors, rounding
 from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from onnxq.data import Feed
     from onnxq.graph import Graph
-    from onnxq.improvement import Inspected
 
 BALANCED = Recipe(effort="balanced", high_precision="fp32")
 FAST = replace(BALANCED, effort="fast")
@@ -225,18 +223,3 @@ def test_factors_join_the_kernel_of_a_product(mixture: str) -> None:
     exact, better, before = (np.stack(side) for side in zip(*pairs, strict=True))
     assert sqnr_db(exact, better) > sqnr_db(exact, before) + 3
     assert_legal(with_factors.to_proto())
-
-
-@pytest.mark.parametrize(("large", "judges"), [(10**9, 48), (2 * 16 * WIDTH * WIDTH - 1, 24)])
-def test_heavy_models_are_judged_on_fewer_samples(monkeypatch: pytest.MonkeyPatch, large: int, judges: int) -> None:
-    """By the work of a sample, of which here the data tells the size."""
-    monkeypatch.setattr(picking, "_LARGE", large)
-    counts = set()
-
-    def judge(model: Inspected, feeds: Sequence[Feed]) -> Judge:
-        counts.add(len(feeds))
-        return Judge(model, feeds)
-
-    monkeypatch.setattr(improving, "Judge", judge)
-    api.calibrate(block(), samples(96), replace(BALANCED, float_share=0.0))
-    assert counts == {judges}
