@@ -109,7 +109,7 @@ def cell(name: str, column: str, samples: int, exact: Outputs, feeds: list[Feed]
 def fill(names: list[str], wanted: list[str], samples: int, *, again: bool) -> None:
     """Make the cells that are missing."""
     for name in names:
-        folder = CELLS / name
+        folder = CELLS / str(samples) / name
         folder.mkdir(parents=True, exist_ok=True)
         missing = [c for c in wanted if again or not (folder / f"{c}.json").exists()]
         if name in TWINS:
@@ -141,7 +141,8 @@ def main() -> None:
     wanted = [c for c in columns() if not args.only or any(c.startswith(o) for o in args.only)]
     if not args.table:
         fill(names, wanted, args.samples, again=args.again)
-    print(accuracy_tables(CELLS, {n: SUBJECTS[n].invented for n in names}, list(columns()), Recipe().effort))
+    cells, invented = CELLS / str(args.samples), {n: SUBJECTS[n].invented for n in names}
+    print(accuracy_tables(cells, invented, list(columns()), Recipe().effort))
 
 
 if __name__ == "__main__":

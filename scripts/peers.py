@@ -3,8 +3,8 @@
     python scripts/peers.py [TOOL ...] [--model NAME ...] [--samples 32]
 
 TOOL: onnxruntime, modelopt, onnxsim, quark; without one, all. Without a model, digits. Results lie in
-.cache/peers/<model>/<variant>.onnx, with the seconds it took or the error beside it in <variant>.json; what is
-there is kept. Environments are .venv-peers/<tool>; NVIDIA ModelOpt and Quark bring torch, several GB where pip's
+.cache/peers/<model>-<samples>/<variant>.onnx, with the seconds it took or the error beside it in <variant>.json; what
+is there is kept. Environments are .venv-peers/<tool>; NVIDIA ModelOpt and Quark bring torch, several GB where pip's
 default build is one for GPUs. All tools calibrate on the same feeds; what each variant is called with is below.
 """
 
@@ -200,7 +200,7 @@ def of(tool: str) -> list[str]:
 
 def made(variant: str, model: str, samples: int) -> tuple[Path | str, float]:
     """The quantized file, or why there is none, and the seconds it took; made in the tool's environment if missing."""
-    folder = OUT / model
+    folder = _folder(model, samples)
     note = folder / f"{variant}.json"
     if not note.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,10 +215,14 @@ def made(variant: str, model: str, samples: int) -> tuple[Path | str, float]:
     return found["error"] or folder / f"{variant}.onnx", found["seconds"]
 
 
+def _folder(model: str, samples: int) -> Path:
+    return OUT / f"{model}-{samples}"
+
+
 def _inside(variant: str, model: str, samples: int) -> None:
     """What runs in the tool's environment."""
     _, function, options = VARIANTS[variant]
-    folder = OUT / model
+    folder = _folder(model, samples)
     source = folder / "float.onnx"
     if not source.exists():
         shutil.copyfile(SUBJECTS[model].path, source)
