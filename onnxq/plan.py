@@ -188,13 +188,18 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether nothing is quantized, though it should be."""
-        return self.mode != "float" and not (self.weights or self.points or self.kept)
+        points = self.points and not self._integers  # a DLA wants a pair on every tensor, between integers too
+        return self.mode != "float" and not (self.weights or points or self.kept)
+
+    @property
+    def _integers(self) -> Counter[str]:
+        """Operators that compute on integers in the model already, and how many there are of each."""
+        return Counter(d.op_type for d in self.decisions if d.op_type.startswith(_INTEGER))
 
     def why_empty(self) -> str:
         """Why nothing is quantized, for a person."""
-        found = Counter(d.op_type for d in self.decisions if d.op_type.startswith(_INTEGER))
-        if found:
-            nodes = ", ".join(f"{count} {op}" for op, count in found.most_common())
+        if self._integers:
+            nodes = ", ".join(f"{count} {op}" for op, count in self._integers.most_common())
             return f"It computes on integers already ({nodes}): quantize the float model that it was made from."
         of_weights = [r for r in self.reasons() if r[1] in _WEIGHTED]
         if not of_weights:

@@ -62,9 +62,12 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> 
             }
         kept |= float32_nodes(part, share, tensors, plan.float_type)
     decisions = []
+    wide = {n.name or "" for part in parts for n in part.nodes if any(part.dtype(v) == "float64" for v in n.outputs)}
     for decision in plan.decisions:
         reason = kept.get(decision.node)
-        if reason is None:
+        if decision.node in wide:
+            decisions.append(replace(decision, dtype="float64"))
+        elif reason is None:
             decisions.append(replace(decision, dtype=plan.float_type))
         else:
             decisions.append(replace(decision, reason=f"{decision.reason}; float32: {reason}"))

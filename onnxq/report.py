@@ -70,7 +70,7 @@ def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summar
         reasons=tuple(r for r in reasons if r[1] in weighted_ops),
         others=tuple(r for r in reasons if r[1] not in weighted_ops),
         stored=min(plan.weights, key=lambda w: w.bits).format.type if plan.weights else "int8",
-        number=_usual(weighted, plan.mode),
+        number=plan.float_type if plan.mode == "float" else _usual(weighted),
         fallback=tuple(Counter(d.op_type for d in plan.decisions if FALLS_BACK in d.reason).most_common()),
     )
 
@@ -90,9 +90,9 @@ def _kept_wide(plan: Plan) -> list[tuple[str, str, int]]:
     return [(reason, op, count) for (reason, op), count in counts.most_common()]
 
 
-def _usual(weighted: Sequence[Decision], mode: str) -> str:
-    """What most of the quantized ones compute in; in mode float, all of them."""
-    found = Counter(d.precision for d in weighted if d.quantized or mode == "float").most_common(1)
+def _usual(weighted: Sequence[Decision]) -> str:
+    """What most of the quantized ones compute in."""
+    found = Counter(d.precision for d in weighted if d.quantized).most_common(1)
     return found[0][0] if found else "int8"
 
 

@@ -45,6 +45,8 @@ def read(path: str | os.PathLike[str]) -> ModelProto:
 
     proto = ModelProto()
     data = b""
+    if Path(path).is_dir():
+        raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
     try:
         data = Path(path).read_bytes()
         proto.ParseFromString(data)
@@ -53,6 +55,8 @@ def read(path: str | os.PathLike[str]) -> ModelProto:
     except DecodeError as error:
         hint = "Copy or export the file again and compare its size."
         raise no_onnx(path, data, ", or is cut short", hint) from error
+    if not data:
+        raise ModelError(f"{path} is empty", "Copy or export the file again.")
     if not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{path} holds no graph with outputs", "Name the .onnx file of a model.")
     return proto

@@ -149,6 +149,19 @@ def test_what_a_recurrent_operator_does_in_float_is_no_share_of_int8() -> None:
     assert (dynamic.weighted, dynamic.int8, dynamic.mac_share) == (2, 2, 1.0)
 
 
+@pytest.mark.parametrize(("kind", "half"), [("float", 2), ("double", 0)])
+def test_what_mode_float_brought_to_half_precision(kind: str, half: int) -> None:
+    """Nodes of float64 stay what they are: no pass converts them, nor is it said so."""
+    text = f"({kind}[N,32] x) => ({kind}[N,32] y) {{ a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }}"
+    graph = graph_of(text, w=W.astype(np.float64 if kind == "double" else np.float32))
+    quantized, plan = api.quantize(graph, None, Recipe(mode="float"), monitor=Monitor(warn=lambda _: None))
+    found = report.summarize(plan)
+    assert (found.number, found.weighted, found.int8, found.mac_share) == ("float16", 2, half, half / 2)
+    assert {quantized.dtype(n.outputs[0]) for n in quantized.nodes if n.op_type == "MatMul"} == {
+        "float16" if half else "float64"
+    }
+
+
 def test_a_model_of_integers_is_told_from_one_without_layers() -> None:
     integers = """(float[1,32] x) => (int32[1,32] y)
         { q, s, z = DynamicQuantizeLinear(x) y = MatMulInteger(q, codes, z) }"""
@@ -156,6 +169,9 @@ def test_a_model_of_integers_is_told_from_one_without_layers() -> None:
     assert plan.empty
     assert "integers already (1 DynamicQuantizeLinear, 1 MatMulInteger)" in plan.why_empty()
     assert "float model" in plan.why_empty()
+    for_dla = api.make_plan(graph_of(integers, codes=W.astype(np.int8)), Recipe(target="tensorrt@10+dla"))
+    assert for_dla.empty  # where every tensor gets a pair, too
+    assert "integers already" in for_dla.why_empty()
     plain = api.make_plan(graph_of("(float[1,32] x) => (float[1,32] y) { y = Relu(x) }"))
     assert plain.why_empty() == "It holds no Conv, ConvTranspose, Gemm or MatMul."
     assert not api.make_plan(graph_of(TEXT, w=W, small=SMALL)).empty

@@ -68,12 +68,14 @@ def test_the_public_function_takes_all_kinds_of_models(tmp_path: Path) -> None:
 def test_files_that_are_no_models(tmp_path: Path) -> None:
     for name, content, message in (
         ("a.onnx", b"hello", "is not an ONNX model, or is cut short"),
-        ("b.onnx", b"", "holds no graph"),
+        ("b.onnx", b"", "is empty"),
         ("c.ort", bytes(4) + b"ORTM" + bytes(50), "not an ONNX model but one in ONNX Runtime's own format"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(onnxq.ModelError, match=message):
             onnxq.check(tmp_path / name)
+    with pytest.raises(onnxq.ModelError, match="is a folder"):
+        onnxq.check(tmp_path)
     with pytest.raises(onnxq.ModelError, match="cannot be read"):
         onnxq.check(tmp_path / "d.onnx")
 
