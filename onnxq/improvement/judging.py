@@ -51,13 +51,15 @@ class Noise:
     """Noise over signal of a quantized model, one number for each sample that judges, made as they are asked for."""
 
     def __init__(self, samples: int, of: Callable[[int, int], Floats]) -> None:
-        """`of` makes those from one sample up to another, in their order."""
-        self.samples, self._of, self._known = samples, of, np.empty(0)
+        """`of` makes those from one sample up to another, in their order; it is let go of when all are made."""
+        self.samples, self._known = samples, np.empty(0)
+        self._of: Callable[[int, int], Floats] | None = of
 
     def first(self, count: int) -> Floats:
         """Those of the first so many samples."""
-        if count > self._known.size:
+        if self._of is not None and count > self._known.size:
             self._known = np.append(self._known, self._of(self._known.size, count))
+            self._of = None if count >= self.samples else self._of  # and with it of a session, which holds the weights
         return self._known[:count]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_what_is_clear_needs_few_samples() -> None:
     assert seen([*[1.0] * 8, *[-9.0] * 8]) == (True, 8)
     assert seen([2.0, -1.0, 2.0, -1.0, *[-9.0] * 12]) == (False, 16)
     assert seen([1.0, 1.0, 1.0]) == (True, 3)
+
+
+def test_what_runs_the_model_is_let_go_of_when_all_samples_are_run() -> None:
+    def of(first: int, end: int) -> npt.NDArray[np.float64]:
+        return np.ones(end - first)
+
+    held, noise = weakref.ref(of), Noise(8, of)
+    del of
+    noise.first(4)
+    assert held() is not None
+    np.testing.assert_array_equal(noise.first(8), np.ones(8))
+    assert held() is None
+    np.testing.assert_array_equal(noise.first(4), np.ones(4))
 
 
 @settings(max_examples=200, deadline=None)
