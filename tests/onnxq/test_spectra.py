@@ -116,6 +116,31 @@ def test_a_filter_in_front_computes_it_too_and_an_encoder_does_not() -> None:
     assert set(spectra(net(SIGNAL, encoded, **BASIS, f=(1, 1, 16)))) == {"Conv:c", "Conv:d"}
 
 
+FOURIER: dict[str, Any] = {
+    "basis": (16, 16),  # of the first step, in front of what it is multiplied with
+    "a": (16, 16),
+    "b": (16, 16),
+    "turn": (16, 16),
+    "k": (16, 8),
+    **{name: np.array([value]) for name, value in {"zero": 0, "nine": 9, "axis": 1}.items()},
+}
+STEPS = (
+    "f = MatMul(basis, x) g = MatMul(basis, x) h = Mul(f, turn) i = Mul(g, turn) p = Sub(h, i) q = Add(h, i) "
+    "c = MatMul(p, a) d = MatMul(q, b) e = MatMul(p, b) l = MatMul({}, a) "
+    "r = Sub(c, d) o = Add(e, l) s = Mul(r, r) t = Mul(o, o) m = Add(s, t)"
+)
+
+
+def test_the_parts_of_a_transform_of_two_layers_each_are_of_one_signal() -> None:
+    """A fast Fourier transform of 256 values is two products by bases of 16 and factors between; else it is none."""
+    tail = "n = Slice(m, zero, nine, axis) u = Sqrt(n) y = MatMul(u, k)"
+    other = net("float[16,16] x", f"z = Relu(x) {STEPS.format('z')} {tail}", **FOURIER | {"k": (9, 8)})
+    assert spectra(other) == {}
+    graph = net("float[16,16] x", f"{STEPS.format('q')} {tail}", **FOURIER | {"k": (9, 8)})
+    computes = dict.fromkeys((f"MatMul:{name}" for name in "cdelfg"), COMPUTES)
+    assert spectra(graph) == computes | {"MatMul:y": READS}
+
+
 def test_behind_a_logarithm_the_range_is_another() -> None:
     body, more = FOUND["two convolutions"]
     graph = net(SIGNAL, f"{body} t = Add(p, s) m = Log(t) {NEXT}", **BASIS, k=(32, 64, 1), **more)
