@@ -128,10 +128,11 @@ def next_steps(
 ) -> list[tuple[str, str]]:
     """(what, command) for the file just written."""
     target = get_target(plan.target)
-    shapes = _shape_flags(graph, {} if statistics is None else dict(statistics.shapes))
+    seen = {} if statistics is None else dict(statistics.shapes)
+    shapes, sizes = _shape_flags(graph, seen), _sizes(graph, seen)
     engine = _quoted(model.with_suffix(".plan").name)
     found = [
-        (what, command.format(model=_quoted(str(model)), engine=engine, shapes=shapes))
+        (what, command.format(model=_quoted(str(model)), engine=engine, shapes=shapes, sizes=sizes))
         for what, command in target.next_step.items()
     ]
     saturates = target.placement == "ort-cpu" and plan.mode in ("static", "dynamic") and not recipe.reduce_range
@@ -151,6 +152,16 @@ def _shape_flags(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int,
         f" --{kind}Shapes=" + _quoted(",".join(f"{n}:{'x'.join(map(str, seen[n][end]))}" for n in names))
         for kind, end in flags
     )
+
+
+def _sizes(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """`--shapes` for a check that runs the model, when an input leaves open more than the batch."""
+    wanted = [str(v.name) for v in graph.inputs if any(not isinstance(d, int) for d in (graph.shape(v) or ())[1:])]
+    if not wanted:
+        return ""
+    if any(name not in seen for name in wanted):
+        return " --shapes ..."
+    return " --shapes " + _quoted(",".join(f"{name}:{'x'.join(map(str, seen[name][1]))}" for name in wanted))
 
 
 def _quoted(text: str) -> str:

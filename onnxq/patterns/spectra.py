@@ -3,8 +3,9 @@
     c = Conv(signal, Fourier basis);   m = sqrt(re(c)^2 + im(c)^2)
 
 The squares are added, or lie side by side along an axis of two that is summed over. In the last step of a fast Fourier
-transform the signal is complex, and each part a sum over two layers, re = xA - yB and im = xB + yA. A layer whose result
-the signal is, moved, padded, scaled and added up at most, is a step before or a filter, and one of those that compute it.
+transform the signal is complex, and each part a sum over two layers, re = xA - yB and im = xB + yA. A layer whose
+result the signal is, moved, padded, scaled and added up at most, is a step before or a filter, and one of those that
+compute it.
 
 A quiet band lies 40 dB and more below a loud one, and a quiet frame below a loud one, and both tell as much. One scale
 for all of them leaves the quiet ones a few steps of 127: Silero VAD's probabilities have 14 to 26 dB with these layers

@@ -31,7 +31,7 @@ ORT_CPU = Target(
     block_size=32,  # what the provider itself cuts per-channel scales into
     blocked_bits=frozenset({4, 8}),
     next_step={
-        "ONNX Runtime": "onnxq check {model} --target ort-cpu",
+        "ONNX Runtime": "onnxq check {model} --target ort-cpu{sizes}",
         "Python": "onnxruntime.InferenceSession({model!r}, providers=['CPUExecutionProvider'])",
     },
 )

@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,6 +76,22 @@ def test_the_next_command_has_the_shapes_that_were_seen() -> None:
         assert line[:3] == ["trtexec", "--onnx=m.int8.onnx", "--saveEngine=m.int8.plan"]
         assert "--minShapes=x:1x3x32" in line
         assert {"--optShapes=x:1x7x32", "--maxShapes=x:1x7x32"} <= set(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen", "told"),
+    [(TEXT, FEEDS, ""), (DYNAMIC, [{"x": np.ones((1, t, 32), np.float32)} for t in (3, 7)], " --shapes x:1x7x32")],
+)
+def test_the_next_check_on_the_cpu_has_the_sizes_that_it_needs(text: str, seen: list[dict[str, Any]], told: str) -> None:
+    recipe = Recipe(target="ort-cpu", effort="fast")
+    graph = graph_of(text, w=W, **({"small": SMALL} if text is TEXT else {}))
+    statistics = api.calibrate(graph, seen, recipe)
+    quantized, plan = api.quantize(graph, statistics, recipe, Monitor(warn=lambda _: None))
+    command = "onnxq check m.onnx --target ort-cpu"
+    lines = dict(report.next_steps(plan, recipe, quantized, Path("m.onnx"), statistics))
+    assert lines["ONNX Runtime"] == command + told
+    without = dict(report.next_steps(plan, recipe, quantized, Path("m.onnx"), None))
+    assert without["ONNX Runtime"] == command + (" --shapes ..." if told else "")
 
 
 def test_the_next_command_without_data_or_dynamic_shapes() -> None:
