@@ -82,7 +82,9 @@ def test_the_next_command_has_the_shapes_that_were_seen() -> None:
     ("text", "seen", "told"),
     [(TEXT, FEEDS, ""), (DYNAMIC, [{"x": np.ones((1, t, 32), np.float32)} for t in (3, 7)], " --shapes x:1x7x32")],
 )
-def test_the_next_check_on_the_cpu_has_the_sizes_that_it_needs(text: str, seen: list[dict[str, Any]], told: str) -> None:
+def test_the_next_check_on_the_cpu_has_the_sizes_that_it_needs(
+    text: str, seen: list[dict[str, Any]], told: str
+) -> None:
     recipe = Recipe(target="ort-cpu", effort="fast")
     graph = graph_of(text, w=W, **({"small": SMALL} if text is TEXT else {}))
     statistics = api.calibrate(graph, seen, recipe)
