@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from onnxq.caches import Cache
     from onnxq.numerics import QType, Range
     from onnxq.plan import Decision, Plan, Point, WeightPoint
+    from onnxq.pointwise import Pointwise
     from onnxq.recipe import Recipe
     from onnxq.statistics import Rounded, Statistics
     from onnxq.targets.target import Target
 
-    Known = dict[tuple[str, QType, frozenset[str]], Range]
-    """(calibrator, grid, tensors observed) -> the range that statistics gave."""
+    Known = dict[tuple[str, QType, frozenset[str], Pointwise | None], Range]
+    """(calibrator, grid, tensors observed, activation behind them) -> the range that statistics gave."""
 
 _CLIPPING_BY_CHOICE = ("auto", "entropy")  # they would clip a protected tensor without being told to
 
@@ -67,7 +68,8 @@ def resolve(
         if found is None:
             name = _calibrator_name(members, recipe, grid)
             measured = [p for p in members if p.range is None]
-            key = name, grid, frozenset(p.observe for p in measured)
+            behind = _behind(members, () if statistics is None else statistics.alone)
+            key = name, grid, frozenset(p.observe for p in measured), behind
             if known is not None and key in known:
                 found = known[key]
             else:
@@ -78,7 +80,7 @@ def resolve(
                 if histogram.amax == 0.0:
                     text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                     notes.append(f"{members[0].tensor}: {text}")
-                found = make_calibrator(name, recipe.percentile)(histogram, grid)
+                found = make_calibrator(name, recipe.percentile, behind)(histogram, grid)
                 notes += _small_members(measured, seen, found)
             if known is not None:
                 known[key] = found
@@ -211,6 +213,12 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram], bounds: C
             "Exclude the nodes that read it with a rule (quantize = false), or use other data.",
         )
     return total
+
+
+def _behind(members: Sequence[Point], alone: Collection[str]) -> Pointwise | None:
+    """The activation behind all of them, if there is one and their ranges are chosen for it."""
+    found = {None if p.tensor in alone else p.behind for p in members}
+    return found.pop() if len(found) == 1 else None
 
 
 def _observed(members: Sequence[Point]) -> set[str]:

@@ -25,6 +25,7 @@ from onnxq.improvement import (
     smoothing_axes,
     smoothing_factors,
     spared,
+    weighed_alone,
     widening,
     zero_points,
 )
@@ -183,6 +184,8 @@ def _refined(
     plain, model = _in_float32(better), _inspected(better)
     ranges = Ranges.of(plain, statistics, shifts=_shifts(better.recipe))
 
+    statistics = replace(statistics, alone=_alone(ranges, statistics, model, judge, monitor))
+    ranges = ranges.of_plan(plain, statistics)
     by = _widening(ranges, better, statistics, picked, judge, monitor)
     statistics, ranges = replace(statistics, widening=by), ranges.widened(by)
 
@@ -197,6 +200,17 @@ def _refined(
     found = replace(statistics, zero_points=points, rounding=rounding)
     found = replace(found, spared=_spared(ranges, found, model, picked, judge, least, monitor))
     return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))
+
+
+def _alone(ranges: Ranges, statistics: Statistics, model: Inspected, judge: Judge, monitor: Monitor) -> tuple[str, ...]:
+    """The tensors whose ranges are chosen for themselves though an activation reads them."""
+    weighed = [p.tensor for p in ranges.symmetric.points.values() if p.behind is not None and p.chosen in WIDENED]
+
+    def noise(names: Sequence[str]) -> Floats:
+        tried = replace(statistics, alone=tuple(names))
+        return judge.noise(ranges.of_plan(ranges.plain, tried).paired(()), statistics.smoothing)
+
+    return weighed_alone(weighed, noise, model.effort.trials, monitor)
 
 
 def _widening(
@@ -291,6 +305,7 @@ class Ranges:
         symmetric: its resolved plan.
         shifted: the same with a zero point wherever there can be one.
         known: what calibrators have found, which takes longest.
+        alone: the tensors whose ranges disregard the activation behind them.
     """
 
     plain: api.Prepared
@@ -299,6 +314,7 @@ class Ranges:
     symmetric: Plan
     shifted: Plan
     known: Known = field(default_factory=dict)
+    alone: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, plain: api.Prepared, statistics: Statistics, *, shifts: bool, known: Known | None = None) -> Ranges:
@@ -312,11 +328,11 @@ class Ranges:
             moved = with_zero_points(plain.graph, plan, names_of(possible))
             points = {n: symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
             shifted = resolve(replace(moved, points=points), statistics, recipe, target, known=known)
-        return cls(plain, statistics.tensors, possible, symmetric, shifted, known)
+        return cls(plain, statistics.tensors, possible, symmetric, shifted, known, statistics.alone)
 
     def of_plan(self, plain: api.Prepared, statistics: Statistics) -> Ranges:
-        """Those of the model placed again, from the same statistics."""
-        if plain is self.plain:
+        """Those of the model placed again, from the same observations."""
+        if plain is self.plain and statistics.alone == self.alone:
             return self
         return Ranges.of(plain, statistics, shifts=bool(self.possible), known=self.known)
 

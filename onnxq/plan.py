@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnxq.interface import Port
     from onnxq.numerics import QType, QuantParams, Range
     from onnxq.outcome import Budget
+    from onnxq.pointwise import Pointwise
     from onnxq.statistics import Rounded
 
 
@@ -47,6 +48,7 @@ class Point:
         output: whether the model output of that name is behind the pair too.
         bounds: what the Relu or Clip that makes it leaves; its range reaches no further.
         qtype: its grid where a rule asks for another than the target's.
+        behind: the activation that alone reads it: its range is chosen for what that makes of it.
     """
 
     tensor: str
@@ -62,6 +64,7 @@ class Point:
     output: bool = False
     bounds: Range = (-math.inf, math.inf)
     qtype: QType | None = None
+    behind: Pointwise | None = None
 
 
 @dataclass(frozen=True)

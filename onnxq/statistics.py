@@ -6,7 +6,7 @@ import io
 import json
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -120,6 +120,7 @@ class Statistics:
         widening: what ranges of least squared error are multiplied by.
         unseen: tensor name -> values that it holds for samples that have no part in `smoothing`, beyond those that it
             holds for samples that have; ranges of least squared error count them too.
+        alone: names of the tensors whose range of least error is for themselves, whatever activation reads them.
     """
 
     model: str
@@ -137,6 +138,7 @@ class Statistics:
     spared: tuple[str, ...] = ()
     widening: float = 1.0
     unseen: Mapping[str, Histogram] = field(default_factory=dict)
+    alone: tuple[str, ...] = ()
 
     @property
     def improved(self) -> tuple[object, ...]:
@@ -148,6 +150,7 @@ class Statistics:
             self.spared,
             self.widening,
             dict(self.unseen),
+            self.alone,
         )
 
     @property
@@ -195,22 +198,14 @@ class Statistics:
             )
         names = self.tensors or other.tensors
         empty = Histogram.empty()
-        return Statistics(
-            self.model,
-            {n: self.tensors.get(n, empty) + other.tensors.get(n, empty) for n in names},
-            self.samples + other.samples,
-            (self.seen + other.seen) % _SEEN_MODULUS,
-            merge_shapes(self.shapes, other.shapes),
-            _merge_names(self.nonfinite, other.nonfinite),
-            self.smoothing,
-            _merge_bounds(self.bounds, other.bounds),
-            self.weights,
-            self.rounding,
-            self.outliers,
-            self.zero_points,
-            self.spared,
-            self.widening,
-            self.unseen,
+        return replace(
+            self,
+            tensors={n: self.tensors.get(n, empty) + other.tensors.get(n, empty) for n in names},
+            samples=self.samples + other.samples,
+            seen=(self.seen + other.seen) % _SEEN_MODULUS,
+            shapes=merge_shapes(self.shapes, other.shapes),
+            nonfinite=_merge_names(self.nonfinite, other.nonfinite),
+            bounds=_merge_bounds(self.bounds, other.bounds),
         )
 
     def check_model(self, digest: str) -> None:
@@ -237,6 +232,7 @@ class Statistics:
             **({"spared": list(self.spared)} if self.spared else {}),
             **({"widening": self.widening} if self.widening != 1.0 else {}),
             **({"unseen": sorted(self.unseen)} if self.unseen else {}),
+            **({"alone": list(self.alone)} if self.alone else {}),
         }
         arrays = arrays_of(self.tensors, "") | arrays_of(self.unseen, "u")
         if self.bounds:
@@ -352,6 +348,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         tuple(map(str, meta.get("spared", ()))),
         float(meta.get("widening", 1.0)),
         {str(n): Histogram.from_arrays(grouped[f"u{i}"]) for i, n in enumerate(meta.get("unseen", ()))},
+        tuple(map(str, meta.get("alone", ()))),
     )
 
 

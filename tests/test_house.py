@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 # to name a type of a floor above is to know that floor. A package is one entry, with all its files.
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
-        *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram"),
+        *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram", "pointwise"),
         *("monitor", "naming", "operators", "scratch", "shares", "smallest", "timing", "blas"),
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "inference", "formats", "memory"),

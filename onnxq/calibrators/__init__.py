@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
+from typing import TYPE_CHECKING
 
 from onnxq.calibrators.auto import auto
 from onnxq.calibrators.entropy import entropy
@@ -14,6 +15,9 @@ from onnxq.calibrators.percentile import percentile as clip_tails
 from onnxq.errors import RecipeError
 from onnxq.histogram import Histogram
 from onnxq.numerics import QType, Range
+
+if TYPE_CHECKING:
+    from onnxq.pointwise import Pointwise
 
 Calibrator = Callable[[Histogram, QType], Range]
 """A histogram without nonzero values gives (0, 0); a symmetric QType gives lo = -hi; the range holds 0."""
@@ -28,8 +32,17 @@ CALIBRATORS: dict[str, Calibrator] = {
 }
 
 
-def make_calibrator(name: str, percentile: float = 99.99) -> Calibrator:
-    """The calibrator of that name; percentile, in per cent, is for "percentile" and ignored by the others.
+LEAST_ERROR = {"auto": auto, "mse": mse, "legacy": legacy}
+"""Those that weigh errors, and so can weigh them behind an activation."""
+
+
+def make_calibrator(name: str, percentile: float = 99.99, behind: Pointwise | None = None) -> Calibrator:
+    """The calibrator of that name.
+
+    Args:
+        name: a key of `CALIBRATORS`.
+        percentile: in per cent, for "percentile"; ignored by the others.
+        behind: what alone reads the tensor, for those of `LEAST_ERROR`; ignored by the others.
 
     Raises:
         RecipeError: there is none of that name, or percentile is not in (0, 100].
@@ -40,4 +53,6 @@ def make_calibrator(name: str, percentile: float = 99.99) -> Calibrator:
         raise RecipeError(f"there is no calibrator {name!r}", f"{hint}Calibrators: {', '.join(CALIBRATORS)}.")
     if not 0 < percentile <= 100:
         raise RecipeError(f"the percentile is {percentile}", "Give a percentile above 0 and up to 100, such as 99.99.")
+    if name in LEAST_ERROR and behind is not None:
+        return partial(LEAST_ERROR[name], behind=behind)
     return partial(clip_tails, percent=percentile) if name == "percentile" else CALIBRATORS[name]

@@ -13,6 +13,7 @@ from onnxq.numerics import affine
 if TYPE_CHECKING:
     from onnxq.histogram import Histogram
     from onnxq.numerics import QType
+    from onnxq.pointwise import Pointwise
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,17 +28,19 @@ class Points:
     Attributes:
         x: values, ascending.
         mass: running count of the points before each x; one longer than x.
-        moment: running sum of count * x, likewise.
-        power: sum of count * x², the signal's power times the number of values.
+        moment: running sum of count * y, likewise; y is x, or what the function behind it makes of it.
+        power: sum of count * y², the signal's power times the number of values.
+        behind: the function.
     """
 
     x: Floats
     mass: Floats
     moment: Floats
     power: float
+    behind: Pointwise | None = None
 
     @staticmethod
-    def of(hist: Histogram) -> Points:
+    def of(hist: Histogram, behind: Pointwise | None = None) -> Points:
         """Zeros are left out: every grid holds 0, so they cost nothing."""
         centers = hist.centers()
         x = np.concatenate([-centers[::-1], centers])
@@ -48,14 +51,15 @@ class Points:
             x[0] = hist.min
         if hist.max > 0:
             x[-1] = hist.max
-        mass, moment = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * x))
-        return Points(x, mass, moment, float((counts * x * x).sum()))
+        y = x if behind is None else behind(x)
+        mass, moment = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * y))
+        return Points(x, mass, moment, float((counts * y * y).sum()), behind)
 
     def errors(self, lo: npt.ArrayLike, hi: npt.ArrayLike, qtype: QType) -> Floats:
-        """Sum of (x - x^)² for each of the ranges [lo, hi], on the grid that is emitted for it.
+        """Sum of (y - y^)² for each of the ranges [lo, hi], on the grid that is emitted for it.
 
-        The values between two midpoints of the grid all become its level v, so that their error is
-        sum x² - 2 v sum x + v² sum 1, and running sums give it for every level at once.
+        The values between two midpoints of the grid all become its level, and y^ what this stands for, v. So their
+        error is sum y² - 2 v sum y + v² sum 1, and running sums give it for every level at once.
         """
         scale, zero_point = affine(np.atleast_1d(lo), np.atleast_1d(hi), qtype)
         levels = (np.arange(qtype.qmin, qtype.qmax + 1) - zero_point[:, None]) * scale[:, None]
@@ -63,7 +67,8 @@ class Points:
         ends = np.zeros((len(levels), 1), np.intp)
         bounds = np.concatenate([ends, inner, ends + self.x.size], axis=1)
         mass, moment = np.diff(self.mass[bounds]), np.diff(self.moment[bounds])
-        gained = (levels * (levels * mass - 2 * moment)).sum(axis=1)
+        v = levels if self.behind is None else self.behind(levels)
+        gained = (v * (v * mass - 2 * moment)).sum(axis=1)
         errors: Floats = np.maximum(self.power + gained, 0.0)
         return errors
 

@@ -14,6 +14,7 @@ from onnxq.calibrators.percentile import percentile
 if TYPE_CHECKING:
     from onnxq.histogram import Histogram
     from onnxq.numerics import QType, Range
+    from onnxq.pointwise import Pointwise
 
 CANDIDATES = (
     minmax,  # first: of equals, the one that clips nothing
@@ -21,14 +22,16 @@ CANDIDATES = (
     partial(percentile, percent=99.99),
     partial(percentile, percent=99.999),
     entropy,
-    mse,
 )
 
 
-def auto(hist: Histogram, qtype: QType) -> Range:
-    """The range of the candidate with the least expected squared error; ties keep the earlier candidate."""
-    ranges = [candidate(hist, qtype) for candidate in CANDIDATES]
-    points = Points.of(hist)
+def auto(hist: Histogram, qtype: QType, behind: Pointwise | None = None) -> Range:
+    """The range of the candidate with the least expected squared error; ties keep the earlier candidate.
+
+    The error of the values, or of what the function `behind` them makes of them.
+    """
+    ranges = [*(candidate(hist, qtype) for candidate in CANDIDATES), mse(hist, qtype, behind)]
+    points = Points.of(hist, behind)
     errors = points.errors([lo for lo, _ in ranges], [hi for _, hi in ranges], qtype)
     tied = errors <= errors.min() + RESOLUTION * points.power
     return ranges[int(tied.argmax())]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxq.calibrators._error import Floats
     from onnxq.histogram import Histogram
     from onnxq.numerics import QType, Range
+    from onnxq.pointwise import Pointwise
 
 _SHRINK = np.geomspace(1.0, 2.0**-5, 129)
 """Shares of the full range that are tried, 2.7 % apart; below 1/32 fewer than 64 bins might be left."""
@@ -24,8 +25,8 @@ _ROUNDS = 2
 """Rounds of coordinate search; a third moved nothing on any of the test data."""
 
 
-def mse(hist: Histogram, qtype: QType) -> Range:
-    """Minimise sum (x - x^)² over the range, on the grid that is emitted.
+def mse(hist: Histogram, qtype: QType, behind: Pointwise | None = None) -> Range:
+    """Minimise sum (x - x^)² over the range, on the grid that is emitted; sum (f(x) - f(x^))² with f `behind` it.
 
     Symmetric, or with values on one side of 0 only: over T, on a geometric grid, then finer between the best's
     neighbours. Asymmetric: both ends are shrunk together in the same way, and then in turn, each with the other
@@ -34,7 +35,7 @@ def mse(hist: Histogram, qtype: QType) -> Range:
     lo, hi = minmax(hist, qtype)
     if lo == hi:
         return lo, hi
-    errors = partial(Points.of(hist).errors, qtype=qtype)
+    errors = partial(Points.of(hist, behind).errors, qtype=qtype)
     joint = _least(lambda share: errors(lo * share, hi * share))
     low, high = lo * joint, hi * joint
     if qtype.symmetric or lo == 0.0 or hi == 0.0:
@@ -60,11 +61,11 @@ def _least(errors: Callable[[Floats], Floats]) -> float:
     return float(shares[np.argmin(errors(shares))])
 
 
-def legacy(hist: Histogram, qtype: QType) -> Range:
+def legacy(hist: Histogram, qtype: QType, behind: Pointwise | None = None) -> Range:
     """`mse` under the name that some users know it by.
 
     TensorRT's IInt8LegacyCalibrator was something else: a quantile of |x|, or a regression cut off at a share of the
     maximum, over a histogram that it could keep. What people ran in its place, quantile 0.9999 and cutoff 1.0, is
     the calibrator "percentile" at 99.99; the histogram that is kept is onnxq's statistics file.
     """
-    return mse(hist, qtype)
+    return mse(hist, qtype, behind)

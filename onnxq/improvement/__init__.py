@@ -1,8 +1,9 @@
 """What makes a model better in int8 at the price of some computing: chosen on some samples, judged on others.
 
-`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `widening` widens
-ranges, `shifting` gives one-sided tensors a zero point, `rounding` rounds weights with regard to what they are
-multiplied with, `sparing` leaves a few layers in float, and `judging` says what of all that is kept.
+`picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `weighing` says which
+ranges disregard the activation behind a tensor, `widening` widens ranges, `shifting` gives one-sided tensors a zero
+point, `rounding` rounds weights with regard to what they are multiplied with, `sparing` leaves a few layers in float,
+and `judging` says what of all that is kept.
 """
 
 from onnxq.improvement.factors import left_out, smoothing_axes, smoothing_factors
@@ -11,6 +12,7 @@ from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_again, rounded_weights
 from onnxq.improvement.shifting import zero_points
 from onnxq.improvement.sparing import spared
+from onnxq.improvement.weighing import weighed_alone
 from onnxq.improvement.widening import widening
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "smoothing_axes",
     "smoothing_factors",
     "spared",
+    "weighed_alone",
     "widening",
     "zero_points",
 ]

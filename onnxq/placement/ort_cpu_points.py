@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TYPE_CHECKING
 
+from onnxq.patterns import find_patterns
+from onnxq.patterns.behind import activations_behind
 from onnxq.patterns.pairs import origin
 from onnxq.placement.weighted import weight_of
 from onnxq.plan import Point, WeightPoint
@@ -153,8 +155,9 @@ def points(island: Island, recipe: Recipe) -> dict[str, Point]:
             mine = uses.setdefault(str(end.name), {})
             mine |= {(user.name or "", index): None for user, index in graph.users(end)}
     groups = _groups(island, values)
+    behind = activations_behind(graph, find_patterns(graph))
     return {
-        name: _point(island, value, tuple(uses[name]), groups, calibrators.get(name))
+        name: replace(_point(island, value, tuple(uses[name]), groups, calibrators.get(name)), behind=behind.get(name))
         for name, value in values.items()
         if uses[name] or value.is_graph_output()
     }

@@ -65,7 +65,7 @@ def test_what_is_known_of_other_plans_serves_where_the_tensors_are_the_same() ->
     plans = [plan(point("a", "a"), point("b", "a"), point("c")), plan(point("a"), point("c")), plan(point("b"))]
     for each in plans * 2:
         assert resolve(each, statistics, recipe, TENSORRT, known=known) == resolve(each, statistics, recipe, TENSORRT)
-    assert {tensors for _, _, tensors in known} == {frozenset(t) for t in ("ab", "c", "a", "b")}
+    assert {tensors for _, _, tensors, _ in known} == {frozenset(t) for t in ("ab", "c", "a", "b")}
     none = seen(a=[1.0], b=[1.0], c=[1.0])  # what is known is not looked for again
     found = resolve(plans[0], none, recipe, TENSORRT, known=known)
     assert found.points == resolve(plans[0], statistics, recipe, TENSORRT).points
