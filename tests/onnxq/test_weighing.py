@@ -43,7 +43,7 @@ def test_functions_are_those_of_the_standard(function: Pointwise) -> None:
     text = f'<ir_version: 10, opset_import: ["": 22]> g (float[9] x) => (float[9] y) {{ {OPERATORS[function]} }}'
     x = np.array([-80, -8, -3, -1.28, -1e-3, 0, 0.5, 3, 80], np.float32)
     (expected,) = ReferenceEvaluator(onnx.parser.parse_model(text)).run(None, {"x": x})
-    np.testing.assert_allclose(function(x.astype(np.float64)), expected, atol=2e-6)
+    np.testing.assert_allclose(function(x.astype(np.float64)), np.asarray(expected, np.float64), atol=2e-6)
 
 
 def _made(x: Array, lo: float, hi: float, function: Pointwise) -> float:
