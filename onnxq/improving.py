@@ -206,7 +206,7 @@ def _alone(ranges: Ranges, statistics: Statistics, model: Inspected, judge: Judg
     """The tensors whose ranges are chosen for themselves though an activation reads them."""
     weighed = [p.tensor for p in ranges.symmetric.points.values() if p.behind is not None and p.chosen in WIDENED]
 
-    def noise(names: Sequence[str]) -> Floats:
+    def noise(names: Sequence[str]) -> Noise:
         tried = replace(statistics, alone=tuple(names))
         return judge.noise(ranges.of_plan(ranges.plain, tried).paired(()), statistics.smoothing)
 

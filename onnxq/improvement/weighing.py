@@ -14,7 +14,7 @@ from onnxq.monitor import QUIET, Monitor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from onnxq.improvement.judging import Floats
+    from onnxq.improvement.judging import Noise
 
 ERRORS = 2.0
 """By how many standard errors outputs must gain. With one, digits for `ort-cpu` took one range for 0.15 dB (standard
@@ -22,7 +22,7 @@ error 0.13) on its judging samples, none without layers in float on the test ima
 
 
 def weighed_alone(
-    tensors: Sequence[str], noise: Callable[[Sequence[str]], Floats], trials: int, monitor: Monitor = QUIET
+    tensors: Sequence[str], noise: Callable[[Sequence[str]], Noise], trials: int, monitor: Monitor = QUIET
 ) -> tuple[str, ...]:
     """Those of the tensors whose range is chosen for themselves, in the order given: where the other gains nothing.
 
@@ -39,9 +39,8 @@ def weighed_alone(
     def others(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name in tensors if name not in names)
 
-    def weighed(names: Sequence[str]) -> Floats:
+    def weighed(names: Sequence[str]) -> Noise:
         return noise(others(names))
 
-    return others(
-        confirmed([list(tensors)], weighed, lambda _, before, after: gains(before, after, errors=ERRORS), trials)
-    )
+    kept, _ = confirmed([list(tensors)], weighed, lambda _, before, after: gains(before, after, errors=ERRORS), trials)
+    return others(kept)

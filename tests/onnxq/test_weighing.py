@@ -11,6 +11,7 @@ import pytest
 from graphs import Array, graph_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noises import noise_of
 from onnx.reference import ReferenceEvaluator
 
 from onnxq import Recipe, api
@@ -124,11 +125,11 @@ def test_activations_are_found_in_every_spelling() -> None:
 def test_nothing_is_taken_that_loses_in_all(worse: set[str]) -> None:
     """Each tensor by itself: 3 dB gained or lost of its part of the noise."""
 
-    def noise(alone: Sequence[str]) -> Array:
-        return np.full(8, sum(2.0 if (name in alone) != (name in worse) else 1.0 for name in "abcdefgh"))
+    def level(alone: Sequence[str]) -> float:
+        return sum(2.0 if (name in alone) != (name in worse) else 1.0 for name in "abcdefgh")
 
-    found = weighed_alone("abcdefgh", noise, 100)
-    assert noise(found)[0] <= noise("abcdefgh")[0]
+    found = weighed_alone("abcdefgh", lambda alone: noise_of(np.full(8, level(alone))), 100)
+    assert level(found) <= level("abcdefgh")
     if len(worse) < 4:
         assert found == ()  # together they gain
     if len(worse) == 8:
@@ -136,10 +137,10 @@ def test_nothing_is_taken_that_loses_in_all(worse: set[str]) -> None:
 
 
 def test_where_the_other_range_gains_nothing_ranges_are_as_they_were() -> None:
-    assert weighed_alone((), lambda _: np.ones(4), 7) == ()
-    assert weighed_alone("ab", lambda _: np.ones(4), 7) == ("a", "b")
+    assert weighed_alone((), lambda _: noise_of(np.ones(8)), 7) == ()
+    assert weighed_alone("ab", lambda _: noise_of(np.ones(8)), 7) == ("a", "b")
     gained = np.array([0.9, -0.6] * 4)  # dB: 0.15 on average, standard error 0.28
-    assert weighed_alone("ab", lambda alone: 10 ** (-gained * (2 - len(alone)) / 10), 7) == ("a", "b")
+    assert weighed_alone("ab", lambda alone: noise_of(10 ** (-gained * (2 - len(alone)) / 10)), 7) == ("a", "b")
 
 
 TEXT = """(float[1,4,12,12] x) => (float[1,4,12,12] y)
