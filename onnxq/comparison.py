@@ -18,6 +18,7 @@ from onnxq.files import runnable
 from onnxq.histogram import Tally
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, Monitor
+from onnxq.patterns.products import turns_halves
 from onnxq.runtime import Session
 from onnxq.smoothed import with_float_tensors, with_smoothed_tensors
 
@@ -386,7 +387,8 @@ def _quantized_to(graph: Graph) -> set[str]:
 def _session(graph: Graph, names: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str]) -> Session:
     kinds = _quantized_to(graph)
     as_written = "uint8" not in kinds  # int8 pairs are for TensorRT: this CPU's kernels are not what it is asked about
-    optimize = not any(kind.startswith("float8") for kind in kinds)  # ONNX Runtime 1.31's optimizer spoils such models
+    # ONNX Runtime 1.31's optimizer makes nonsense of float8, and ends the process where it turns a float16 product.
+    optimize = not any(kind.startswith("float8") for kind in kinds) and not turns_halves(graph)
     copy = graph.copy()
     values = {str(v.name): v for v in copy.values()}
     copy.set_outputs([values[name] for name in names])

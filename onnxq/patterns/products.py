@@ -76,3 +76,15 @@ def _last(shape: tuple[Dim, ...] | None, position: int) -> int | None:
     """The size at this position from the end, where known."""
     size = None if shape is None or len(shape) < position else shape[-position]
     return size if isinstance(size, int) else None
+
+
+def turns_halves(graph: Graph) -> bool:
+    """Whether a product of float16, or with a weight stored for it, reads a Transpose; see `onnxq.comparison`."""
+    products = [n for part in graph.parts() for n in part.nodes if n.op_type == "MatMul" and not n.domain]
+    for node in products:
+        turned = [graph.producer(value, "Transpose") for value in node.inputs]
+        stored = [graph.producer(value, "DequantizeLinear") for value in node.inputs]
+        read = [*node.inputs, *(t.inputs[0] for t in turned if t), *(s.inputs[1] for s in stored if s)]
+        if any(turned) and any(graph.dtype(value) == "float16" for value in read):
+            return True
+    return False

@@ -282,3 +282,14 @@ def test_a_weight_that_is_an_output_stays_one() -> None:
     (group,) = search.sensitivity(graph, data).groups
     assert group.output_db is not None
     np.testing.assert_array_equal(run(quantized, data[0])[1], weight)
+
+
+def test_a_turned_tensor_in_halves() -> None:
+    """ONNX Runtime 1.31's optimizer ends the process on both models."""
+    turned = "(float16[M,N,4] x) => (float16[N,M,4] y) { t = Transpose<perm=[1, 0, 2]>(x)"
+    codes = RNG.integers(-127, 128, size=(4, 4)).astype(np.int8)
+    steps = np.full(4, 0.01, np.float16)
+    stored = graph_of(f"{turned} d = DequantizeLinear<axis=1>(w, s) y = MatMul(t, d) }}", 19, w=codes, s=steps)
+    plain = graph_of(f"{turned} y = MatMul(t, w) }}", 19, w=(codes * steps).astype(np.float16))
+    feeds = [{"x": RNG.normal(size=(3, 2, 4)).astype(np.float16)}]
+    assert errors(plain, stored, feeds=feeds)["y"].sqnr_db > 50
