@@ -1,4 +1,4 @@
-"""Spectra: the layers that compute one from a signal, and those that read its magnitudes.
+"""Spectra: the layers that compute one from a signal, those that read its magnitudes, and those before a logarithm.
 
     c = Conv(signal, Fourier basis);   m = sqrt(re(c)^2 + im(c)^2)
 
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 COMPUTES = "computes a spectrum: quiet bands would be rounded away in int8"
 READS = "reads the magnitudes of a spectrum: quiet bands would be rounded away in int8"
 
+LOGARITHM = "a logarithm or a root is taken of it: in int8 small values would be rounded away, or fall below 0"
+
 _LINEAR = ("Conv", "MatMul", "Gemm")
 _PARTS = ("Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Cast", "Reshape", "Transpose", "Neg")
 _SUMS = ("Add", "Sub")
 _TOGETHER = (*_SUMS, "Concat", "Mul")
 _MOVED = (*_PARTS, "Pad", "Identity")
+_BEFORE_LOGARITHMS = (*_MOVED, *_SUMS, "Relu", "Abs", "Clip", "Max")
 _PASSING = (
     "Sqrt",
     "Add",
@@ -56,6 +59,19 @@ def spectra(graph: Graph) -> dict[str, str]:
             found |= dict.fromkeys((maker.name or "" for maker in makers), COMPUTES)
             found |= {n.name or "": COMPUTES for maker in makers for n in _filters(graph, maker)}
             found |= {n.name or "": READS for n in _readers(graph, node.outputs[0])}
+    return found
+
+
+def logarithms(graph: Graph) -> dict[str, str]:
+    """Node name -> why a layer stays in float whose sums a Log or a root is taken of, as of a mel filter bank's.
+
+    Moved, scaled, bounded or with something added at most. What is not negative may fall below 0 as x - c is quantized,
+    or by a weight's rounding, and a logarithm of that is no number; on a small value it makes much of a small error.
+    """
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op_type in ("Log", "Sqrt") and not node.domain:
+            found |= {n.name or "": LOGARITHM for n in _behind(graph, node.inputs[0], _BEFORE_LOGARITHMS)}
     return found
 
 

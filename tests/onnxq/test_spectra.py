@@ -10,7 +10,7 @@ from placing import net
 
 import onnxq
 from onnxq import Recipe, Rule
-from onnxq.patterns.spectra import COMPUTES, READS, spectra
+from onnxq.patterns.spectra import COMPUTES, LOGARITHM, READS, logarithms, spectra
 
 SIGNAL = "float[1,1,512] x"
 BASIS: dict[str, Any] = {"w": (64, 1, 128), "v": (64, 1, 128)}
@@ -166,3 +166,49 @@ def test_with_ranges_found_at_run_time_they_are_quantized() -> None:
     graph = net(SIGNAL, f"{body} t = Add(p, s) m = Sqrt(t) {NEXT}", **BASIS, k=(32, 64, 1), **more)
     plan = onnxq.make_plan(graph, Recipe(target="ort-cpu", mode="dynamic"))
     assert {d.node for d in plan.decisions if d.quantized} == {"Conv:c", "Conv:d", "Conv:y"}
+
+
+MEL = {"w": np.abs(np.random.default_rng(5).normal(size=(32, 16))).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Clip(m, low) y = Log(a)",
+        "a = Add(m, low) b = Transpose(a) y = Log(b)",
+        "a = Mul(m, low) y = Sqrt(a)",
+        "a = Relu(m) b = Max(a, low) y = Log(b)",
+    ],
+)
+def test_the_layer_that_a_logarithm_is_taken_of(body: str) -> None:
+    graph = net("float[8,32] x", f"m = MatMul(x, w) {body}", **MEL, low=np.array(1e-8, np.float32))
+    assert logarithms(graph) == {"MatMul:m": LOGARITHM}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Softmax(m) y = Log(s)",
+        "s = Sigmoid(m) y = Log(s)",
+        "y = Exp(m)",
+        "s = Mul(m, m) v = ReduceMean(s) e = Add(v, low) d = Sqrt(e) y = Div(m, d)",
+    ],
+)
+def test_what_lies_between_makes_other_values(body: str) -> None:
+    graph = net("float[8,32] x", f"m = MatMul(x, w) {body}", **MEL, low=np.array(1e-8, np.float32))
+    assert logarithms(graph) == {}
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
+def test_no_logarithm_of_what_fell_below_zero(target: str) -> None:
+    """A filter bank's sums of powers: where x - c is quantized, or a weight rounded below 0, they may be negative."""
+    body = "m = MatMul(x, w) a = Add(m, low) l = Log(a) y = MatMul(l, v)"
+    v = np.random.default_rng(6).normal(size=(16, 32)).astype(np.float32)
+    graph = net("float[8,32] x", body, **MEL, v=v, low=np.array(1e-8, np.float32))
+    powers = [{"x": (np.random.default_rng(i).normal(size=(8, 32)) ** 4).astype(np.float32)} for i in range(24)]
+    _, plan = onnxq.quantize(graph, powers, Recipe(target=target))
+    assert {d.node: d.quantized for d in plan.decisions if d.op_type == "MatMul"} == {
+        "MatMul:m": False,
+        "MatMul:y": True,
+    }
+    assert next(d.reason for d in plan.decisions if d.node == "MatMul:m").startswith(LOGARITHM)
