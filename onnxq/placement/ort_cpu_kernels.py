@@ -25,7 +25,7 @@ def why_no_kernel(graph: Graph, node: Node, target: Target) -> str | None:
     """Why the provider would not run this node in integers; None when it would, with all that it touches quantized."""
     op = node.op_type
     if node.domain not in ("", "ai.onnx") or (op not in {*target.weighted, *target.both_ends, *target.movers}):
-        return NO_KERNEL
+        return AT_RUN_TIME if op == "LSTM" and node.domain in ("", "ai.onnx") else NO_KERNEL
     reason = _why_surroundings(graph, node)
     if reason is not None:
         return reason
@@ -33,6 +33,7 @@ def why_no_kernel(graph: Graph, node: Node, target: Target) -> str | None:
 
 
 NO_KERNEL = "no integer kernel on the CPU provider"
+AT_RUN_TIME = f"{NO_KERNEL} but DynamicQuantizeLSTM, which --mode dynamic takes"
 
 
 def _why_surroundings(graph: Graph, node: Node) -> str | None:

@@ -72,6 +72,11 @@ def test_what_has_no_integer_kernel_stays_in_float(op: str) -> None:
     assert uses(plan)["m"] == {"Conv:y@0"}
 
 
+def test_an_lstm_stays_in_float_and_the_reason_names_the_mode_that_takes_it() -> None:
+    graph = net("float[5,1,16] x", "o, h, c = LSTM<hidden_size=16>(x, w, r) y = Relu(o)", w=(1, 64, 16), r=(1, 64, 16))
+    assert "--mode dynamic" in reason(planned(graph), "LSTM:o")
+
+
 def test_a_constant_vector_is_not_rounded_to_8_bits() -> None:
     plan = planned(between("m = Mul(c, v)"))
     assert int8(plan) == {"Conv:c", "Conv:y"}
