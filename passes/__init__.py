@@ -37,6 +37,7 @@ from onnxq.passes.inline_if import inline_if
 from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.integer_interface import integer_interface
 from onnxq.passes.integer_products import integer_products
+from onnxq.passes.loop_weights import loop_weights
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.move_codes import move_codes
 from onnxq.passes.narrow_weights import NarrowWeights
@@ -104,6 +105,7 @@ def prepare(min_opset: int, placement: str = "tensorrt", *, every_tensor: bool =
         inline_if,  # what is then in the main graph needs no care for bodies
         infer_shapes,  # folding of Shape nodes needs static shapes
         Everywhere(remove_identities),  # an Identity between two nodes hides that one feeds the other
+        loop_weights,  # a state that never changes is a constant to what comes next
         Everywhere(fold_constants),  # weights computed in the graph become weights
         from_qonnx,  # the scales it reads are constants now; the types of its pairs are inferred below
         inline_if,  # conditions that were computed from shapes
