@@ -16,13 +16,15 @@ from onnxq.improvement.judging import LOOKS, confirmed, decibels, gains, standar
 from onnxq.monitor import QUIET, Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from onnxq.improvement.judging import Noise
     from onnxq.placement.groups import Group
 
     Tried = Callable[[Sequence[Group]], Noise]
     """Groups in float -> noise over signal of the quantized model, of each sample."""
+    Unit = tuple[Group, ...]
+    """Groups that are left in float together."""
     Cost = Callable[[Sequence[Group]], float]
     """Groups in float -> what that costs."""
 
@@ -65,21 +67,33 @@ def spared(
     if not possible:
         return ()
     monitor.stage("Looking for layers to leave in float", None)
-    wanted, left = [], room
+    wanted: list[Unit] = []
+    left = room
     shares = costly(possible, noise[0], trials[0])
-    prices = {g: price((g,)) for g in possible if g in shares}
-    for group in sorted(prices, key=lambda g: -shares[g] / max(prices[g], 1)):
-        if shares[group] * total >= TIMES * prices[group] and prices[group] <= left:
-            wanted.append(group)
-            left -= prices[group]
+    prices = {unit: price(unit) for unit in shares}
+    for unit in sorted(prices, key=lambda u: -shares[u] / max(prices[u], 1)):
+        apart = set(unit).isdisjoint(_all(wanted))
+        if apart and shares[unit] * total >= TIMES * prices[unit] and prices[unit] <= left:
+            wanted.append(unit)
+            left -= prices[unit]
     if not wanted:
         return ()
-    kept, _ = confirmed([wanted], noise[1], lambda _, before, after: gains(before, after, PAYS_DB), trials[1])
-    return tuple(g for g in groups if g in kept)
+    judged = noise[1]
+    kept, _ = confirmed(
+        [wanted],
+        lambda units: judged(_all(units)),
+        lambda _, before, after: gains(before, after, PAYS_DB),
+        trials[1],
+    )
+    chosen = _all(kept)
+    return tuple(g for g in groups if g in chosen)
 
 
-def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Group, float]:
-    """Group -> the share of the noise that goes with it, of those found to make at least `LEAST` of it.
+def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, float]:
+    """Unit -> the share of the noise that goes with it, of those found to make at least `LEAST` of it.
+
+    A unit is a group, or a stretch of them whose halves make less than half of its noise: some layers gain only
+    together, as those that read one tensor do.
 
     Args:
         groups: in the model's order.
@@ -89,21 +103,32 @@ def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Group, fl
     before = noise(())
     size = -(-len(groups) // STRETCHES)
     waiting = [(-1.0, start, tuple(groups[start : start + size])) for start in range(0, len(groups), size)]
-    found: dict[Group, float] = {}
+    shares: dict[Unit, float] = {}
     for _ in range(trials - 1):
         if not waiting:
             break
         _, start, stretch = heapq.heappop(waiting)
-        share = _share(before, noise(stretch))
-        if not share >= LEAST:
-            continue
-        if len(stretch) == 1:
-            found[stretch[0]] = share
-            continue
-        middle = len(stretch) // 2
-        for offset, half in ((0, stretch[:middle]), (middle, stretch[middle:])):
-            heapq.heappush(waiting, (-share, start + offset, half))
-    return found
+        share = shares[stretch] = _share(before, noise(stretch))
+        if share >= LEAST and len(stretch) > 1:
+            for offset, half in enumerate(_halves(stretch)):
+                heapq.heappush(waiting, (-share, start + offset * (len(stretch) // 2), half))
+    return {unit: share for unit, share in shares.items() if share >= LEAST and _is_unit(unit, shares)}
+
+
+def _halves(stretch: Unit) -> tuple[Unit, Unit]:
+    middle = len(stretch) // 2
+    return stretch[:middle], stretch[middle:]
+
+
+def _is_unit(stretch: Unit, shares: Mapping[Unit, float]) -> bool:
+    if len(stretch) == 1:
+        return True
+    halves = [shares.get(half) for half in _halves(stretch)]
+    return None not in halves and 2 * sum(max(half or 0.0, 0.0) for half in halves) < shares[stretch]
+
+
+def _all(units: Sequence[Unit]) -> list[Group]:
+    return [group for unit in units for group in unit]
 
 
 def _macs(groups: Sequence[Group]) -> float:

@@ -48,14 +48,26 @@ def test_what_makes_noise_is_found(noise: list[float]) -> None:
         return noise_of([1e-9 + total - sum(by_group[g] for g in chosen)] * 3)
 
     found = costly(groups, left, trials=200)
-    shares = {g: by_group[g] / total for g in groups}
+    shares: dict[tuple[Group, ...], float] = {(g,): by_group[g] / total for g in groups}
     assert (
-        {g for g in groups if shares[g] > LEAST * 1.001}
+        {unit for unit, share in shares.items() if share > LEAST * 1.001}
         <= set(found)
-        <= {g for g in groups if shares[g] > LEAST * 0.999}
+        <= {unit for unit, share in shares.items() if share > LEAST * 0.999}
     )
-    for group, share in found.items():
-        assert share == pytest.approx(shares[group], abs=1e-6)
+    for unit, share in found.items():
+        assert share == pytest.approx(shares[unit], abs=1e-6)
+
+
+def test_layers_that_gain_only_together_are_one_unit() -> None:
+    groups = layers(*[1] * 16)
+    pair = (groups[2], groups[3])
+
+    def noise(chosen: Sequence[Group]) -> Noise:
+        return noise_of([1.0 - 0.6 * (set(pair) <= set(chosen)) - 0.3 * (groups[9] in chosen)] * 3)
+
+    assert costly(groups, noise, trials=60) == pytest.approx({pair: 0.6, (groups[9],): 0.3})
+    assert spared(groups, 16, 0.2, (noise, noise), (60, 4)) == (*pair, groups[9])
+    assert spared(groups, 16, 0.1, (noise, noise), (60, 4)) == (groups[9],)  # no room for the pair
 
 
 def test_no_more_models_are_run_than_allowed() -> None:
