@@ -107,7 +107,7 @@ def test_its_convolutions_are_integer_kernels_inside_the_branch(tmp_path: Path) 
     proof = prove(tmp_path / "vad.onnx", data=frames(16_000)[1][:1])
     assert proof.legal
     planned = [d for d in plan.decisions if d.quantized and d.op_type == "Conv" and "then_branch" in d.node]
-    assert len([n for n in proof.nodes if n.op_type == "QLinearConv" and "then_branch" in n.name]) == len(planned) == 3
+    assert len([n for n in proof.nodes if n.op_type == "QLinearConv" and "then_branch" in n.name]) == len(planned) >= 3
     assert plan.modes == {"If_0/else_branch": "dynamic"}  # 8 kHz was not in the data
     assert any("If_0/else_branch: no sample reached it" in note for note in plan.notes)
     reasons = {d.node.rpartition("Inline_0__")[2]: d.reason for d in plan.decisions if "then_branch" in d.node}
