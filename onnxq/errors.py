@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 class OnnxqError(Exception):
@@ -61,6 +62,19 @@ _FORMATS = {
     b"TFL3": ("a TensorFlow Lite model", "Convert it first, for instance with tf2onnx."),
 }
 """Bytes 4 to 8 of a file, a FlatBuffers identifier -> what it holds instead, and what to do."""
+
+
+def refuse_no_file(path: Path) -> None:
+    """Refuse to read a model from where none can be.
+
+    Raises:
+        ModelError: it is a folder, or an empty file.
+        OSError: it cannot be looked at.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ModelError(f"{path} is empty", "Copy or export the file again.")
 
 
 def no_onnx(path: object, data: bytes, details: str, hint: str) -> ModelError:

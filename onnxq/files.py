@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
 
 from onnxq.customs import needs_stand_in, stand_in
-from onnxq.errors import ModelError, OutputError, no_onnx, what_failed
+from onnxq.errors import ModelError, OutputError, no_onnx, refuse_no_file, what_failed
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
 from onnxq.graph.shelf import FileTensor, Shelf, from_file
@@ -252,13 +252,10 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Mapping[str, Bytes]]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]  # has no types
 
     try:
-        if path.is_dir():
-            raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
+        refuse_no_file(path)
         data, views = read_apart(path, SPILL_BYTES)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
-    if not data:
-        raise ModelError(f"{path} is empty", "Copy or export the file again.")
     if data.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the model", "Fetch the file itself with `git lfs pull`.")
     proto = onnx.ModelProto()
@@ -355,7 +352,8 @@ def _check(graph: Graph, path: Path) -> None:
         found = with_stubs(graph.model, path.name)[0] if large else None
         proto = onnx.load(path, load_external_data=False) if found is None else ir.to_proto(found)
         if unknown:
-            stand_in(proto), ranked(proto)
+            stand_in(proto)
+            ranked(proto)
         path = path.with_name(f"check-{path.name}")
         onnx.save(proto, path)
     try:

@@ -98,20 +98,25 @@ def given_shapes(graph: Graph, text: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def open_inputs(graph: Graph) -> dict[str, tuple[Dim, ...] | None]:
+    """The inputs of open sizes, batches aside, or of open rank, and what is known of their shapes."""
+    shapes = {str(v.name): graph.shape(v) for v in graph.inputs if graph.dtype(v) is not None}
+    return {k: dims for k, dims in shapes.items() if dims is None or not all(isinstance(d, int) for d in dims[1:])}
+
+
 def unknown_shapes(graph: Graph, known: Collection[str]) -> str:
     """The inputs of open sizes, batches aside, as the option for shapes takes them, with N for what to fill in.
 
     Of those whose rank is open, all of it is to be filled in: `[...]`.
     """
-    shapes = {str(v.name): graph.shape(v) for v in graph.inputs if v.name not in known and graph.dtype(v) is not None}
-    some = [(k, dims) for k, dims in shapes.items() if dims is None or not all(isinstance(d, int) for d in dims[1:])]
 
     def size(place: int, dim: Dim) -> str:
         return str(dim) if isinstance(dim, int) else "N" if place else "1"
 
     return ",".join(
         f"{name}:{'[...]' if dims is None else 'x'.join(size(*each) for each in enumerate(dims))}"
-        for name, dims in some
+        for name, dims in open_inputs(graph).items()
+        if name not in known
     )
 
 

@@ -130,8 +130,9 @@ def _unbounded(part: Graph, seen: AbstractSet[str]) -> Iterator[str]:
 
 def _cubed(graph: Graph) -> Iterator[str]:
     """Inputs of GELUs in tanh form: what is seen of them tells whether their cubes fit."""
-    sums = {node.name for node in graph.nodes if node.op_type in _SUMS}
-    return (p.input for p in find_patterns(graph) if p.kind == "GELU" and not sums.isdisjoint(p.nodes))
+    cubes = {node.name for node in graph.nodes if node.op_type in _SUMS}
+    patterns = find_patterns(graph) if cubes else ()
+    return (p.input for p in patterns if p.kind == "GELU" and not cubes.isdisjoint(p.nodes))
 
 
 def _grows(graph: Graph, value: Value) -> bool:

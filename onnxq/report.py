@@ -9,12 +9,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from onnxq.intake import open_inputs
 from onnxq.operators import RECURRENT
 from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from onnxq.comparison import Comparison
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from onnxq.plan import Decision, Plan
     from onnxq.recipe import Recipe
     from onnxq.statistics import Statistics
+
+    Seen = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Input -> the smallest and the largest shape that the data had."""
 
 
 @dataclass(frozen=True)
@@ -139,29 +143,28 @@ def next_steps(
     return [*found, ("x64 CPUs without VNNI, where int8 sums saturate", EXACT)] if saturates else found
 
 
-def _shape_flags(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+def _shape_flags(graph: Graph, seen: Seen) -> str:
     """Trtexec's three shape flags when an input has dynamic dimensions, from the shapes that the data had."""
     dynamic = [v for v in graph.inputs if graph.size(v) is None]
     if not dynamic:
         return ""
     if any(str(v.name) not in seen for v in dynamic):
         return " --minShapes=... --optShapes=... --maxShapes=..."
-    names = [str(v.name) for v in dynamic]
-    flags = (("min", 0), ("opt", 1), ("max", 1))
-    return "".join(
-        f" --{kind}Shapes=" + _quoted(",".join(f"{n}:{'x'.join(map(str, seen[n][end]))}" for n in names))
-        for kind, end in flags
-    )
+    names, flags = [str(v.name) for v in dynamic], (("min", 0), ("opt", 1), ("max", 1))
+    return "".join(f" --{kind}Shapes={_shapes(names, seen, end)}" for kind, end in flags)
 
 
-def _sizes(graph: Graph, seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+def _sizes(graph: Graph, seen: Seen) -> str:
     """`--shapes` for a check that runs the model, when an input leaves open more than the batch."""
-    wanted = [str(v.name) for v in graph.inputs if any(not isinstance(d, int) for d in (graph.shape(v) or ())[1:])]
+    wanted = open_inputs(graph)
     if not wanted:
         return ""
-    if any(name not in seen for name in wanted):
-        return " --shapes ..."
-    return " --shapes " + _quoted(",".join(f"{name}:{'x'.join(map(str, seen[name][1]))}" for name in wanted))
+    return f" --shapes {_shapes(wanted, seen, 1)}" if wanted.keys() <= seen.keys() else " --shapes ..."
+
+
+def _shapes(names: Iterable[str], seen: Seen, end: int) -> str:
+    """The smallest (0) or largest (1) shapes of inputs, in one word of a command."""
+    return _quoted(",".join(f"{name}:{'x'.join(map(str, seen[name][end]))}" for name in names))
 
 
 def _quoted(text: str) -> str:

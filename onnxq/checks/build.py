@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 
 from onnxq.checks.index import CONTRIB, COPIES, DQ, Model, Shape, is_onnx, is_qdq
-from onnxq.errors import ModelError, no_onnx
+from onnxq.errors import ModelError, no_onnx, refuse_no_file
 from onnxq.inference import inferred
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ def read(path: str | os.PathLike[str]) -> ModelProto:
 
     proto = ModelProto()
     data = b""
-    if Path(path).is_dir():
-        raise ModelError(f"{path} is a folder", "Name the .onnx file inside it.")
     try:
+        refuse_no_file(Path(path))
         data = Path(path).read_bytes()
         proto.ParseFromString(data)
     except OSError as error:
@@ -55,8 +54,6 @@ def read(path: str | os.PathLike[str]) -> ModelProto:
     except DecodeError as error:
         hint = "Copy or export the file again and compare its size."
         raise no_onnx(path, data, ", or is cut short", hint) from error
-    if not data:
-        raise ModelError(f"{path} is empty", "Copy or export the file again.")
     if not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{path} holds no graph with outputs", "Name the .onnx file of a model.")
     return proto

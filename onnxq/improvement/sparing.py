@@ -93,7 +93,7 @@ def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, flo
     """Unit -> the share of the noise that goes with it, of those found to make at least `LEAST` of it.
 
     A unit is a group, or a stretch of them whose halves make less than half of its noise: some layers gain only
-    together, as those that read one tensor do.
+    together.
 
     Args:
         groups: in the model's order.

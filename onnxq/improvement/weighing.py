@@ -39,8 +39,8 @@ def weighed_alone(
     def others(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name in tensors if name not in names)
 
-    def weighed(names: Sequence[str]) -> Noise:
-        return noise(others(names))
+    def accepts(_: list[str], before: Noise, after: Noise) -> bool:
+        return gains(before, after, errors=ERRORS)
 
-    kept, _ = confirmed([list(tensors)], weighed, lambda _, before, after: gains(before, after, errors=ERRORS), trials)
+    kept, _ = confirmed([list(tensors)], lambda weighed: noise(others(weighed)), accepts, trials)
     return others(kept)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.patterns.chains import MOVING
+from onnxq.patterns.chains import MOVING, POOLING
 from onnxq.patterns.ranges import FILL
 
 if TYPE_CHECKING:
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node, Value
 
-ONE = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh", "Erf", "Sin", "Cos"})
+_ONE = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh", "Erf", "Sin", "Cos"})
 """Operators whose outputs lie within [-1, 1]."""
 
-SHRINKING = frozenset({"Relu", "Gelu", "HardSwish", "Mish", "Neg", "Abs", "Dropout"})
-SHRINKING |= {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceMin"}
-SHRINKING |= MOVING - {"Concat"}
+_SHRINKING = POOLING | MOVING - {"Concat"} | {"Relu", "Gelu", "HardSwish", "Mish", "Neg", "Abs", "Dropout"}
 """Operators whose outputs go no further than their first input."""
 
 _JOINING = frozenset({"Concat", "Max", "Min"})
@@ -202,8 +200,8 @@ def _leaky(reader: _Reader) -> float:
 
 
 _RULES: dict[str, Callable[[_Reader], float]] = {
-    **dict.fromkeys(ONE, lambda _: 1.0),
-    **dict.fromkeys(SHRINKING, lambda reader: reader.reach(0)),
+    **dict.fromkeys(_ONE, lambda _: 1.0),
+    **dict.fromkeys(_SHRINKING, lambda reader: reader.reach(0)),
     **dict.fromkeys(_JOINING, lambda reader: max(reader.reaches())),
     **dict.fromkeys(_SUMMING, lambda reader: sum(reader.reaches())),
     **dict.fromkeys(("Conv", "ConvTranspose"), _conv),

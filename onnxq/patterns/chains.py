@@ -13,6 +13,10 @@ MOVING = frozenset({"Reshape", "Transpose", "Flatten", "Unsqueeze", "Squeeze", "
 MOVING |= {"Split", "Tile", "Identity", "Cast"}
 """Operators that move or convert values and compute none."""
 
+POOLING = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
+POOLING |= {"ReduceMean", "ReduceMax", "ReduceMin"}
+"""Operators that take the mean or an end of several values: they go no further than these."""
+
 MASKING = MOVING | {"Add", "Sub", "Mul", "Where"}
 _EXACT = MOVING | {"Add", "Sub", "Mul", "Div", "Neg", "Floor", "Ceil", "Round", "Mod", "Min", "Max", "Clip", "Sqrt"}
 _EXACT |= {"Where", "MatMul", "Einsum", "Reciprocal"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.patterns.chains import MOVING, divisors
+from onnxq.patterns.chains import MOVING, POOLING, divisors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,8 +45,7 @@ GROWING = frozenset(
 )
 _SATURATING = frozenset({"Clip", "Sigmoid", "Tanh", "HardSigmoid"})
 _PASSING = frozenset({"Relu", "Add"})  # what grows in front of them is as large behind them
-_KEEPING = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Pad", "Resize", "Neg", "Abs"})
-_KEEPING |= {"ReduceMean", "ReduceMax", "ReduceMin", "Max", "Min", "Floor", "Ceil", "Round", *MOVING} - {"Cast"}
+_KEEPING = POOLING | {"Pad", "Resize", "Neg", "Abs", "Max", "Min", "Floor", "Ceil", "Round", *MOVING} - {"Cast"}
 _BOUNDS = frozenset({"Clip", "Min", "Max"})
 _BIASED = frozenset({"Conv", "ConvTranspose", "Gemm", "LayerNormalization", "InstanceNormalization"})
 

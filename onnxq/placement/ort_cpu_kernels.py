@@ -24,8 +24,10 @@ FLOAT = "float32"
 def why_no_kernel(graph: Graph, node: Node, target: Target) -> str | None:
     """Why the provider would not run this node in integers; None when it would, with all that it touches quantized."""
     op = node.op_type
-    if node.domain not in ("", "ai.onnx") or (op not in {*target.weighted, *target.both_ends, *target.movers}):
-        return AT_RUN_TIME if op == "LSTM" and node.domain in ("", "ai.onnx") else NO_KERNEL
+    if node.domain not in ("", "ai.onnx"):
+        return NO_KERNEL
+    if op not in {*target.weighted, *target.both_ends, *target.movers}:
+        return AT_RUN_TIME if op == "LSTM" else NO_KERNEL
     reason = _why_surroundings(graph, node)
     if reason is not None:
         return reason
