@@ -21,7 +21,7 @@ from onnxq.passes import integer_interface, lower, share_weights, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
 from onnxq.placement.zero_points import with_zero_points
-from onnxq.planning import SPARED, Prepared, activations, drafted, planned, prepared, smoothed, without_nodes
+from onnxq.planning import SPARED, Prepared, activations, drafted, lacking, planned, prepared, smoothed, without_nodes
 from onnxq.precision import with_float_types
 from onnxq.recipe import Recipe
 from onnxq.relay import collect_within
@@ -132,11 +132,11 @@ def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) 
     """
     with checked(model):
         ready = drafted(model, recipe, monitor)
-    shapes = given_shapes(ready.graph, recipe.shapes)
-    made = ready.sized({name: (shape, shape) for name, shape in shapes.items()}).plan if shapes else ready.plan
-    unknown = unknown_shapes(ready.graph, shapes)
-    note = f"work is counted with 1 for every size that the model leaves open; --shapes {unknown} tells them"
-    return replace(made, notes=(*made.notes, note)) if unknown else made
+    made = _as_given(ready).plan
+    unknown = unknown_shapes(ready.graph, given_shapes(ready.graph, recipe.shapes))
+    found = [f"work is counted with 1 for every size that the model leaves open; --shapes {unknown} tells them"]
+    refused = [f"`quantize` refuses this model: TensorRT lacks {nodes}"] if (nodes := lacking(ready)) else []
+    return replace(made, notes=(*made.notes, *refused, *(found if unknown else ())))
 
 
 def compare(
@@ -306,6 +306,8 @@ def lowered(
             ready = without_nodes(ready, statistics.spared, SPARED)
         plan = settled(ready.graph, ready.plan, statistics.met, target, ready.recipe)
         ready = replace(ready, plan=with_zero_points(ready.graph, plan, statistics.zero_points))
+    else:
+        ready = _as_given(ready)
     if statistics is None and cache is None and ready.plan.mode == "static":
         plan = weights_only(ready.plan)
     else:
@@ -326,6 +328,12 @@ def lowered(
         pipeline.run(part, lower(share, target, inside, chosen))
     pipeline.run(graph, (share_weights, *((integer_interface,) if integer else ())))
     return graph, replace(plan, interface=ports(graph))
+
+
+def _as_given(ready: Prepared) -> Prepared:
+    """The same with its work counted by the recipe's shapes, where it has any."""
+    shapes = given_shapes(ready.graph, ready.recipe.shapes)
+    return ready.sized({name: (shape, shape) for name, shape in shapes.items()}) if shapes else ready
 
 
 def export(graph: Graph, path: str | os.PathLike[str], texts: Mapping[Path, str] | None = None) -> list[Path]:

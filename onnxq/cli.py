@@ -107,6 +107,7 @@ def quantize(
     with importing():
         from onnxq import api, files, report, tables
         from onnxq.caches import read_cache
+        from onnxq.intake import sized
         from onnxq.parts import Running
         from onnxq.progress import shown
         from onnxq.statistics import Statistics
@@ -161,7 +162,9 @@ def quantize(
             click.echo(tables.times(stages))
         for line in tables.budget(plan.budget) if plan.budget else ():
             click.echo(line)
-        result = tables.result(report.summarize(plan, before, after), [*written, plan_file, *_paths(page)])
+        told = statistics is not None or recipe.budgeted  # by data
+        summary = report.summarize(plan, before, after, sized=told or sized(ready.graph, recipe.shapes))
+        result = tables.result(summary, [*written, plan_file, *_paths(page)])
         kept = [f"{len(plan.kept)} tensors were quantized already, and stay as they were"] if plan.kept else []
         for line in (*kept, *result, *tables.interface(plan.interface)):
             click.echo(line)

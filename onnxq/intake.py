@@ -120,6 +120,15 @@ def unknown_shapes(graph: Graph, known: Collection[str]) -> str:
     )
 
 
+def sized(graph: Graph, text: str) -> bool:
+    """Whether the graph, or a recipe's `shapes`, tells every size of its inputs, batches aside.
+
+    Raises:
+        RecipeError: as for `given_shapes`.
+    """
+    return not unknown_shapes(graph, given_shapes(graph, text))
+
+
 def open_data(data: object, graph: Graph, recipe: Recipe, monitor: Monitor = QUIET) -> Source:
     """The data as feeds of the graph's inputs, with the recipe's labels; of its shard, and skipping as it says.
 

@@ -12,3 +12,22 @@ RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 RECURRENT_AS_RUN = RECURRENT | {"DynamicQuantizeLSTM"}
 """Those, and ONNX Runtime's own for int8 weights."""
+
+_INTEGER = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
+_INTEGER_CONTRIB = (
+    *_INTEGER,
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "QAttention",
+    "QGemm",
+    "QEmbed",
+    "QOrdered",
+    "QMoE",
+)
+
+
+def is_integer(op_type: str, domain: str) -> bool:
+    """Whether an operator computes on integers by itself or is a quantization operator of ONNX Runtime's own domain."""
+    if domain == "com.microsoft":
+        return op_type.startswith(_INTEGER_CONTRIB)
+    return domain in ("", "ai.onnx") and op_type.startswith(_INTEGER)

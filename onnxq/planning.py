@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from onnxq import files, pipeline
 from onnxq.collect import learn_types
-from onnxq.customs import behind_customs, notes
+from onnxq.customs import behind_customs, listed, notes
 from onnxq.errors import ModelError
 from onnxq.intake import checked, load
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
+from onnxq.operators import is_integer
 from onnxq.passes import FitPairs, Smooth, SplitOutliers, prepare
 from onnxq.placement import placed
 from onnxq.placement.dla import cover
@@ -75,15 +76,31 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
     """Load, bring to the form that is observed and lowered, and plan.
 
     Raises:
-        ModelError: the model cannot be read, or nothing in it can be quantized.
+        ModelError: the model cannot be read, nothing in it can be quantized, or the target has not what it holds.
         RecipeError: a rule matches nothing.
     """
     with checked(model):
         made = drafted(model, recipe, monitor)
+    where = str(model) if isinstance(model, str | os.PathLike) else "the model"
     if made.plan.empty:
-        where = str(model) if isinstance(model, str | os.PathLike) else "the model"
         raise ModelError(f"there is nothing to quantize in {where}", made.plan.why_empty())
+    if unknown := lacking(made):
+        raise ModelError(
+            f"{where} computes on integers already, with operators that TensorRT lacks: {unknown}",
+            "Quantize the float model that it was made from. --target ort-cpu takes it as it is.",
+        )
     return made
+
+
+def lacking(ready: Prepared) -> str:
+    """The integer operators that the graph came with and TensorRT lacks, with their nodes; empty for other targets.
+
+    No file that holds one becomes an engine, whatever else is done to it.
+    """
+    if get_target(ready.recipe.target).placement != "tensorrt":
+        return ""
+    found = [node for part in ready.graph.parts() for node in part.nodes if is_integer(node.op_type, node.domain)]
+    return listed(found)
 
 
 def drafted(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:

@@ -44,6 +44,7 @@ class Summary:
         fallback: (op type, how many) of the nodes that a DLA leaves to the GPU, most frequent first.
         stored: narrowest type of the stored weights.
         number: what most of the quantized ones compute in.
+        sized: whether the model, `--shapes` or data told every size by which work is counted, batches aside.
     """
 
     weighted: int
@@ -57,10 +58,11 @@ class Summary:
     fallback: tuple[tuple[str, int], ...] = ()
     stored: str = "int8"
     number: str = "int8"
+    sized: bool = True
 
 
-def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summary:
-    """Count what the plan does."""
+def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0, *, sized: bool = True) -> Summary:
+    """Count what the plan does; `sized` as in `Summary`."""
     weighted_ops = RECURRENT | set(get_target(plan.target).weighted)
     weighted = [d for d in plan.decisions if d.op_type in weighted_ops]
     reasons = plan.reasons() if plan.mode != "float" else _kept_wide(plan)
@@ -76,6 +78,7 @@ def summarize(plan: Plan, bytes_before: int = 0, bytes_after: int = 0) -> Summar
         stored=min(plan.weights, key=lambda w: w.bits).format.type if plan.weights else "int8",
         number=plan.float_type if plan.mode == "float" else _usual(weighted),
         fallback=tuple(Counter(d.op_type for d in plan.decisions if FALLS_BACK in d.reason).most_common()),
+        sized=sized,
     )
 
 

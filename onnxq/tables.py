@@ -36,7 +36,11 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     if summary.fallback:
         nodes = ", ".join(f"{count} {op}" for op, count in summary.fallback)
         yield f"not for DLA, falls back to the GPU: {nodes}"
-    share = f"{summary.int8} of {summary.weighted} weighted operators, {percent(summary.mac_share)} of their MACs"
+    known = summary.sized or summary.mac_share in (0.0, 1.0)  # none and all are so whatever the sizes
+    counted = "" if known else ", counted with 1 for every size that the model leaves open (--shapes)"
+    share = (
+        f"{summary.int8} of {summary.weighted} weighted operators, {percent(summary.mac_share)} of their MACs{counted}"
+    )
     yield (
         f"{summary.number}: {share}"
         if summary.computed

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxq.checks.dtypes import FLOATS
+from onnxq.operators import is_integer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,8 +27,6 @@ WEIGHTED = CONVS | {"Gemm", "MatMul"}
 ACTIVATIONS = frozenset({"BatchNormalization", "Relu", "Clip", "LeakyRelu", "HardSwish"})
 GATES = frozenset({"Sigmoid", "HardSigmoid"})
 CONTRIB = "com.microsoft"
-_INTEGER = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-_INTEGER_CONTRIB = (*_INTEGER, Q, DQ, "QAttention", "QGemm", "QEmbed", "QOrdered", "QMoE", "MatMulNBits", "MatMulBnb4")
 
 Shape = tuple["int | None", ...]
 """Dimensions; None for one that is not a number."""
@@ -169,9 +168,7 @@ def is_qdq(node: NodeProto) -> bool:
 
 def is_integer_operator(node: NodeProto) -> bool:
     """Whether a node computes on integers by itself or is a quantization operator of ONNX Runtime's own domain."""
-    if node.domain == CONTRIB:
-        return node.op_type.startswith(_INTEGER_CONTRIB)
-    return is_onnx(node) and node.op_type.startswith(_INTEGER)
+    return is_integer(node.op_type, node.domain)
 
 
 def is_addition(node: NodeProto) -> bool:

@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 
 def place_floats(graph: Graph, target: Target, recipe: Recipe) -> Plan:
     """No node is quantized; `onnxq.precision` says which stay in float32."""
-    reason = f"computes in {recipe.high_precision}"
+    reason = f"computes in {recipe.float_type}"
     decisions = tuple(Decision(n.name or "", n.op_type, False, reason, macs(graph, n, target)) for n in graph.nodes)
     return Plan(target.name, {}, (), decisions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from onnxq import api, intake
@@ -22,7 +23,7 @@ from onnxq.search.predicted import predictable, predicted
 from onnxq.search.split import SEARCHED, split
 from onnxq.search.timed import check_timed, timed
 from onnxq.search.trials import Trials
-from onnxq.statistics import Statistics, is_statistics
+from onnxq.statistics import Statistics, is_statistics, merge_shapes
 from onnxq.targets import get_target
 from onnxq.weights import needs_data
 
@@ -198,6 +199,9 @@ def _trials(
         ready = api.smoothed(ready, statistics.smoothing, statistics.outliers)
         ready = ready.sized(statistics.shapes)
         statistics = replace(statistics, smoothing={}, outliers={})  # they are in the graph now, whose digest it has
+    else:
+        shapes = ({name: (array.shape, array.shape) for name, array in feed.items()} for feed in parts.searching)
+        ready = ready.sized(reduce(merge_shapes, shapes))
     return Trials(ready, statistics, cache), parts
 
 

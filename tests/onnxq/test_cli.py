@@ -548,3 +548,28 @@ def test_a_model_that_is_quantized_already(onnxq: Callable[..., Run], here: Path
     assert "there is no layer to measure: " in run.err
     assert "tensors are quantized already" in run.err
     assert not list(here.glob("*.partial"))
+
+
+@pytest.mark.parametrize("mode", [("weight-only",), ("dynamic", "--target", "ort-cpu")])
+def test_work_without_data_is_counted_by_shapes_or_said_to_be_a_guess(
+    here: Path, onnxq: Callable[..., Run], mode: tuple[str, ...]
+) -> None:
+    """Two products of 32 x 32 a row, and one of two activations: 2 32^2 S of 2 32^2 S + 32 S^2."""
+    text = """(float[N,S,32] x) => (float[N,S,S] y) {
+        a = MatMul(x, w) b = MatMul(x, v) c = Transpose<perm=[0,2,1]>(b) y = MatMul(a, c)
+    }"""
+    onnx.save(graph_of(text, w=W, v=-W).to_proto(), here / "a.onnx")
+    np.savez(
+        here / "long.npz", x=np.ones((16, 64, 32), np.float32) * np.linspace(1, 2, 16, dtype=np.float32)[:, None, None]
+    )
+    guess = "counted with 1 for every size that the model leaves open (--shapes)"
+
+    def said(*options: str) -> str:
+        return onnxq("quantize", "a.onnx", "-o", "b.onnx", "--effort", "fast", "--mode", *mode, *options).out
+
+    assert f"98.4% of their MACs, {guess}" in said()  # 64 of 65
+    for told in (("--shapes", "x:1x64x32"), ("--data", "long.npz"), ("--data", "long.npz", "--min-sqnr", "10")):
+        assert "50.0% of their MACs\n" in said(*told)
+    assert '"macs": 65536' in (here / "b.plan.json").read_text()
+    onnx.save(graph_of(TEXT.replace("[N,", "[N,S,"), w=W).to_proto(), here / "a.onnx")
+    assert "100.0% of their MACs\n" in said()  # whatever S is

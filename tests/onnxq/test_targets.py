@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 from placing import net
 
 import onnxq
 from onnxq.checks.versions import VERSIONS
-from onnxq.errors import RecipeError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
@@ -114,3 +115,40 @@ def test_targets_and_checks_agree(name: str) -> None:
     assert version.transposed_per_channel == target.deconv_per_channel
     assert version.strongly_typed == (target.high_precision == "fp16")
     assert target.activation.dtype == target.weight.dtype == "int8"
+
+
+PARTLY_INTEGERS = (
+    "float[8,64] x",
+    "m = MatMul(x, w) q, s, z = DynamicQuantizeLinear(m) p = MatMulInteger(q, v, z) y = Cast<to=1>(p)",
+    "y",
+    13,
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "mode"),
+    [("tensorrt@8", "static"), ("tensorrt@11", "weight-only"), ("tensorrt@11", "float"), ("tensorrt@10+dla", "static")],
+)
+def test_integer_operators_that_the_backend_lacks_are_refused_before_anything_is_done(target: str, mode: str) -> None:
+    """What `check` says of the finished file (P15) is said before."""
+    model = net(*PARTLY_INTEGERS, w=(64, 64), v=np.ones((64, 4), np.uint8))
+    recipe = onnxq.Recipe(target=target, mode=mode, effort="fast")
+    with pytest.raises(ModelError, match=r"TensorRT lacks: DynamicQuantizeLinear of .*; MatMulInteger of") as caught:
+        onnxq.quantize(model, "random:2", recipe)
+    assert "float model that it was made from" in caught.value.hint
+    (note,) = (note for note in onnxq.make_plan(model, recipe).notes if note.startswith("`quantize`"))
+    assert "TensorRT lacks DynamicQuantizeLinear" in note
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "ort-cuda"])
+def test_onnx_runtime_takes_them(target: str) -> None:
+    model = net(*PARTLY_INTEGERS, w=(64, 64), v=np.ones((64, 4), np.uint8))
+    made, plan = onnxq.quantize(model, "random:2", onnxq.Recipe(target=target, mode="weight-only"))
+    assert "MatMulInteger" in [node.op_type for node in made.nodes]
+    assert not [note for note in onnxq.make_plan(model, onnxq.Recipe(target=target)).notes if "`quantize`" in note]
+    assert plan.weights
+
+
+def test_the_plan_of_mode_float_says_which_type() -> None:
+    plan = onnxq.make_plan(deconvolution(), onnxq.Recipe(mode="float"))
+    assert {d.reason for d in plan.decisions} == {"computes in float16"}
