@@ -14,16 +14,8 @@ RECURRENT_AS_RUN = RECURRENT | {"DynamicQuantizeLSTM"}
 """Those, and ONNX Runtime's own for int8 weights."""
 
 _INTEGER = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-_INTEGER_CONTRIB = (
-    *_INTEGER,
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "QAttention",
-    "QGemm",
-    "QEmbed",
-    "QOrdered",
-    "QMoE",
-)
+_CONTRIB = ("QuantizeLinear", "DequantizeLinear", "QAttention", "QGemm", "QEmbed", "QOrdered", "QMoE", "MatMulNBits")
+_INTEGER_CONTRIB = (*_INTEGER, *_CONTRIB, "MatMulBnb4")
 
 
 def is_integer(op_type: str, domain: str) -> bool:

@@ -10,6 +10,7 @@ from placing import net
 import onnxq
 from onnxq.checks.versions import VERSIONS
 from onnxq.errors import ModelError, RecipeError
+from onnxq.operators import is_integer
 from onnxq.targets import TARGETS, get_target
 
 if TYPE_CHECKING:
@@ -152,3 +153,17 @@ def test_onnx_runtime_takes_them(target: str) -> None:
 def test_the_plan_of_mode_float_says_which_type() -> None:
     plan = onnxq.make_plan(deconvolution(), onnxq.Recipe(mode="float"))
     assert {d.reason for d in plan.decisions} == {"computes in float16"}
+
+
+@pytest.mark.parametrize(
+    ("op_type", "domain", "integer"),
+    [
+        *[(op, "", True) for op in ("QLinearConv", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")],
+        *[(op, "", False) for op in ("QuantizeLinear", "DequantizeLinear", "MatMul", "QGemm")],
+        *[(op, "com.microsoft", True) for op in ("QuantizeLinear", "MatMulNBits", "MatMulBnb4", "DynamicQuantizeLSTM")],
+        *[(op, "com.microsoft", False) for op in ("FusedConv", "MultiHeadAttention")],
+        ("QLinearConv", "com.example", False),
+    ],
+)
+def test_integer_operators(op_type: str, domain: str, *, integer: bool) -> None:
+    assert is_integer(op_type, domain) == integer
