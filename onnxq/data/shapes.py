@@ -16,24 +16,36 @@ if TYPE_CHECKING:
     from onnxq.data.feeds import InputSpec, Shape
 
 
+_SHAPE = r"[0-9]+(?:x[0-9]+)*|\[\s*(?:[0-9]+(?:\s*,\s*[0-9]+)*)?\s*\]"
+_ENTRY = re.compile(rf"(.+?):({_SHAPE})(\s*,\s*|\s+|$)", re.DOTALL)
+_BETWEEN = re.compile(r"(?:\s*,\s*|\s+)(?![^\[]*\])")  # no comma inside brackets
+_BROKEN = re.compile(r"(.*:[-+?*\[0-9][^:/]*)?", re.DOTALL)  # no part of a name, but an entry whose shape is malformed
+
+
 def parse_shapes(text: str) -> dict[str, Shape]:
     """Read `x:1x3x224x224` or `x:[1,3,224,224]`, several parted by commas or spaces.
 
-    Names may hold colons: the last one parts name and shape.
+    An entry ends at its shape, so names may hold blanks, commas and colons: `my input:1x3, b, c:[2]` are two.
 
     Raises:
         RecipeError: an entry is malformed, has an axis below 1 or comes twice.
     """
     shapes: dict[str, Shape] = {}
-    for entry in re.split(r"(?:\s*,\s*|\s+)(?![^\[]*\])", text.strip()):  # no split at commas inside brackets
-        name, _, dims = entry.rpartition(":")
-        if not name or not re.fullmatch(r"[0-9]+(x[0-9]+)*|\[\s*([0-9]+(\s*,\s*[0-9]+)*)?\s*\]", dims):
-            raise RecipeError(f"shape {entry!r} is not NAME:SHAPE", "Write x:1x3x224x224 or x:[1,3,224,224].")
+    rest, more = text.strip(), True
+    while more:
+        entry = _ENTRY.match(rest)
+        parts = _BETWEEN.split(rest) if entry is None else _BETWEEN.split(entry[1])[:-1]
+        broken = next((part for part in parts if _BROKEN.fullmatch(part)), None)
+        if entry is None or broken is not None:
+            says = f"shape {rest if broken is None else broken!r} is not NAME:SHAPE"
+            raise RecipeError(says, "Write x:1x3x224x224 or x:[1,3,224,224].")
+        name, shape = entry[1], tuple(int(dim) for dim in re.findall(r"[0-9]+", entry[2]))
         if name in shapes:
             raise RecipeError(f"shape of {name!r} is given twice", "Keep one of them.")
-        shapes[name] = tuple(int(dim) for dim in re.findall(r"[0-9]+", dims))
-        if 0 in shapes[name]:
-            raise RecipeError(f"shape {entry!r} has an axis of length 0", "Every axis must be 1 or more.")
+        if 0 in shape:
+            raise RecipeError(f"shape '{name}:{entry[2]}' has an axis of length 0", "Every axis must be 1 or more.")
+        shapes[name] = shape
+        rest, more = rest[entry.end() :], bool(entry[3])
     return shapes
 
 

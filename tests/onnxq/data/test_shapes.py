@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 from data_samples import F32, X, fails
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnxq.data import InputSpec, open_source, parse_shapes
 from onnxq.errors import RecipeError
@@ -25,10 +27,26 @@ def test_shapes_that_do_not_fit_the_inputs_are_refused() -> None:
         (" a:[1, 3] b:2x4,  c:5 ", {"a": (1, 3), "b": (2, 4), "c": (5,)}),
         ("scope/x:0:[2],y[0]:3x1", {"scope/x:0": (2,), "y[0]": (3, 1)}),
         ("s:[]", {"s": ()}),
+        ("my input:1x3", {"my input": (1, 3)}),
+        ("a, b:1x3,c d:0: e/f:[2, 2] g:7", {"a, b": (1, 3), "c d:0: e/f": (2, 2), "g": (7,)}),
+        ("time: steps[0] x:[1,4],y z:2", {"time: steps[0] x": (1, 4), "y z": (2,)}),
     ],
 )
 def test_shapes_are_parsed(text: str, shapes: dict[str, Any]) -> None:
     assert parse_shapes(text) == shapes
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z0-9./]+([ ,:][a-z./]+)*(:[0-9]+)?", fullmatch=True),
+        st.lists(st.integers(1, 999), min_size=1, max_size=4),
+        min_size=1,
+    ),
+    st.sampled_from([",", ", ", " "]),
+)
+def test_shapes_of_names_with_blanks_commas_and_colons_read_back(named: dict[str, list[int]], apart: str) -> None:
+    text = apart.join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in named.items())
+    assert parse_shapes(text) == {name: tuple(shape) for name, shape in named.items()}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +64,10 @@ def test_shapes_are_parsed(text: str, shapes: dict[str, Any]) -> None:
         ("x:1,,y:2", "'' is not"),
         ("x:1x0", "axis of length 0"),
         ("x:1,x:2", "'x' is given twice"),
+        ("x:-1x3,y:2", "'x:-1x3' is not"),
+        ("my x:1xN,y:1x4", "'x:1xN' is not"),
+        ("x:[...],y:2", "'x:[...]' is not"),
+        ("my input", "'my input' is not"),
     ],
 )
 def test_malformed_shapes_are_refused(text: str, says: str) -> None:
