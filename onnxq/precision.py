@@ -153,9 +153,10 @@ def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype:
     reasons: dict[str, str] = {}
     for name, reason in _found(graph, plan, tensors, dtype, layers):
         reasons.setdefault(name, reason)
+    apart = {use for point in plan.points.values() for use in point.uses}
     for node in graph.nodes:  # a Cast between an int8 layer and what fuses behind it would part them
         if node.name in reasons and node.name in layers:
-            for name in epilogue(graph, node, layers):
+            for name in epilogue(graph, node, layers, apart):
                 reasons.setdefault(name, f"fuses behind {node.name}, which stays in float32")
     return reasons
 

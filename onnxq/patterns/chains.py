@@ -75,19 +75,22 @@ def divisors(graph: Graph, node: Node) -> Iterator[str]:
                     yield from (str(user.name), *below)
 
 
-def epilogue(graph: Graph, node: Node, layers: Collection[str]) -> Iterator[str]:
+def epilogue(graph: Graph, node: Node, layers: Collection[str], apart: Collection[tuple[str, int]]) -> Iterator[str]:
     """Names of the nodes that a backend fuses behind an int8 layer: activation, residual addition, constant factor.
 
-    `layers` are the names of the nodes in int8; of the additions only those fuse.
+    `layers` are the names of the nodes in int8; of the additions only those fuse. `apart` are the uses, (node name,
+    input index), with a Q/DQ pair in front: an addition does not fuse with the shortcut that it reads behind one.
     """
     value = node.outputs[0]
-    users = {id(user): user for user, _ in graph.users(value)}.values()
-    if value.is_graph_output() or not all(_fuses(graph, value, user, layers) for user in users):
+    uses = graph.users(value)
+    users = {id(user): user for user, _ in uses}.values()
+    split = value.is_graph_output() or any((str(user.name), index) in apart for user, index in uses)
+    if split or not all(_fuses(graph, value, user, layers) for user in users):
         return
     for user in users:
         yield str(user.name)
         if user.op_type not in ("Sigmoid", "HardSigmoid"):  # a gate's Mul is the value's own user
-            yield from epilogue(graph, user, layers)
+            yield from epilogue(graph, user, layers, apart)
 
 
 def _fuses(graph: Graph, value: Value, user: Node, layers: Collection[str]) -> bool:

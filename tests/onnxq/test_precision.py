@@ -358,6 +358,21 @@ def test_what_fuses_behind_a_float32_layer_stays_with_it() -> None:
     assert [f for f in api.check(made).findings if f.id in ("P22", "P23")] == []
 
 
+def test_an_addition_does_not_follow_the_shortcut_that_it_reads_quantized() -> None:
+    """The pair parts them: what it gives to the addition has whatever type the addition has."""
+    graph = small(
+        "float[2,16,8,8] x",
+        "r = Relu(x) b = Conv(r, w) q = Relu(b) c = Conv(q, w) p = Conv(r, v, d) a = Add(c, p) s = Relu(a) y = Conv(s, w)",
+        w=weight(1, (16, 16, 1, 1)),
+        v=weight(0.1, (16, 16, 1, 1)),
+        d=np.full(16, 3.0, np.float32),
+    )
+    made, plan = converted(graph, feeds(graph))
+    assert set(plan.float32) == {"Conv:p"}
+    assert "a = Add(c, p_dequantized)" in lines(made)
+    assert [f for f in api.check(made).findings if f.id in ("P22", "P23", "P32")] == []
+
+
 # --- other types, no data ------------------------------------------------------------------------------
 
 
