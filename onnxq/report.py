@@ -131,12 +131,12 @@ EXACT = "options.add_session_config_entry('session.x64quantprecision', '1')  # o
 
 
 def next_steps(
-    plan: Plan, recipe: Recipe, graph: Graph, model: Path, statistics: Statistics | None
+    plan: Plan, recipe: Recipe, graph: Graph, model: Path, statistics: Statistics | None, data: str | None = None
 ) -> list[tuple[str, str]]:
-    """(what, command) for the file just written."""
+    """(what, command) for the file just written; `data` is what it was calibrated on, as `--data` takes it."""
     target = get_target(plan.target)
     seen = {} if statistics is None else dict(statistics.shapes)
-    shapes, sizes = _shape_flags(graph, seen), _sizes(graph, seen)
+    shapes, sizes = _shape_flags(graph, seen), _samples(graph, recipe, data) or _sizes(graph, seen)
     engine = _quoted(model.with_suffix(".plan").name)
     found = [
         (what, command.format(model=_quoted(str(model)), engine=engine, shapes=shapes, sizes=sizes))
@@ -155,6 +155,17 @@ def _shape_flags(graph: Graph, seen: Seen) -> str:
         return " --minShapes=... --optShapes=... --maxShapes=..."
     names, flags = [str(v.name) for v in dynamic], (("min", 0), ("opt", 1), ("max", 1))
     return "".join(f" --{kind}Shapes={_shapes(names, seen, end)}" for kind, end in flags)
+
+
+def _samples(graph: Graph, recipe: Recipe, data: str | None) -> str:
+    """`--data` for a check that runs the model, where random samples would not do or want sizes.
+
+    Integers and texts choose branches and rows: a rate of 0 or 1 may be one that the model has no branch for.
+    """
+    chosen = any(graph.dtype(v) not in ("float32", "float16", "float64") for v in graph.inputs)
+    if data is None or data.startswith("random:") or recipe.labels or not (chosen or open_inputs(graph)):
+        return ""
+    return f" --data {_quoted(data)}" + (f" --preprocess {_quoted(recipe.preprocess)}" if recipe.preprocess else "")
 
 
 def _sizes(graph: Graph, seen: Seen) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,33 @@ def test_quantize(here: Path, onnxq: Callable[..., Run]) -> None:
     plan = json.loads(Path("m.int8.plan.json").read_text())
     assert plan["data"]["samples"] == 8
     assert {n["precision"] for n in plan["nodes"].values() if n["op"] == "MatMul"} == {"int8"}
+
+
+@pytest.mark.parametrize("from_statistics", [False, True])
+def test_the_check_that_is_printed_works_when_pasted(
+    here: Path, onnxq: Callable[..., Run], from_statistics: bool
+) -> None:
+    """Of a model whose sizes are open, whose input's name holds a blank, and that only real integers suit."""
+    text = "(float[N,T,32] x, int64[2] to) => (float[M,K] y) { a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) %s }"
+    model = graph_of(text % ("y = Identity(c)" if from_statistics else "y = Reshape(c, to)"), w=W).to_proto()
+    model.graph.input[0].name = model.graph.node[0].input[0] = "my input, 1"
+    onnx.save(model, "m.onnx")
+    feeds = Path("my data")
+    feeds.mkdir()
+    for i in range(8):
+        feed = {"my input, 1": np.random.default_rng(i).normal(size=(1, 3, 32)).astype(np.float32)}
+        np.savez(feeds / f"{i}.npz", to=np.array([3, 32]), **feed)
+    given = ["--data", feeds]
+    if from_statistics:
+        assert onnxq("calibrate", "m.onnx", *given, "--target", "ort-cpu", "-o", "s.npz").status == 0
+        given = ["--statistics", "s.npz"]
+    run = onnxq("quantize", "m.onnx", *given, "--target", "ort-cpu", "--effort", "fast", "-o", "a b.onnx")
+    assert run.status == 0
+    (line,) = (line for line in run.out.splitlines() if line.startswith("  onnxq check "))
+    assert ("--shapes" in line, "--data" in line) == (from_statistics, not from_statistics)
+    checked = onnxq(*shlex.split(line)[1:])
+    assert (checked.status, checked.err) == (0, "")
+    assert "100.0% of the multiply-accumulates in integer kernels" in checked.out
 
 
 def test_the_same_run_writes_the_same_bytes_and_the_input_stays(here: Path, onnxq: Callable[..., Run]) -> None:
