@@ -168,8 +168,7 @@ def quantize(
         kept = [f"{len(plan.kept)} tensors were quantized already, and stay as they were"] if plan.kept else []
         for line in (*kept, *result, *tables.interface(plan.interface)):
             click.echo(line)
-        ran_on = given if isinstance(given, str) else None
-        for what, line in report.next_steps(plan, recipe, graph, output, statistics, ran_on):
+        for what, line in report.next_steps(plan, recipe, graph, output, statistics, given):
             click.echo(f"next, {what}:\n  {line}")
 
 

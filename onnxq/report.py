@@ -131,9 +131,9 @@ EXACT = "options.add_session_config_entry('session.x64quantprecision', '1')  # o
 
 
 def next_steps(
-    plan: Plan, recipe: Recipe, graph: Graph, model: Path, statistics: Statistics | None, data: str | None = None
+    plan: Plan, recipe: Recipe, graph: Graph, model: Path, statistics: Statistics | None, data: object = None
 ) -> list[tuple[str, str]]:
-    """(what, command) for the file just written; `data` is what it was calibrated on, as `--data` takes it."""
+    """(what, command) for the file just written; `data` is what it was calibrated on, named where it is a path."""
     target = get_target(plan.target)
     seen = {} if statistics is None else dict(statistics.shapes)
     shapes, sizes = _shape_flags(graph, seen), _samples(graph, recipe, data) or _sizes(graph, seen)
@@ -157,13 +157,13 @@ def _shape_flags(graph: Graph, seen: Seen) -> str:
     return "".join(f" --{kind}Shapes={_shapes(names, seen, end)}" for kind, end in flags)
 
 
-def _samples(graph: Graph, recipe: Recipe, data: str | None) -> str:
+def _samples(graph: Graph, recipe: Recipe, data: object) -> str:
     """`--data` for a check that runs the model, where random samples would not do or want sizes.
 
     Integers and texts choose branches and rows: a rate of 0 or 1 may be one that the model has no branch for.
     """
     chosen = any(graph.dtype(v) not in ("float32", "float16", "float64") for v in graph.inputs)
-    if data is None or data.startswith("random:") or recipe.labels or not (chosen or open_inputs(graph)):
+    if not isinstance(data, str) or data.startswith("random:") or recipe.labels or not (chosen or open_inputs(graph)):
         return ""
     return f" --data {_quoted(data)}" + (f" --preprocess {_quoted(recipe.preprocess)}" if recipe.preprocess else "")
 

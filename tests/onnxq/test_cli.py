@@ -99,10 +99,9 @@ def test_quantize(here: Path, onnxq: Callable[..., Run]) -> None:
     assert {n["precision"] for n in plan["nodes"].values() if n["op"] == "MatMul"} == {"int8"}
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("from_statistics", [False, True])
-def test_the_check_that_is_printed_works_when_pasted(
-    here: Path, onnxq: Callable[..., Run], from_statistics: bool
-) -> None:
+def test_the_check_that_is_printed_works_when_pasted(onnxq: Callable[..., Run], *, from_statistics: bool) -> None:
     """Of a model whose sizes are open, whose input's name holds a blank, and that only real integers suit."""
     text = "(float[N,T,32] x, int64[2] to) => (float[M,K] y) { a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) %s }"
     model = graph_of(text % ("y = Identity(c)" if from_statistics else "y = Reshape(c, to)"), w=W).to_proto()

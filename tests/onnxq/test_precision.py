@@ -362,7 +362,8 @@ def test_an_addition_does_not_follow_the_shortcut_that_it_reads_quantized() -> N
     """The pair parts them: what it gives to the addition has whatever type the addition has."""
     graph = small(
         "float[2,16,8,8] x",
-        "r = Relu(x) b = Conv(r, w) q = Relu(b) c = Conv(q, w) p = Conv(r, v, d) a = Add(c, p) s = Relu(a) y = Conv(s, w)",
+        "r = Relu(x) b = Conv(r, w) q = Relu(b) c = Conv(q, w)"
+        " p = Conv(r, v, d) a = Add(c, p) s = Relu(a) y = Conv(s, w)",
         w=weight(1, (16, 16, 1, 1)),
         v=weight(0.1, (16, 16, 1, 1)),
         d=np.full(16, 3.0, np.float32),
