@@ -111,7 +111,7 @@ def test_the_check_that_is_printed_works_when_pasted(onnxq: Callable[..., Run], 
     feeds.mkdir()
     for i in range(8):
         feed = {"my input, 1": np.random.default_rng(i).normal(size=(1, 3, 32)).astype(np.float32)}
-        np.savez(feeds / f"{i}.npz", to=np.array([3, 32]), **feed)
+        np.savez(feeds / f"{i}.npz", **feed | {"to": np.array([3, 32])})
     given = ["--data", feeds]
     if from_statistics:
         assert onnxq("calibrate", "m.onnx", *given, "--target", "ort-cpu", "-o", "s.npz").status == 0
