@@ -72,21 +72,17 @@ class _Work:
     method: Any
     per_token: bool
     inputs: dict[int, tuple[Value, Value, Value]] = field(default_factory=dict)
+    weights: dict[tuple[object, ...], tuple[Value, Value, Value]] = field(default_factory=dict)
 
     def rewrite(self, node: Node, axis: int | None, chosen: Stored | None) -> None:
         graph, name = self.graph, str(node.outputs[0].name)
         value, weight = node.inputs[0], node.inputs[1]
         assert value is not None  # noqa: S101  a product has two operands
         assert weight is not None  # noqa: S101  likewise
-        array = graph.const(weight)
-        assert array is not None  # noqa: S101  the plan holds only constants
-        codes, scale = self._weight(node, array, axis) if chosen is None else self._chosen(node, chosen)
+        stored, none, factors = self._stored(node, weight, axis, chosen)
         quantized, step, zero = self._quantized(node, value)
-        stored = graph.constant(f"{weight.name}_quantized", codes)
-        none = graph.constant(f"{weight.name}_zero_point", np.array(0, codes.dtype))
         product = self._product(node, [quantized, stored, zero, none], f"{name}_int32")
         real = self._step(node, "Cast", [product], f"{name}_real", to=FLOAT32)
-        factors = graph.constant(f"{weight.name}_scale", scale)
         if self.per_token:
             rows = self._step(node, "Mul", [real, step], f"{name}_rows")
             result = self._step(node, "Mul", [rows, factors], f"{name}_scaled")
@@ -97,6 +93,22 @@ class _Work:
             result = self._step(node, "Add", [result, self._bias(node, node.inputs[2])], f"{name}_biased")
         result.shape = node.outputs[0].shape
         graph.absorb(node, result)
+
+    def _stored(self, node: Node, weight: Value, axis: int | None, chosen: Stored | None) -> tuple[Value, Value, Value]:
+        """Codes, zero point and scales, once for all nodes that read the weight alike: layers may share theirs."""
+        graph = self.graph
+        form = [graph.attribute(node, name) for name in ("alpha", "transB")]
+        key = (id(weight), axis, node.op_type, *form)
+        if key not in self.weights:
+            array = graph.const(weight)
+            assert array is not None  # noqa: S101  the plan holds only constants
+            codes, scale = self._weight(node, array, axis) if chosen is None else self._chosen(node, chosen)
+            self.weights[key] = (
+                graph.constant(f"{weight.name}_quantized", codes),
+                graph.constant(f"{weight.name}_zero_point", np.array(0, codes.dtype)),
+                graph.constant(f"{weight.name}_scale", scale),
+            )
+        return self.weights[key]
 
     def _weight(
         self, node: Node, array: npt.NDArray[Any], axis: int | None

@@ -126,3 +126,18 @@ def test_an_lstm_with_computed_weights_stays() -> None:
     graph.set_input(node, 1, doubled)
     assert lowered(graph) == 0
     assert any(n.op_type == "LSTM" for n in graph.nodes)
+
+
+def test_layers_that_share_a_weight_share_its_codes() -> None:
+    """Once for each form they are read in: a Gemm's alpha goes into the scales, transB turns the codes."""
+    text = "(float[16, 16] x) => (float[16, 16] y) {{ a = MatMul(x, {}) b = MatMul(a, {}) y = Gemm<transB=1>(b, {}) }}"
+    w = (RNG.normal(size=(16, 16)) / 4).astype(np.float32)
+    shared, apart = graph_of(text.format("w", "w", "w"), w=w), graph_of(text.format("u", "v", "w"), u=w, v=w, w=w)
+    assert lowered(shared) == lowered(apart) == 3
+    codes = [
+        sum(i.data_type == onnx.TensorProto.INT8 and len(i.dims) == 2 for i in g.initializer)
+        for g in (shared.to_proto().graph, apart.to_proto().graph)
+    ]
+    assert codes == [2, 3]
+    feed = random_feeds(shared)
+    np.testing.assert_array_equal(run(shared, feed)[0], run(apart, feed)[0])
