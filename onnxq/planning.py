@@ -113,7 +113,8 @@ def drafted(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
     target = backend(recipe)
     with timed(monitor, "reading the model"):
         graph = load(model)
-    prepares = prepare(lowest_opset(recipe, target), target.placement, every_tensor=target.every_tensor)
+    widen = target.placement == "ort-cpu" and recipe.mode not in ("weight-only", "float")  # integer kernels want it
+    prepares = prepare(lowest_opset(recipe, target), target.placement, every_tensor=target.every_tensor, widen=widen)
     passes: tuple[pipeline.Pass, ...] = (*prepares, FitPairs(target.activation))
     pipeline.run(graph, passes)
     if recipe.custom_ops and learn_types(graph, recipe.custom_op_list, recipe.provider_list):

@@ -55,6 +55,7 @@ from onnxq.passes.split_gemms import split_gemms
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
 from onnxq.passes.to_operators import ToOperators
+from onnxq.passes.widen_halves import widen_halves
 from onnxq.pipeline import Everywhere
 from onnxq.plan import INT8
 
@@ -92,15 +93,19 @@ __all__ = [
 ]
 
 
-def prepare(min_opset: int, placement: str = "tensorrt", *, every_tensor: bool = False) -> tuple[Pass, ...]:
+def prepare(
+    min_opset: int, placement: str = "tensorrt", *, every_tensor: bool = False, widen: bool = False
+) -> tuple[Pass, ...]:
     """Bring a float model into the form that planning expects, without changing its function.
 
     Args:
         min_opset: lowest version of the default operator set that the target reads.
         placement: the target's.
         every_tensor: the target's.
+        widen: whether what is in half precision is to be in float32.
     """
     return (
+        *((widen_halves,) if widen else ()),  # before the opset is raised, which Q/DQ pairs of halves would ask for
         RaiseOpset(min_opset, every_tensor),  # first: the passes below are written for opset 13 and later
         inline_if,  # what is then in the main graph needs no care for bodies
         infer_shapes,  # folding of Shape nodes needs static shapes

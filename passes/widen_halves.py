@@ -1,0 +1,87 @@
+"""Compute in float32 what a model has in half precision, for a backend that does so in any case.
+
+ONNX Runtime's CPU provider has few kernels for float16: it casts in front of and behind every node. Its integer kernels
+take float32 scales alone, and nothing in half precision would be quantized. Inputs and outputs of the model keep their
+types.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxq.graph import Graph, Node, Value
+
+FLOAT = 1
+HALVES = {"float16": 10, "bfloat16": 16}
+"""Numpy's name -> TensorProto's number, as attributes have it."""
+
+_NUMBERS = ("to", "dtype", "output_dtype", "output_datatype")
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+
+
+def widen_halves(graph: Graph) -> int:
+    """Return how many nodes now compute in float32.
+
+    None where an operator is not the standard's or ONNX Runtime's, which may want halves, or holds sequences.
+    """
+    parts = tuple(graph.parts())
+    if any(_unknown(node) for part in parts for node in part.nodes):
+        return 0
+    ends = [graph.dtype(value) for value in graph.outputs]
+    for part in parts:
+        _widen_values(part)
+    count = sum(_widen_node(part, node) for part in parts for node in part.nodes)
+    for index, dtype in enumerate(ends):
+        value = graph.outputs[index]
+        if dtype in HALVES and graph.dtype(value) == "float32":
+            said = {"to": HALVES[dtype]}
+            made = graph.add("Cast", [value], name=f"{value.name}_{dtype}", attributes=said, like=value)
+            graph.retype(made, dtype)
+            graph.replace_output(value, made)
+    return count
+
+
+def _unknown(node: Node) -> bool:
+    return node.domain not in _DOMAINS or "Sequence" in node.op_type or "Optional" in node.op_type
+
+
+def _widen_values(graph: Graph) -> None:
+    """Weights, and the inputs: behind a Cast, or in a body as they are."""
+    for value in graph.inputs:
+        if graph.dtype(value) in HALVES and graph.body is not None:
+            graph.retype(value, "float32")
+        elif graph.dtype(value) in HALVES and graph.users(value):
+            _cast(graph, value, graph.users(value), graph.nodes[0])
+    for value in tuple(graph.weights.values()):  # of a body also those around it, whose users read others by now
+        ends = graph.body is not None and any(value is end for end in graph.outputs)  # the model's stay what they are
+        array = graph.const(value) if graph.dtype(value) in HALVES and (ends or graph.users(value)) else None
+        if array is not None:
+            held = graph.constant(f"{value.name}_float32", array.astype(np.float32))
+            graph.replace_uses(value, held, None if ends else graph.users(value))
+
+
+def _widen_node(graph: Graph, node: Node) -> bool:
+    """Let the node give float32; whether it gave halves."""
+    for name in _NUMBERS:
+        if graph.attribute(node, name) in HALVES.values():
+            graph.set_attribute(node, name, FLOAT)
+    halves = [value for value in node.outputs if graph.dtype(value) in HALVES]
+    for value in halves:
+        if node.op_type == "ConstantOfShape":  # its attribute says the type with the value
+            _cast(graph, value, graph.users(value))
+        else:
+            graph.retype(value, "float32")
+    return bool(halves)
+
+
+def _cast(graph: Graph, value: Value, users: Sequence[tuple[Node, int]], before: Node | None = None) -> None:
+    """Let the users read the value in float32."""
+    said = {"to": FLOAT}
+    made = graph.add("Cast", [value], name=f"{value.name}_float32", attributes=said, like=value, before=before)
+    graph.retype(made, "float32")
+    graph.replace_uses(value, made, users)
