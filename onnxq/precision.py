@@ -99,7 +99,8 @@ def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:
     A tensor that only goes into a saturating operator, or into one that is itself seen and as large, need not be; nor
     one that float16 holds whatever the samples are, by what is seen of others.
     """
-    seen = {*plan.observe, *(p.tensor for p in plan.points.values() if p.observe in plan.observe)}
+    observed = set(plan.observe)
+    seen = observed | {p.tensor for p in plan.points.values() if p.observe in observed}
     parts = (part for part in graph.parts() if why_hidden(part) is None and not _stays(part))
     return tuple(name for part in parts for name in _unbounded(part, seen) if name not in seen)
 

@@ -131,9 +131,38 @@ def branches(nodes: int) -> onnx.ModelProto:
     return made.done("tokens", (1, TOKENS, WIDTH), value)
 
 
+def inception(nodes: int) -> onnx.ModelProto:
+    """Blocks of four branches of Conv and Relu, one behind an AveragePool, under a Concat of what came before too.
+
+    Every second block is brought back to few channels and added to what the block before it began with.
+    """
+    made = _Model()
+    quarter, value, residue = CHANNELS // 4, "image", "image"
+    while len(made.nodes) < nodes:
+        block = f"block{len(made.nodes)}"
+
+        def convolved(source: str, name: str, out: int, channels: int) -> str:
+            return made.node("Conv", source, made.weight(f"{name}.weight", out, channels, 1, 1))
+
+        pooled = made.node("AveragePool", value, kernel_shape=[1, 1])
+        width = CHANNELS
+        for half in range(2):
+            sources = (value, value, value, pooled if half == 0 else value)
+            branches = [
+                made.node("Relu", convolved(source, f"{block}.{half}.{i}", quarter, width))
+                for i, source in enumerate(sources)
+            ]
+            value = made.node("Concat", value, *branches, axis=1)
+            width += CHANNELS
+        value = made.node("Add", convolved(value, f"{block}.last", CHANNELS, width), residue)
+        value = residue = made.node("Relu", value)
+    return made.done("image", (1, CHANNELS, SIDE, SIDE), value)
+
+
 KINDS: dict[str, Callable[[int], onnx.ModelProto]] = {
     "residual": residual,
     "transformer": transformer,
     "branches": branches,
+    "inception": inception,
 }
 """Name -> function of a number of nodes."""

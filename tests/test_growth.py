@@ -70,7 +70,13 @@ def steep(small: Counter[str], large: Counter[str], sizes: float) -> dict[str, t
 
 @pytest.mark.parametrize(
     ("kind", "target"),
-    [("residual", "tensorrt@10"), ("residual", "ort-cpu"), ("transformer", "tensorrt@11")],
+    [
+        ("residual", "tensorrt@10"),
+        ("residual", "ort-cpu"),
+        ("transformer", "tensorrt@11"),
+        ("inception", "tensorrt@11"),
+        ("inception", "ort-cpu"),
+    ],
 )
 def test_no_function_does_quadratic_work(kind: str, target: str) -> None:
     recipe = Recipe(target=target)
