@@ -50,6 +50,7 @@ from onnxq.passes.remove_identities import remove_identities
 from onnxq.passes.remove_redundant_qdq import remove_redundant_qdq
 from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.share_weights import share_weights
+from onnxq.passes.sink_squeezes import sink_squeezes
 from onnxq.passes.smooth import Smooth
 from onnxq.passes.split_gemms import split_gemms
 from onnxq.passes.split_outliers import SplitOutliers
@@ -117,6 +118,7 @@ def prepare(
         Everywhere(sum_to_add),  # old exporters write residual additions as Sum
         infer_shapes,  # targets of Reshape and Expand are constants now
         Everywhere(remove_identities),  # what those shapes prove to change nothing
+        Everywhere(sink_squeezes),  # shapes are known; biases fold and batch norms follow
         Everywhere(fold_affine),  # brings a batch norm right behind its convolution
         Everywhere(fold_batch_norm),
         Everywhere(fold_affine),  # scales behind a batch norm, now right behind the convolution
