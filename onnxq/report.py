@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.intake import open_inputs
+from onnxq.intake import open_inputs, unknown_shapes
 from onnxq.operators import RECURRENT
 from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
@@ -169,11 +169,12 @@ def _samples(graph: Graph, recipe: Recipe, data: object) -> str:
 
 
 def _sizes(graph: Graph, seen: Seen) -> str:
-    """`--shapes` for a check that runs the model, when an input leaves open more than the batch."""
+    """`--shapes` for a check that runs the model, when an input leaves open more than the batch; N is to be filled in."""
     wanted = open_inputs(graph)
     if not wanted:
         return ""
-    return f" --shapes {_shapes(wanted, seen, 1)}" if wanted.keys() <= seen.keys() else " --shapes ..."
+    known = wanted.keys() <= seen.keys()
+    return f" --shapes {_shapes(wanted, seen, 1) if known else _quoted(unknown_shapes(graph, ()))}"
 
 
 def _shapes(names: Iterable[str], seen: Seen, end: int) -> str:

@@ -44,9 +44,19 @@ def check_proto(proto: onnx.ModelProto, where: str = "the model") -> None:
     Raises:
         ModelError: it is not usable.
     """
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    if (mapped := next((v.name for v in values if _is_map(v.type)), None)) is not None:
+        raise ModelError(
+            f"{where} has a map, {mapped!r}, where onnxq works on tensors",
+            "Export it without: converters of scikit-learn and LightGBM models take options={'zipmap': False}.",
+        )
     problem = next(_problems(proto), None)
     if problem is not None:
         raise ModelError(f"{where} is not a valid ONNX model: {problem}", "Copy the file again, or export it again.")
+
+
+def _is_map(kind: onnx.TypeProto) -> bool:
+    return kind.HasField("map_type") or (kind.HasField("sequence_type") and _is_map(kind.sequence_type.elem_type))
 
 
 def _problems(proto: onnx.ModelProto) -> Iterator[str]:

@@ -141,6 +141,17 @@ def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "m.onnx", "sparse")
 
 
+def test_maps_are_refused_with_how_to_export_without(tmp_path: Path) -> None:
+    """What scikit-learn's and LightGBM's converters write for classifiers unless told otherwise: the model is valid."""
+    model = onnx.ModelProto.FromString(SAVED)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    model.graph.node.append(helper.make_node("ZipMap", ["y"], ["scores"], "z", domain="ai.onnx.ml"))
+    one = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    model.graph.output.append(helper.make_value_info("scores", helper.make_sequence_type_proto(one)))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    refused(tmp_path / "m.onnx", "has a map, 'scores'", "'zipmap': False")
+
+
 # --- external data -------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def test_the_next_check_on_the_cpu_has_the_sizes_that_it_needs(
     lines = dict(report.next_steps(plan, recipe, quantized, Path("m.onnx"), statistics))
     assert lines["ONNX Runtime"] == command + told
     without = dict(report.next_steps(plan, recipe, quantized, Path("m.onnx"), None))
-    assert without["ONNX Runtime"] == command + (" --shapes ..." if told else "")
+    assert without["ONNX Runtime"] == command + (" --shapes x:1xNx32" if told else "")
 
 
 def test_the_next_command_without_data_or_dynamic_shapes() -> None:
