@@ -169,7 +169,7 @@ def _samples(graph: Graph, recipe: Recipe, data: object) -> str:
 
 
 def _sizes(graph: Graph, seen: Seen) -> str:
-    """`--shapes` for a check that runs the model, when an input leaves open more than the batch; N is to be filled in."""
+    """`--shapes` for a check that runs the model, when inputs leave open more than the batch; N is to be filled in."""
     wanted = open_inputs(graph)
     if not wanted:
         return ""
