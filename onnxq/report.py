@@ -164,7 +164,7 @@ def _samples(graph: Graph, recipe: Recipe, data: object) -> str:
     """
     chosen = any(graph.dtype(v) not in ("float32", "float16", "float64") for v in graph.inputs)
     if not isinstance(data, str) or data.startswith("random:") or recipe.labels or not (chosen or open_inputs(graph)):
-        return ""
+        return " --data ..." if any(graph.dtype(v) == "object" for v in graph.inputs) else ""  # text is not made up
     return f" --data {_quoted(data)}" + (f" --preprocess {_quoted(recipe.preprocess)}" if recipe.preprocess else "")
 
 

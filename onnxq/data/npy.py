@@ -95,7 +95,7 @@ def open_arrays(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, S
             yield {name: _read_header(stream) for name, stream in streams.items()}
     except FAULTS as err:
         refuse_pointer(path)
-        hint = "Write it anew with np.save or np.savez, from arrays of numbers."
+        hint = "Write it anew with np.save or np.savez, from arrays of numbers, or of text with dtype str."
         raise DataError(f"{path}: cannot be read: {err}", hint) from err
 
 

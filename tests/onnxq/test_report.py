@@ -96,6 +96,14 @@ def test_the_next_check_on_the_cpu_has_the_sizes_that_it_needs(
     assert without["ONNX Runtime"] == command + (" --shapes x:1xNx32" if told else "")
 
 
+def test_the_next_check_of_a_model_of_text_asks_for_data() -> None:
+    text = "(string[8] s, float[8,32] x) => (float[8,32] y, string[8] t) { y = MatMul(x, w) t = Identity(s) }"
+    recipe = Recipe(target="ort-cpu", mode="dynamic")
+    quantized, plan = api.quantize(graph_of(text, w=W), None, recipe, Monitor(warn=lambda _: None))
+    lines = dict(report.next_steps(plan, recipe, quantized, Path("m.onnx"), None))
+    assert lines["ONNX Runtime"] == "onnxq check m.onnx --target ort-cpu --data ..."
+
+
 def test_the_next_command_without_data_or_dynamic_shapes() -> None:
     for line in flags(DYNAMIC, "a b/m.onnx", seen=False):
         assert {"--onnx=a b/m.onnx", "--minShapes=..."} <= set(line)
