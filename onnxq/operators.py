@@ -13,6 +13,16 @@ RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 RECURRENT_AS_RUN = RECURRENT | {"DynamicQuantizeLSTM"}
 """Those, and ONNX Runtime's own for int8 weights."""
 
+SHAPES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Pad": (1,)}
+SHAPES |= {"Slice": (1, 2, 3, 4), "Resize": (2, 3), "Unsqueeze": (1,), "Squeeze": (1,), "Split": (1,), "TopK": (1,)}
+"""Operators -> the inputs that say shapes, axes or counts."""
+
+FROM_DATA = frozenset({"Shape", "Size", "If", "Loop", "Scan"})
+"""Where the computation of a shape ends: those that take it from data, and control flow.
+
+How often a loop ran is a result of its data, and no computation of a shape.
+"""
+
 _INTEGER = ("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 _CONTRIB = ("QuantizeLinear", "DequantizeLinear", "QAttention", "QGemm", "QEmbed", "QOrdered", "QMoE", "MatMulNBits")
 _INTEGER_CONTRIB = (*_INTEGER, *_CONTRIB, "MatMulBnb4")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onnxq.checks.dtypes import FLOATS
 from onnxq.checks.finding import Breach
 from onnxq.checks.index import CONVS, DQ, Q, is_qdq
-from onnxq.checks.precision import SHAPES
+from onnxq.operators import SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

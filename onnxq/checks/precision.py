@@ -9,6 +9,7 @@ from onnxq.checks.finding import Breach, error, warning
 from onnxq.checks.index import ACTIVATIONS, CONVS, COPIES, DQ, GATES, WEIGHTED, Q, is_addition, is_onnx
 from onnxq.checks.islands import fused, low_precision, precision
 from onnxq.checks.scales import in_two_levels, qtype
+from onnxq.operators import FROM_DATA, SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,11 +19,7 @@ if TYPE_CHECKING:
     from onnxq.checks.index import Model
 
 ONE_TYPE = WEIGHTED | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Concat", "PRelu"}
-SHAPES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Pad": (1,)}
-SHAPES |= {"Slice": (1, 2, 3, 4), "Resize": (2, 3), "Unsqueeze": (1,), "Squeeze": (1,), "Split": (1,), "TopK": (1,)}
-"""Operators -> the inputs that say shapes, axes or counts."""
-_FROM_DATA = frozenset({"Shape", "Size", "If", "Loop", "Scan"})
-FREE = COPIES | _FROM_DATA | {Q, DQ, "Constant", "ConstantOfShape", "Concat"}
+FREE = COPIES | FROM_DATA | {Q, DQ, "Constant", "ConstantOfShape", "Concat"}
 """Operators that compute nothing in float themselves."""
 
 
@@ -132,7 +129,7 @@ def _pairs_above(model: Model, name: str) -> Iterator[NodeProto]:
     stack, seen = [name], set()
     while stack:
         node = model.producers.get(stack.pop())
-        if node is None or id(node) in seen or node.op_type in _FROM_DATA:
+        if node is None or id(node) in seen or node.op_type in FROM_DATA:
             continue
         seen.add(id(node))
         if node.op_type in (Q, DQ):

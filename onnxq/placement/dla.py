@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onnxq.checks.precision import SHAPES
+from onnxq.operators import SHAPES
 from onnxq.patterns.pairs import arrives_quantized, existing_pair, origin
 from onnxq.placement.tensorrt import BOUNDED
 from onnxq.placement.weighted import FLOAT_TYPES
