@@ -107,7 +107,7 @@ def grown(line: str, sizes: Sequence[int], limit: float, models: dict[int, Model
     found: dict[int, tuple[float, float]] = {}
     for size in (SMALL, *sizes):
         if len(found) > 1:
-            last, power = max(found), exponent(found) if len(found) > 2 else 1.0
+            last, power = max(found), min(exponent(found), 2.0) if len(found) > 2 else 1.0
             if found[last][0] * (size / last) ** power > limit:
                 break
         found[size] = models[size].run(line)
