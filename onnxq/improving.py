@@ -48,7 +48,7 @@ from onnxq.targets import get_target
 from onnxq.weights import from_data, needs_data
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from onnxq.choose import Known
     from onnxq.data import Feed, Source
@@ -158,22 +158,50 @@ def _inspected(ready: api.Prepared) -> Inspected:
         plain, recipe=replace(recipe, calibrator="mse" if recipe.calibrator == "auto" else recipe.calibrator)
     )
 
-    def quantized(factors: Mapping[str, Factor], feeds: Sequence[Feed]) -> Graph:
-        trial = api.smoothed(quick, factors)
-        ranges = Ranges.of(trial, api.observe(trial, list(feeds), SILENT), shifts=_shifts(ready.recipe))
-        return ranges.paired(names_of(ranges.promising()))
+    def quantizer(feeds: Sequence[Feed]) -> Callable[[Mapping[str, Factor]], Graph]:
+        seen: Statistics | None = None
+        known: Known = {}
+
+        def quantized(factors: Mapping[str, Factor]) -> Graph:
+            nonlocal seen
+            trial = api.smoothed(quick, factors)
+            seen = _observed(trial, feeds, seen)
+            ranges = Ranges.of(trial, seen, shifts=_shifts(ready.recipe), known=known)
+            return ranges.paired(names_of(ranges.promising()))
+
+        return quantized
 
     target, level = get_target(recipe.target), LEVELS[recipe.effort]
     grid = INT8_ASYMMETRIC if _shifts(ready.recipe) else target.activation  # most of what gains by one can have one
     return Inspected(
         plain.graph,
         plain.plan,
-        quantized,
+        quantizer,
         recipe.provider_list,
         recipe.custom_op_list,
         grid,
         level,
         target.pointwise_db,
+    )
+
+
+def _observed(ready: api.Prepared, feeds: Sequence[Feed], seen: Statistics | None) -> Statistics:
+    """What the plan observes, of which `seen` has the tensors that other factors of the same choice leave as they are.
+
+    What is smoothed has another name, so that a name stands for the same values but for roundings.
+    """
+    known = set() if seen is None else seen.reach.keys()
+    lacking = tuple(name for name in ready.plan.observe if name not in known)
+    if seen is not None and not lacking:
+        return seen
+    found = api.observe(ready, list(feeds), SILENT, lacking)
+    if seen is None:
+        return found
+    return replace(
+        found,
+        tensors={**seen.tensors, **found.tensors},
+        bounds={**seen.bounds, **found.bounds},
+        nonfinite={**seen.nonfinite, **found.nonfinite},
     )
 
 

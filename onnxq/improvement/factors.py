@@ -218,10 +218,11 @@ def _confirmed(
 
     All of them, if they gain; else each kind of site by itself, and what does not gain by halves.
     """
+    quantized = model.quantizer(picked.learning[: 2 * picked.judges])
 
     def noise(sites: Sequence[Site]) -> Noise:
         chosen = {s.name: found[s] for s in sites}
-        return judge.noise(model.quantizer(chosen, picked.learning[: 2 * picked.judges]), chosen)
+        return judge.noise(quantized(chosen), chosen)
 
     monitor.stage("Judging", None)
     everything = list(found)

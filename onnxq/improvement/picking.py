@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
     Factors = dict[str, Factor]
-    Quantizer = Callable[[Factors, Sequence[Feed]], Graph]
-    """(factors, feeds to calibrate on) -> the smoothed, quantized model."""
+    Quantizer = Callable[[Sequence[Feed]], Callable[[Factors], Graph]]
+    """Feeds to calibrate on -> what makes the smoothed, quantized model of factors, each site's always the same."""
 
 _BYTES = 2**28
 """Bytes of samples that are kept, where they are large."""
@@ -78,7 +78,8 @@ class Inspected:
     Attributes:
         graph: the prepared graph.
         plan: its plan.
-        quantizer: (factors, feeds to calibrate on) -> the smoothed and quantized graph, in float32 what is not int8.
+        quantizer: feeds to calibrate on -> (factors -> the smoothed and quantized graph, in float32 what is not int8);
+            all factors that one is asked for are some of the same.
         providers: where ONNX Runtime runs it.
         custom_ops: libraries with its custom operators.
         grid: of its activations.
