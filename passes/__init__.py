@@ -201,7 +201,7 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         QuantizeTables(plan, recipe.weight_range),
         pad_channels,  # an image has three channels, and the fast kernels want four
         fit_weight_scales,  # before biases are rounded in steps of them
-        round_biases,  # a Gemm that writes float is replaced only with an int32 bias
+        round_biases,  # what old versions of the provider replace only with an int32 bias
         keep_biases_apart,  # or the provider makes a float Gemm of product and bias
         sum_before_norm,  # after it: takes the bias along, and keeps the slow SkipLayerNormalization away
         smooth_in_norms,  # after it: the residual is a term of such a sum

@@ -2,8 +2,9 @@
 
 Seen with 1.31: behind quantized inputs it still joins a MatMul of known shape with the Add of a bias [N] into a float
 Gemm, which then has no integer kernel; a bias [1, ..., N] it leaves alone. It replaces a Gemm without a Q behind it
-only when the bias is int32 behind a DequantizeLinear. And it rounds the bias of a Conv or Gemm to int32 in steps of
-scale_x * scale_w without a look at the range: where a channel's weights are tiny beside its bias, that overflows.
+only when the bias is int32 behind a DequantizeLinear, and 1.22 no Conv or Gemm with a Relu in front of the Q: only
+later versions round such a bias themselves, to int32 in steps of scale_x * scale_w. They do so without a look at the
+range: where a channel's weights are tiny beside its bias, that overflows.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def fit_weight_scales(graph: Graph) -> int:
 
 
 def round_biases(graph: Graph) -> int:
-    """Store the bias of a quantized Gemm that writes float as int32 with the scale s_x * s_w; return how many."""
-    return sum(_round(graph, node) for node in graph.nodes if node.op_type == "Gemm" and not node.domain)
+    """Store the bias of every quantized Conv and Gemm as int32 with the scale s_x * s_w; return how many."""
+    return sum(_round(graph, node) for node in graph.nodes if node.op_type in ("Conv", "Gemm") and not node.domain)
 
 
 def keep_biases_apart(graph: Graph) -> int:
@@ -73,7 +74,7 @@ def _round(graph: Graph, node: Node) -> bool:
     found = _scales(graph, node)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     array = graph.const(bias)
-    if found is None or bias is None or array is None or _written_in_integers(graph, node):
+    if found is None or bias is None or array is None:
         return False
     source, weight = found
     scale = np.broadcast_to(source * weight, array.size).astype(np.float32)
@@ -109,10 +110,3 @@ def _scales(graph: Graph, node: Node) -> tuple[float, npt.NDArray[Any]] | None:
     if source is None or weight is None or source.size != 1:
         return None
     return float(source.reshape(-1)[0]), np.asarray(weight, np.float64)
-
-
-def _written_in_integers(graph: Graph, node: Node) -> bool:
-    user = graph.only_user(node.outputs[0])
-    if user is not None and user.op_type in ("Relu", "Clip"):
-        user = graph.only_user(user.outputs[0])
-    return user is not None and user.op_type == "QuantizeLinear"

@@ -55,9 +55,33 @@ def test_a_bias_behind_a_quantized_product_gets_the_products_rank() -> None:
     same_function(before, graph, random_feeds(graph), 0)
 
 
-def test_a_gemm_that_writes_integers_keeps_its_float_bias() -> None:
+def test_a_gemm_that_writes_integers_gets_an_int32_bias_too() -> None:
     body = "h = Gemm(xd, wd, b) r = Relu(h) o = QuantizeLinear(r, s, z) y = DequantizeLinear(o, s, z)"
-    assert round_biases(quantized("float[3,4] x", body, b=np.ones(8, F32))) == 0
+    graph = quantized("float[3,4] x", body, b=RNG.normal(size=8).astype(F32))
+    before = graph.copy()
+    assert round_biases(graph) == 1
+    same_function(before, graph, random_feeds(graph), 0.0201)  # one step of the output
+
+
+def test_a_convolution_gets_codes_in_steps_of_both_scales() -> None:
+    text = """(float[1,2,4,4] x) => (float[1,3,4,4] y) { q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z)
+              wd = DequantizeLinear<axis=0>(w, ws, wz) h = Conv(xd, wd, b) r = Relu(h) o = QuantizeLinear(r, s, z)
+              y = DequantizeLinear(o, s, z) }"""
+    scales, bias = np.array([0.1, 0.2, 0.4], F32), RNG.normal(size=3).astype(F32)
+    weights: dict[str, npt.ArrayLike] = {
+        "s": F32(0.02),
+        "z": np.uint8(128),
+        "w": RNG.integers(-127, 128, (3, 2, 1, 1)).astype(np.int8),
+        "ws": scales,
+        "wz": np.zeros(3, np.int8),
+    }
+    graph = graph_of(text, 17, **weights, b=bias)
+    assert round_biases(graph) == 1
+    codes = graph.const(graph.weights["b_quantized"])
+    assert codes is not None
+    assert codes.dtype == np.int32
+    step = np.float64(F32(0.02)) * scales.astype(np.float64)
+    assert np.all(np.abs(codes * step - bias) <= 0.5001 * step)
 
 
 def test_a_gemm_that_writes_float_gets_codes_in_steps_of_both_scales() -> None:
