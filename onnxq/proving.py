@@ -6,15 +6,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq import proof
+from onnxq import proof, runtime
 from onnxq.data import input_specs, open_source, parse_shapes, with_preprocess
-from onnxq.errors import RecipeError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.intake import load
 from onnxq.interface import coded, ports, with_float_ends
-from onnxq.runtime import try_provider
 from onnxq.scratch import Scratch
+from onnxq.targets.oldest import oldest_runtime
 
 if TYPE_CHECKING:
+    from onnxq.graph import Graph
     from onnxq.proof import Proof
 
     Model = Any
@@ -46,14 +47,15 @@ def prove(
     Raises:
         RecipeError: the target is none of ONNX Runtime's.
         ProviderError: its provider is not there.
-        ModelError: ONNX Runtime cannot load a model.
+        ModelError: ONNX Runtime cannot load a model, or is too old for it.
         DataError: the data does not fit.
     """
     if target not in PROVIDER_OF:
         raise RecipeError(f"{target} cannot be proved", f"Targets of ONNX Runtime: {', '.join(PROVIDER_OF)}.")
-    try_provider(PROVIDER_OF[target])
+    runtime.try_provider(PROVIDER_OF[target])
     sizes = parse_shapes(shapes) if shapes else None
     graph = load(model)
+    _refuse_too_new(graph)
     specs = input_specs(with_float_ends(graph))
     if preprocess:
         specs = with_preprocess(specs, preprocess)
@@ -63,6 +65,16 @@ def prove(
         compared = None if reference is None else _on_disk(reference, folder / "float.onnx")
         quantized = _on_disk(model, folder / "quantized.onnx")
         return proof.prove(quantized, own, provider=PROVIDER_OF[target], reference=compared, floats=feed)
+
+
+def _refuse_too_new(graph: Graph) -> None:
+    needs, here = oldest_runtime(graph), runtime.version()
+    if here < needs:
+        raise ModelError(
+            f"the model needs ONNX Runtime {needs[0]}.{needs[1]} or later, and this is {here[0]}.{here[1]}",
+            "Update onnxruntime. Older ones lack its opset, its file format or tables in bytes (GatherBlockQuantized),"
+            ' which a rule with ops = ["Gather"] and quantize = false leaves in float.',
+        )
 
 
 def _on_disk(model: Model, path: Path) -> Path:

@@ -13,6 +13,7 @@ from onnxq.intake import open_inputs, unknown_shapes
 from onnxq.operators import RECURRENT
 from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
+from onnxq.targets.oldest import oldest_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -138,10 +139,9 @@ def next_steps(
     seen = {} if statistics is None else dict(statistics.shapes)
     shapes, sizes = _shape_flags(graph, seen), _samples(graph, recipe, data) or _sizes(graph, seen)
     engine = _quoted(model.with_suffix(".plan").name)
-    found = [
-        (what, command.format(model=_quoted(str(model)), engine=engine, shapes=shapes, sizes=sizes))
-        for what, command in target.next_step.items()
-    ]
+    words = {"model": _quoted(str(model)), "engine": engine, "shapes": shapes, "sizes": sizes}
+    words["oldest"] = "{}.{}".format(*oldest_runtime(graph))
+    found = [(what.format(**words), command.format(**words)) for what, command in target.next_step.items()]
     saturates = target.placement == "ort-cpu" and plan.mode in ("static", "dynamic") and not recipe.reduce_range
     return [*found, ("x64 CPUs without VNNI, where int8 sums saturate", EXACT)] if saturates else found
 

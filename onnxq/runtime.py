@@ -189,6 +189,14 @@ def provider_names(providers: Sequence[str]) -> list[str]:
     return names if PROVIDERS["cpu"] in names else [*names, PROVIDERS["cpu"]]
 
 
+def version() -> tuple[int, int]:
+    """(major, minor) of the ONNX Runtime that is installed."""
+    import onnxruntime as ort  # noqa: TID251  this is the wall
+
+    major, minor, *_ = str(ort.__version__).split(".")
+    return int(major), int(minor)
+
+
 def _start(model: Path | bytes, made: Callable[..., Any], names: Sequence[str], *, exact: bool) -> Any:  # noqa: ANN401  untyped
     """A session with the options that are `made`.
 

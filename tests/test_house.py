@@ -83,6 +83,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "cli_views",
         "progress",
         "tables",
+        "__main__",
         "onnxq",
     ),  # onnxq: the public names, which are for users and the command line only
 )

@@ -32,6 +32,7 @@ ORT_CPU = Target(
     blocked_bits=frozenset({4, 8}),
     next_step={
         "ONNX Runtime": "onnxq check {model} --target ort-cpu{sizes}",
-        "Python": "onnxruntime.InferenceSession({model!r}, providers=['CPUExecutionProvider'])",
+        "Python, ONNX Runtime {oldest} or later": "onnxruntime.InferenceSession("
+        "{model!r}, providers=['CPUExecutionProvider'])",
     },
 )

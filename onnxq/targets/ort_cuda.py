@@ -30,6 +30,7 @@ ORT_CUDA = Target(
     },
     next_step={
         "the rules, without a GPU": "onnxq check {model} --target ort-cuda",
-        "Python": "onnxruntime.InferenceSession({model!r}, providers=['CUDAExecutionProvider'])",
+        "Python, ONNX Runtime {oldest} or later": "onnxruntime.InferenceSession("
+        "{model!r}, providers=['CUDAExecutionProvider'])",
     },
 )

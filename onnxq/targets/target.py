@@ -39,7 +39,8 @@ class Target:
         pointwise_db: what a Mul or Add of its own in front of a Q must take from a layer's noise, in dB.
         float_share: share of the multiply-accumulates that efforts above `fast` may leave in float, 0 to 1.
         refuses: mode -> why the target has no use for it.
-        next_step: what -> the command that builds from the emitted file; {model}, {engine}, {shapes} are filled in.
+        next_step: what -> the command that builds from the emitted file; of both {model}, {engine}, {shapes} and such
+            are filled in.
     """
 
     name: str

@@ -492,7 +492,7 @@ def test_help_and_version(onnxq: Callable[..., Run]) -> None:
     assert onnxq().status == 2
 
 
-COMMAND = [sys.executable, "-c", "from onnxq.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "onnxq"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

@@ -1,0 +1,49 @@
+"""The oldest ONNX Runtime that reads a model; the versions themselves were seen with wheels, see the module."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime  # noqa: TID251  the oracle
+import pytest
+from graphs import graph_of
+
+from onnxq import ModelError, api, proving, runtime
+from onnxq.monitor import SILENT
+from onnxq.recipe import Recipe
+from onnxq.targets.oldest import oldest_runtime
+
+RELU = "(float[2] x) => (float[2] y) { y = Relu(x) }"
+
+
+@pytest.mark.parametrize(
+    ("opset", "oldest"), [(13, (1, 17)), (20, (1, 17)), (21, (1, 18)), (22, (1, 21)), (23, (1, 23)), (25, (1, 24))]
+)
+def test_the_opset_decides(opset: int, oldest: tuple[int, int]) -> None:
+    assert oldest_runtime(graph_of(RELU, opset)) == oldest
+
+
+def test_tables_in_bytes_decide() -> None:
+    table = np.random.default_rng(0).normal(size=(512, 256)).astype(np.float32)
+    graph = graph_of("(int64[4] i) => (float[4,256] y) { y = Gather(w, i) }", 17, w=table)
+    assert oldest_runtime(graph) == (1, 17)
+    quantized, _ = api.quantize(graph, None, Recipe(target="ort-cpu", mode="weight-only"), SILENT)
+    assert "GatherBlockQuantized" in {n.op_type for n in quantized.nodes}
+    assert oldest_runtime(quantized) == (1, 23)
+
+
+@pytest.mark.parametrize(("inputs", "oldest"), [("q, k, v", (1, 17)), ("q, k, v, , , m", (1, 20))])
+def test_masks_of_attentions_decide(inputs: str, oldest: tuple[int, int]) -> None:
+    made = f"y = com.microsoft.MultiHeadAttention<num_heads=2>({inputs})"
+    text = f"(float[1,3,4] q, float[1,3,4] k, float[1,3,4] v, float[1,1,3,3] m) => (float[1,3,4] y) {{ {made} }}"
+    assert oldest_runtime(graph_of(text, 17)) == oldest
+
+
+def test_the_installed_one_is_told() -> None:
+    assert runtime.version() == tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
+
+def test_a_model_that_is_too_new_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "version", lambda: (1, 20))
+    with pytest.raises(ModelError, match=r"needs ONNX Runtime 1\.21 or later, and this is 1\.20"):
+        proving.prove(graph_of(RELU, 22))
+    assert proving.prove(graph_of(RELU, 21)).nodes
