@@ -18,7 +18,7 @@ from wrapping import in_if
 
 import onnxq
 from onnxq import proof as words
-from onnxq import proving
+from onnxq import runtime
 from onnxq.cli_views import check
 from onnxq.errors import DataError, ModelError, ProviderError, RecipeError
 from onnxq.executed import Executed
@@ -167,7 +167,7 @@ def test_without_a_gpu_the_rules_for_cuda_stand_alone(tmp_path: Path, monkeypatc
     def no_gpu(_: str) -> None:
         raise ProviderError("CUDAExecutionProvider could not be started", "Check the CUDA libraries.")
 
-    monkeypatch.setattr(proving, "try_provider", no_gpu)
+    monkeypatch.setattr(runtime, "try_provider", no_gpu)
     graph, _ = onnxq.quantize(net("float[4,64] x", "y = MatMul(x, w)", w=(64, 64)), None, Recipe(target="ort-cuda"))
     model, runner = str(tmp_path / "m.onnx"), CliRunner()
     graph.save(model)
