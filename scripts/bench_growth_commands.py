@@ -51,7 +51,7 @@ COMMANDS = {
     "compare, layers": "compare {float} {tensorrt} --data random:2 --layers --report {page}",
     "balanced": "quantize {float} --data random:16 -o {out}",
     "sensitivity": "sensitivity {float} --data random:8 --effort fast -o {json}",
-    "min-sqnr": "quantize {float} --data random:8 --effort fast -o {out} --min-sqnr {db}",
+    "min-sqnr": "quantize {float} --data random:8 --effort fast -o {out} --min-sqnr 60",
 }
 """Label -> command line."""
 
@@ -81,7 +81,6 @@ class Models:
         self.places = {
             n: str(self.folder / f) for n, f in (("out", "out.onnx"), ("page", "p.html"), ("json", "s.json"))
         }
-        self.places |= {"db": "200"}
         self._kind, self._size = kind, size
 
     def run(self, line: str) -> tuple[float, float]:
