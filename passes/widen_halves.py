@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from onnxq.graph import Graph, Node, Value
 
 FLOAT = 1
@@ -56,7 +54,7 @@ def _widen_values(graph: Graph) -> None:
         if graph.dtype(value) in HALVES and graph.body is not None:
             graph.retype(value, "float32")
         elif graph.dtype(value) in HALVES and graph.users(value):
-            _cast(graph, value, graph.users(value), graph.nodes[0])
+            _cast(graph, value)
     for value in tuple(graph.weights.values()):  # of a body also those around it, whose users read others by now
         ends = graph.body is not None and any(value is end for end in graph.outputs)  # the model's stay what they are
         array = graph.const(value) if graph.dtype(value) in HALVES and (ends or graph.users(value)) else None
@@ -71,17 +69,26 @@ def _widen_node(graph: Graph, node: Node) -> bool:
         if graph.attribute(node, name) in HALVES.values():
             graph.set_attribute(node, name, FLOAT)
     halves = [value for value in node.outputs if graph.dtype(value) in HALVES]
+    if node.op_type == "ConstantOfShape" and _widen_fill(graph, node):
+        halves = list(node.outputs)
     for value in halves:
-        if node.op_type == "ConstantOfShape":  # its attribute says the type with the value
-            _cast(graph, value, graph.users(value))
-        else:
-            graph.retype(value, "float32")
+        graph.retype(value, "float32")
     return bool(halves)
 
 
-def _cast(graph: Graph, value: Value, users: Sequence[tuple[Node, int]], before: Node | None = None) -> None:
-    """Let the users read the value in float32."""
-    said = {"to": FLOAT}
-    made = graph.add("Cast", [value], name=f"{value.name}_float32", attributes=said, like=value, before=before)
+def _widen_fill(graph: Graph, node: Node) -> bool:
+    """Let a ConstantOfShape fill with a float32, whether types are known or not; whether it did so with a half."""
+    fill = graph.attribute(node, "value")
+    array = None if fill is None else fill.numpy()
+    if array is None or array.dtype.name not in HALVES:
+        return False
+    graph.set_attribute(node, "value", array.astype(np.float32))
+    return True
+
+
+def _cast(graph: Graph, value: Value) -> None:
+    """Let the users of an input read it in float32."""
+    users, first, said = graph.users(value), graph.nodes[0], {"to": FLOAT}
+    made = graph.add("Cast", [value], name=f"{value.name}_float32", attributes=said, like=value, before=first)
     graph.retype(made, "float32")
     graph.replace_uses(value, made, users)

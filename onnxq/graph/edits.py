@@ -99,6 +99,11 @@ def remove_unused(model: ir.Model, graph: ir.Graph) -> int:
     return before - len(graph) - len(graph.initializers)
 
 
+def attribute(name: str, value: Any) -> ir.Attr:  # noqa: ANN401  depends on the attribute
+    """An attribute that holds a plain value, or an array as a tensor."""
+    return ir.convenience.convert_attribute(name, ir.tensor(value) if isinstance(value, np.ndarray) else value)
+
+
 def activation(name: str, dtype: str) -> ir.Value:
     """An activation of no node yet, of unknown shape."""
     return ir.Value(name=name, type=tensor_type(dtype))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Node = ir.Node
 Value = ir.Value
 Attribute = Any
-"""What an ONNX attribute can hold: int, float, str, or a list of one of them."""
+"""What an ONNX attribute can hold: int, float, str, a list of one of them, or (written only) an array."""
 
 
 class Graph:
@@ -300,7 +300,7 @@ class Graph:
         if value is None:
             node.attributes.pop(name, None)
         else:
-            node.attributes[name] = ir.convenience.convert_attribute(name, value)
+            node.attributes[name] = edits.attribute(name, value)
 
     def replace_uses(self, old: Value, new: Value, users: Iterable[tuple[Node, int]] | None = None) -> None:
         """Let the given uses (all, model outputs included, when None) read `new` instead of `old`.

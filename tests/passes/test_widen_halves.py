@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from graphs import Array, graph_of, lines, run
+from onnx.reference import ReferenceEvaluator
 
 import onnxq
 from onnxq import api
+from onnxq.graph import Graph
 from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.passes.widen_halves import widen_halves
@@ -65,7 +68,57 @@ def test_the_same_function_with_the_types_of_its_ends(branch: bool) -> None:
     np.testing.assert_allclose(after[2], exact, rtol=1e-5, atol=1e-6)  # computed in float32 throughout
     np.testing.assert_array_equal(after[0], after[2].astype(np.float16))
     np.testing.assert_array_equal(after[1], before[1])
-    assert not [v for v in graph.values() if graph.dtype(v) == "float16" and v.name not in ("x", "y", "w", "f")]
+    assert not [v for v in graph.values() if graph.dtype(v) == "float16" and v.name not in ("x", "y", "w")]
+
+
+def filled(text: str, fill: Array, **arrays: Array) -> Graph:
+    """The graph, as it comes from a file without value_info, with this value for each ConstantOfShape."""
+    graph = graph_of(text, **arrays)
+    for part in graph.parts():
+        for node in part.nodes:
+            if node.op_type == "ConstantOfShape":
+                part.set_attribute(node, "value", fill)
+    return Graph.from_proto(graph.to_proto())
+
+
+def test_a_constant_of_a_shape_whose_type_no_one_says() -> None:
+    text = (
+        "(float16[N,32] x) => (float16[N,32] y) { a = MatMul(x, w) n = Shape(x) f = ConstantOfShape(n) y = Add(a, f) }"
+    )
+    graph, feed = filled(text, np.array([1.5], np.float16), w=half(32, 32)), {"x": half(3, 32)}
+    before = run(graph, feed)[0].astype(np.float64)
+    made, _ = api.quantize(graph, None, onnxq.Recipe(target="ort-cpu", mode="dynamic"), QUIET)
+    onnx.checker.check_model(made.to_proto(), full_check=True)
+    after = run(made, feed)[0]
+    assert after.dtype == np.float16
+    assert sqnr_db(before, after.astype(np.float64)) > 30
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("branch", [True, False])
+def test_a_constant_of_a_shape_that_a_branch_gives(dtype: str, branch: bool) -> None:
+    text = f"""(bool c, {dtype}[N,4] x) => (float[N,4] y) {{
+        n = Shape(x)
+        e = If (c) <then_branch = t () => ({dtype}[N,4] g) {{ g = ConstantOfShape(n) }},
+                    else_branch = o () => ({dtype}[N,4] k) {{ k = Mul(x, x) }}>
+        s = Add(e, x) y = Cast<to=1>(s)
+    }}"""
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    graph, x = filled(text, np.array([1.5], kind)), half(3, 4).astype(kind)
+    assert widen_halves(graph) >= 2
+    onnx.checker.check_model(graph.to_proto(), full_check=True)
+    exact = x.astype(np.float64) + (1.5 if branch else x.astype(np.float64) ** 2)
+    (got,) = ReferenceEvaluator(graph.to_proto()).run(None, {"c": np.array(branch), "x": x})
+    np.testing.assert_allclose(np.asarray(got), exact, rtol=1e-6)
+
+
+def test_a_constant_of_a_shape_in_float_or_of_integers_stays() -> None:
+    text = "(int64[2] n, float16[2] x) => (float y, float16[2] z) { y = ConstantOfShape(n) z = Relu(x) }"
+    for fill in (np.array([0.1], np.float32), np.array([3], np.int64)):
+        graph = filled(text.replace("float y", "int64 y") if fill.dtype == np.int64 else text, fill)
+        assert widen_halves(graph) == 1
+        node = next(node for node in graph.nodes if node.op_type == "ConstantOfShape")
+        np.testing.assert_array_equal(graph.attribute(node, "value").numpy(), fill, strict=True)
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
