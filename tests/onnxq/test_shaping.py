@@ -75,6 +75,62 @@ def test_weights_above_a_shape_stay_for_tensorrt_in_mode_weight_only() -> None:
     assert not [f for f in api.check(made).findings if f.id == "P33"]
 
 
+IN_A_BRANCH = {"zero": np.array(0), "one": np.array(1), "w": RNG.normal(size=(64, 64)).astype(np.float32) / 3}
+
+
+def branching(outside: str, inside: str) -> Graph:
+    """As many numbers as `n`, which the branch or what is around it computes of the layer's largest result."""
+    text = f"""(float[64,64] x, bool q) => (int64[N] y, float[64,64] z) {{
+        r = Relu(x) a = MatMul(r, w) {outside} z = MatMul(x, w)
+        y = If (q) <then_branch = t () => (int64[N] g) {{ {inside} g = Range(zero, n, one) }},
+                    else_branch = o () => (int64[N] k) {{ k = Range(zero, one, one) }}>
+    }}"""
+    return graph_of(text, 17, **IN_A_BRANCH)
+
+
+LARGEST, WHOLE = "s = ReduceMax<keepdims=0>(a)", "n = Cast<to=7>(s)"
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
+@pytest.mark.parametrize(
+    ("outside", "inside"), [(f"{LARGEST} {WHOLE}", ""), (LARGEST, WHOLE), ("", f"{LARGEST} {WHOLE}")]
+)
+def test_a_shape_that_only_a_branch_needs(target: str, outside: str, inside: str) -> None:
+    graph = branching(outside, inside)
+    feeds = [{"x": RNG.normal(size=(64, 64)).astype(np.float32), "q": np.array(i % 4 > 0)} for i in range(8)]
+    made, plan = api.quantize(graph, feeds, Recipe(target=target, effort="fast"), QUIET)
+    decided = {d.node: d for d in plan.decisions if d.op_type == "MatMul"}
+    assert {node: d.quantized for node, d in decided.items()} == {"MatMul:a": False, "MatMul:z": True}
+    assert decided["MatMul:a"].reason == SHAPE
+    assert [run(made, feed)[0].shape for feed in feeds] == [run(graph, feed)[0].shape for feed in feeds]
+    if target == "tensorrt":
+        assert not [f for f in api.check(made).findings if f.id == "P33"]
+
+
+def test_each_part_names_its_own_nodes() -> None:
+    graph = branching(LARGEST, "e = Exp(s) n = Cast<to=7>(e)")
+    graph.infer_shapes()
+    main, branch, other = graph.parts()
+    assert sorted(shaping(main)) == ["MatMul:a", "ReduceMax:s", "Relu:r"]
+    assert sorted(shaping(branch)) == ["Exp:e"]  # its layer lies around it
+    assert shaping(other) == {}
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_are_layers(op: str) -> None:
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    text = f"""(float[7,1,32] x) => (int64[N] y, float[1,1,16] z) {{
+        a, h = {op}<hidden_size=16>(x, w, r) d = Mul(h, h) s = ReduceMax<keepdims=0>(d) n = Cast<to=7>(s)
+        y = Range(zero, n, one) b, g = {op}<hidden_size=16>(x, w, r) z = Mul(g, g)
+    }}"""
+    w, r = (RNG.normal(size=(1, 16 * gates, inputs)).astype(np.float32) for inputs in (32, 16))
+    graph = graph_of(text, 17, zero=np.array(0), one=np.array(1), w=w, r=r)
+    decided = {d.node: d for d in api.make_plan(graph, Recipe(target="ort-cpu")).decisions}
+    assert {decided[node].reason for node in (f"{op}:a", "Mul:d", "ReduceMax:s")} == {SHAPE}
+    assert decided["Mul:z"].reason != SHAPE
+    assert decided[f"{op}:b"].reason != SHAPE
+
+
 def test_a_rule_has_the_last_word() -> None:
     graph = model()
     rule = Rule(ops=("Conv",), quantize=True)
