@@ -31,6 +31,17 @@ def test_tables_in_bytes_decide() -> None:
     assert oldest_runtime(quantized) == (1, 23)
 
 
+@pytest.mark.parametrize(
+    ("weights", "oldest"),
+    [("int8/channel", (1, 17)), ("int8/block:32", (1, 19)), ("int4/block:32", (1, 19)), ("nf4/block:64", (1, 23))],
+)
+def test_codes_in_four_bits_and_blocks_decide(weights: str, oldest: tuple[int, int]) -> None:
+    w = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    graph = graph_of("(float[4,256] x) => (float[4,256] y) { y = MatMul(x, w) }", 17, w=w)
+    recipe = Recipe(target="ort-cpu", mode="weight-only", weights=weights)
+    assert oldest_runtime(api.quantize(graph, None, recipe, SILENT)[0]) == oldest
+
+
 @pytest.mark.parametrize(("inputs", "oldest"), [("q, k, v", (1, 17)), ("q, k, v, , , m", (1, 20))])
 def test_masks_of_attentions_decide(inputs: str, oldest: tuple[int, int]) -> None:
     made = f"y = com.microsoft.MultiHeadAttention<num_heads=2>({inputs})"
