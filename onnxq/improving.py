@@ -25,6 +25,7 @@ from onnxq.improvement import (
     smoothing_axes,
     smoothing_factors,
     spared,
+    warn_if_far,
     weighed_alone,
     widening,
     zero_points,
@@ -225,6 +226,7 @@ def _refined(
     plan = ranges.plan(points)
     coded = partial(noise, points)
     rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, coded, monitor)
+    warn_if_far(least, monitor)
     found = replace(statistics, zero_points=points, rounding=rounding)
     found = replace(found, spared=_spared(ranges, found, model, picked, judge, least, monitor))
     return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))

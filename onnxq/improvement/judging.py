@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.improvement.picking import Inspected
+    from onnxq.monitor import Monitor
     from onnxq.rescaling import Site
     from onnxq.statistics import Factor
 
@@ -218,6 +219,21 @@ def gains(before: Noise, after: Noise, least: float = GAIN_DB, *, errors: float 
         if t and count >= _ENOUGH and fell and mean - t * error > least:
             return True
     return fell and mean > (least - error if expected else max(least, errors * error))
+
+
+FAR_DB = 10.0
+"""With an SQNR below, noise is more than a tenth of the signal, and somebody should look."""
+
+
+def warn_if_far(noise: Noise, monitor: Monitor) -> None:
+    """Say so where what judges finds little left of the float model; runs no sample for it that gains would not."""
+    mean = float(noise.first(min(_ENOUGH, noise.samples)).mean())
+    if mean > 10 ** (-FAR_DB / 10):
+        monitor.warn(
+            f"the quantized model is far from the float model: {-10 * math.log10(mean):.1f} dB SQNR at its outputs and "
+            "last layers, on samples that judge. `onnxq sensitivity` names the layers that cost most, --min-sqnr "
+            "leaves as many in float as it takes"
+        )
 
 
 def decibels(before: Floats, after: Floats) -> Floats:

@@ -223,3 +223,18 @@ def test_factors_join_the_kernel_of_a_product(mixture: str) -> None:
     exact, better, before = (np.stack(side) for side in zip(*pairs, strict=True))
     assert sqnr_db(exact, better) > sqnr_db(exact, before) + 3
     assert_legal(with_factors.to_proto())
+
+
+@pytest.mark.parametrize(("unlike", "far"), [(1.0, False), (1e-3, True)])
+def test_a_model_of_which_little_is_left_is_told(unlike: float, far: bool) -> None:
+    rng = np.random.default_rng(0)
+    w, v = (rng.normal(size=(32, 32)).astype(np.float32) for _ in range(2))
+    text = "(float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) b = MatMul(x, v) y = Sub(a, b) }"
+    graph = graph_of(text, 17, w=w, v=(w + unlike * v).astype(np.float32))  # with `unlike` small y is noise in int8
+    feeds = [{"x": rng.normal(size=(4, 32)).astype(np.float32)} for _ in range(32)]
+    said: list[str] = []
+    quantized, _ = api.quantize(graph, feeds, Recipe(float_share=0.0), Monitor(warn=said.append))
+    found = [line for line in said if "far from the float model" in line]
+    exact, seen = ([run(g, f)[0] for f in feeds] for g in (graph, quantized))
+    assert (sqnr_db(np.concatenate(exact), np.concatenate(seen)) < 10) == far
+    assert len(found) == far
