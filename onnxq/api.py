@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,9 @@ def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) 
         ready = drafted(model, recipe, monitor)
     made = _as_given(ready).plan
     unknown = unknown_shapes(ready.graph, given_shapes(ready.graph, recipe.shapes))
-    found = [f"work is counted with 1 for every size that the model leaves open; --shapes {unknown} tells them"]
+    found = [
+        f"work is counted with 1 for every size that the model leaves open; --shapes {shlex.quote(unknown)} tells them"
+    ]
     refused = [f"`quantize` refuses this model: TensorRT lacks {nodes}"] if (nodes := lacking(ready)) else []
     return replace(made, notes=(*made.notes, *refused, *(found if unknown else ())))
 

@@ -74,10 +74,12 @@ def _round(graph: Graph, node: Node) -> bool:
     found = _scales(graph, node)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     array = graph.const(bias)
-    if found is None or bias is None or array is None:
+    if found is None or bias is None or array is None or array.dtype != np.float32:
         return False
     source, weight = found
     scale = np.broadcast_to(source * weight, array.size).astype(np.float32)
+    if not scale.all():  # too small for a float32
+        return False
     codes = np.rint(array.reshape(-1).astype(np.float64) / scale)
     if np.abs(codes).max(initial=0.0) > np.iinfo(np.int32).max:
         return False

@@ -40,7 +40,7 @@ def sink_squeezes(graph: Graph) -> int:
         found = _axes(graph, node, graph.rank(node.inputs[0]))
         if found is None or node.domain:
             continue
-        count += _cancel(graph, node, found)
+        count += _cancel(graph, node, found, sunk)
         moved = _step(graph, node, found, sunk)
         if moved is not None:
             count += 1
@@ -54,14 +54,23 @@ def _axes(graph: Graph, node: Node, rank: int | None) -> tuple[int, ...] | None:
     return None if axes is None or rank is None else tuple(sorted(int(axis) % rank for axis in axes.reshape(-1)))
 
 
-def _cancel(graph: Graph, squeeze: Node, axes: tuple[int, ...]) -> int:
-    """Let what reads Unsqueeze(Squeeze(x)) read x; return how many there were."""
+def _cancel(graph: Graph, squeeze: Node, axes: tuple[int, ...], sunk: set[int]) -> int:
+    """Let what reads Unsqueeze(Squeeze(x)) read x; return how many there were.
+
+    An x that was made here takes the name of the first: rules and calibration caches may know it.
+    """
     x, count = squeeze.inputs[0], 0
     for user, _ in graph.users(squeeze.outputs[0]):
-        again = user.op_type == "Unsqueeze" and not graph.in_body(user) and not user.outputs[0].is_graph_output()
-        if x is not None and again and _axes(graph, user, graph.rank(x)) == axes:
+        again = user.op_type == "Unsqueeze" and not user.domain and not graph.in_body(user)
+        same = x is not None and again and _axes(graph, user, graph.rank(x)) == axes
+        if x is not None and same and not user.outputs[0].is_graph_output():
+            name = str(user.outputs[0].name)
             graph.replace_uses(user.outputs[0], x)
             graph.remove(user)
+            if id(x) in sunk:
+                graph.rename(user.outputs[0], f"{name}/dropped")
+                graph.rename(x, name)
+                sunk.discard(id(x))
             count += 1
     _drop_unread(graph, squeeze)
     return count
@@ -72,13 +81,15 @@ def _step(graph: Graph, squeeze: Node, axes: tuple[int, ...], sunk: set[int]) ->
     user = graph.only_user(squeeze.outputs[0])
     if user is None or user.domain or graph.in_body(user) or len(user.outputs) != 1:
         return None
-    inputs = [_before(graph, user, value, axes, sunk) for value in user.inputs]
-    wide = next((value for value in inputs if value is not None and not graph.is_const(value)), None)
-    if wide is None or None in inputs:
+    out, squeezes = user.outputs[0], [graph.producer(value, "Squeeze") for value in user.inputs]
+    inputs = [_before(graph, user, index, axes, sunk) for index in range(len(user.inputs))]
+    fronts = [
+        (value, front) for value, front in zip(user.inputs, inputs, strict=True) if graph.producer(value, "Squeeze")
+    ]
+    wide = next((x for value, x in fronts if graph.shape(value) == graph.shape(out) is not None), None)
+    if wide is None or None in inputs or any(graph.rank(x) != graph.rank(wide) for _, x in fronts):
         return None
-    squeezes = [graph.producer(value, "Squeeze") for value in user.inputs]
     said = {name: graph.attribute(user, name) for name in user.attributes}
-    out = user.outputs[0]
     made = graph.add(user.op_type, inputs, name=f"{out.name}/wide", attributes=said, before=user, like=wide)
     axis = graph.constant(f"{out.name}/axes", np.array(axes, np.int64))
     again = graph.add("Squeeze", [made, axis], name=f"{out.name}/squeezed", before=user, like=out)
@@ -86,16 +97,25 @@ def _step(graph: Graph, squeeze: Node, axes: tuple[int, ...], sunk: set[int]) ->
     graph.absorb(user, again)
     for node in {id(node): node for node in squeezes if node is not None}.values():
         _drop_unread(graph, node)
+    _take_names(made.producer(), moved, user, squeeze)
     sunk.add(id(made))
     return moved
 
 
-def _before(graph: Graph, user: Node, value: Value | None, axes: tuple[int, ...], sunk: set[int]) -> Value | None:
-    """What an elementwise node reads in front of the Squeeze in place of a value; None where it cannot be moved."""
+def _take_names(made: Node | None, moved: Node | None, user: Node, squeeze: Node) -> None:
+    """Rules know nodes by their names."""
+    if made is not None and moved is not None:
+        made.name = user.name
+        moved.name = squeeze.name if squeeze.graph is None else moved.name
+
+
+def _before(graph: Graph, user: Node, index: int, axes: tuple[int, ...], sunk: set[int]) -> Value | None:
+    """What an elementwise node reads in front of the Squeeze in place of an input; None where it cannot be moved."""
+    value = user.inputs[index]
     squeeze = graph.producer(value, "Squeeze")
     if squeeze is not None:
-        x = squeeze.inputs[0]
-        fits = user.op_type in _UNARY | _BINARY and _axes(graph, squeeze, graph.rank(x)) == axes
+        x, inputs = squeeze.inputs[0], 2 if user.op_type in _BINARY else 1 if user.op_type in _UNARY else 0
+        fits = index < inputs and _axes(graph, squeeze, graph.rank(x)) == axes
         return x if fits and x is not None and (id(x) in sunk or graph.producer(x, *_CONVS)) else None
     array = graph.const(value)
     if value is None or array is None:

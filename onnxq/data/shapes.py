@@ -60,6 +60,8 @@ def apply_shapes(inputs: Sequence[InputSpec], shapes: Mapping[str, Shape]) -> tu
         if name not in names:
             near = get_close_matches(name, names, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"The model's inputs are {', '.join(map(repr, names))}."
+            if _BETWEEN.search(name) or ":" in name:
+                hint += " If these are several entries, one of them is malformed: x:1x3,y:2x4."
             raise RecipeError(f"shape given for {name!r}, which is no input of the model", hint)
     given = [spec for spec in inputs if spec.name in shapes]
     for spec in given:

@@ -24,6 +24,7 @@ OPERATORS: dict[str, Version] = {
     "masks": (1, 20),  # MultiHeadAttention with a mask that is the same for all heads
     "blocks": (1, 19),  # DequantizeLinear of 4-bit codes, or in blocks
     "nibbles": (1, 23),  # Cast of 4-bit codes, which index the levels of a format
+    "bytes": (1, 23),  # MatMulNBits of 8-bit codes
 }
 """What a node is -> the first that runs it."""
 
@@ -40,13 +41,16 @@ def oldest_runtime(graph: Graph) -> Version:
 
 def _kind(graph: Graph, node: Node) -> str:
     """The entry of `OPERATORS` that a node is; empty for none."""
-    if node.op_type not in ("GatherBlockQuantized", "MultiHeadAttention", "DequantizeLinear", "Cast"):
+    if node.op_type not in ("GatherBlockQuantized", "MultiHeadAttention", "MatMulNBits", "DequantizeLinear", "Cast"):
         return ""
     dtype = graph.dtype(node.inputs[0])
+    if node.op_type == "MatMulNBits":
+        return "bytes" if graph.attribute(node, "bits", 4) == 8 else ""
     if node.op_type == "GatherBlockQuantized":
         return "tables" if dtype == "uint8" else ""
     if node.op_type == "MultiHeadAttention":
-        return "masks" if len(node.inputs) > _MASK and node.inputs[_MASK] is not None else ""
+        mask = graph.shape(node.inputs[_MASK]) if len(node.inputs) > _MASK else None
+        return "masks" if mask is not None and mask[1] == 1 != graph.attribute(node, "num_heads", 0) else ""
     if node.op_type == "DequantizeLinear":
         return "blocks" if dtype in _FOUR_BITS or graph.attribute(node, "block_size", 0) else ""
     return "nibbles" if dtype in _FOUR_BITS else ""

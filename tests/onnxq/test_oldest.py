@@ -42,10 +42,13 @@ def test_codes_in_four_bits_and_blocks_decide(weights: str, oldest: tuple[int, i
     assert oldest_runtime(api.quantize(graph, None, recipe, SILENT)[0]) == oldest
 
 
-@pytest.mark.parametrize(("inputs", "oldest"), [("q, k, v", (1, 17)), ("q, k, v, , , m", (1, 20))])
-def test_masks_of_attentions_decide(inputs: str, oldest: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "heads", "oldest"),
+    [("q, k, v", 1, (1, 17)), ("q, k, v, , , m", 1, (1, 20)), ("q, k, v, , , m", 2, (1, 17))],
+)
+def test_masks_of_attentions_decide(inputs: str, heads: int, oldest: tuple[int, int]) -> None:
     made = f"y = com.microsoft.MultiHeadAttention<num_heads=2>({inputs})"
-    text = f"(float[1,3,4] q, float[1,3,4] k, float[1,3,4] v, float[1,1,3,3] m) => (float[1,3,4] y) {{ {made} }}"
+    text = f"(float[1,3,4] q, float[1,3,4] k, float[1,3,4] v, float[1,{heads},3,3] m) => (float[1,3,4] y) {{ {made} }}"
     assert oldest_runtime(graph_of(text, 17)) == oldest
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from graphs import graph_of, lines, random_feeds, same_function
 
 from onnxq.passes.cpu_bias import LARGEST, fit_weight_scales, keep_biases_apart, round_biases
@@ -38,6 +39,14 @@ def test_biases_of_float_products_are_left_alone() -> None:
         "(float[2,3,4] x, float[4,8] w) => (float[2,3,8] y) { h = MatMul(x, w) y = Add(h, b) }", b=np.ones(8, F32)
     )
     assert keep_biases_apart(graph) == round_biases(graph) == fit_weight_scales(graph) == 0
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1e-44, np.float32), (0.05, np.float16)])
+def test_a_bias_whose_step_is_no_float32_or_of_half_precision_is_left_alone(scale: float, kind: Any) -> None:  # noqa: ANN401  a type
+    graph = quantized("float[3,4] x", "y = Gemm(xd, wd, b)", b=np.zeros(8, kind))
+    low = graph.constant("low", np.full(8, scale, np.float32))
+    graph.replace_uses(graph.weights["ws"], low)
+    assert round_biases(graph) == 0
 
 
 def test_a_bias_of_plain_matrices_or_of_more_axes_is_left_alone() -> None:

@@ -46,6 +46,8 @@ def net(body: str, **more: Array) -> Graph:
             "q = Squeeze(m, zero) y = Add(s, q)",
             {"m": np.ones((1, 2, 16, 18), np.float32), "zero": np.array([0])},
         ),  # axes
+        ("v = com.acme.Unsqueeze(s, axes) y = Softmax(v)", {}),  # not the standard's
+        ("e = Unsqueeze(s, zero) y = Add(s, e)", {"zero": np.array([0])}),  # a higher rank
     ],
 )
 def test_what_it_leaves_alone(body: str, more: dict[str, Array]) -> None:
@@ -61,7 +63,7 @@ def test_what_it_leaves_alone(body: str, more: dict[str, Array]) -> None:
         ("y = Relu(s)", ["y/wide = Relu(c)", "y = Squeeze(y/wide, y/axes)"]),
         (
             "a = Add(s, b) r = Relu(a) v = Unsqueeze(r, axes) y0 = Conv(v, w) y = Squeeze(y0, axes)",
-            ["a/wide = Add(c, b/wide)", "r/wide = Relu(a/wide)", "y0 = Conv(r/wide, w)", "y = Squeeze(y0, axes)"],
+            ["a/wide = Add(c, b/wide)", "v = Relu(a/wide)", "y0 = Conv(v, w)", "y = Squeeze(y0, axes)"],
         ),
         ("y = Sub(h, s)", ["y/wide = Sub(h/wide, c)", "y = Squeeze(y/wide, y/axes)"]),
         (
@@ -71,9 +73,9 @@ def test_what_it_leaves_alone(body: str, more: dict[str, Array]) -> None:
         (
             "r = Relu(s) v = Unsqueeze(r, axes) m = MaxPool<kernel_shape=[1,1]>(v) n = Squeeze(m, axes) y = Mul(n, r)",
             [
-                "r/wide = Relu(c)",
-                "r = Squeeze(r/wide, r/axes)",
-                "m = MaxPool(r/wide)",
+                "v = Relu(c)",
+                "r = Squeeze(v, r/axes)",
+                "m = MaxPool(v)",
                 "n = Squeeze(m, axes)",
                 "y = Mul(n, r)",
             ],
@@ -105,3 +107,38 @@ def test_convolutions_of_one_axis_from_tensorflow_run_in_int8_from_end_to_end(ta
     made, _ = api.quantize(graph, feeds, Recipe(target=target, effort="fast"), Monitor(warn=lambda _: None))
     ops = [node.op_type for node in made.nodes]
     assert (ops.count("Conv"), ops.count("Add"), ops.count("Unsqueeze"), ops.count("Squeeze")) == (3, 0, 1, 1)
+
+
+@pytest.mark.parametrize("order", ["g, s", "s, g"])
+@pytest.mark.parametrize("length", ["20", "L"])
+def test_a_gate_that_broadcasts_keeps_the_shape_of_what_it_gates(order: str, length: str) -> None:
+    text = f"""(float[2,16,{length}] x) => (float[2,16,K] y) {{
+               u = Unsqueeze(x, axes) c = Conv(u, w1) s = Squeeze(c, axes)
+               p = GlobalAveragePool(u) d = Conv(p, w1) e = Squeeze(d, axes) g = Sigmoid(e)
+               m = Mul({order}) v = Unsqueeze(m, axes) y0 = Conv(v, w1) y = Squeeze(y0, axes) }}"""
+    w1 = RNG.normal(size=(16, 16, 1, 1)).astype(np.float32)
+    graph = graph_of(text, axes=AXES, w1=w1)
+    graph.infer_shapes()
+    before = graph.copy()
+    assert sink_squeezes(graph) > 0
+    values = {str(v.name): v for v in graph.values()}
+    assert graph.shape(values["v"]) == (before.shape({str(v.name): v for v in before.values()}["v"]))
+    assert graph.problem() is None
+    feeds = {"x": RNG.normal(size=(2, 16, 20)).astype(np.float32)}
+    np.testing.assert_allclose(run(graph, feeds)[0], run(before, feeds)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_nodes_and_tensors_keep_the_names_that_rules_and_caches_know() -> None:
+    graph = net("a = Add(s, b) r = Relu(a) v = Unsqueeze(r, axes) y0 = Conv(v, w) y = Squeeze(y0, axes)")
+    names = {n.op_type: n.name for n in graph.nodes if n.op_type in ("Add", "Relu")}
+    assert sink_squeezes(graph) > 0
+    assert {n.op_type: n.name for n in graph.nodes if n.op_type in ("Add", "Relu")} == names
+    assert "v" in {v.name for v in graph.values()}
+    assert len({n.name for n in graph.nodes}) == len(graph.nodes)
+
+
+def test_a_bound_of_a_clip_is_no_tensor_that_moves() -> None:
+    text = "(float[1,1,1,1] x) => (float[4] y) { c = Conv(x, k) s = Squeeze(c, every) y = Clip(h, s) }"
+    graph = graph_of(text, k=np.ones((1, 1, 1, 1), np.float32), every=np.arange(4), h=np.ones(4, np.float32))
+    graph.infer_shapes()
+    assert sink_squeezes(graph) == 0

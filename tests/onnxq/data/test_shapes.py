@@ -76,3 +76,9 @@ def test_shapes_of_names_with_blanks_commas_and_colons_read_back(named: dict[str
 def test_malformed_shapes_are_refused(text: str, says: str) -> None:
     with fails(RecipeError, says):
         parse_shapes(text)
+
+
+@pytest.mark.parametrize("text", ["x: 1x3, y:2", "x:NxM,y:3"])
+def test_a_malformed_entry_that_reads_as_a_name_is_guessed_at(text: str) -> None:
+    with fails(RecipeError, "which is no input", "one of them is malformed"):
+        open_source("random:1", [X], shapes=parse_shapes(text))
