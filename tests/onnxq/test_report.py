@@ -146,7 +146,7 @@ def test_shares_are_by_the_shapes_of_the_data_where_the_model_says_no_rank() -> 
     assert {d.op_type: d.macs for d in api.quantize(bare, feeds, FAST)[1].decisions} == counted
     unsized = api.make_plan(bare, FAST)
     assert {d.op_type: d.macs for d in unsized.decisions} == counted | {"Conv": 16 * 16 * 9, "Gemm": 16 * 8}
-    assert any("--shapes x:[...] tells them" in note for note in unsized.notes)
+    assert any("--shapes 'x:[...]' tells them" in note for note in unsized.notes)
     assert {d.op_type: d.macs for d in api.make_plan(bare, replace(FAST, shapes="x:4x16x9x9")).decisions} == counted
 
 
