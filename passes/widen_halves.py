@@ -28,7 +28,7 @@ def widen_halves(graph: Graph) -> int:
     None where an operator is not the standard's or ONNX Runtime's, which may want halves, or holds sequences.
     """
     parts = tuple(graph.parts())
-    if any(_unknown(node) for part in parts for node in part.nodes):
+    if any(_unknown(node) for part in parts for node in part.nodes) or not any(map(_has_halves, parts)):
         return 0
     ends = [graph.dtype(value) for value in graph.outputs]
     for part in parts:
@@ -46,6 +46,13 @@ def widen_halves(graph: Graph) -> int:
 
 def _unknown(node: Node) -> bool:
     return node.domain not in _DOMAINS or "Sequence" in node.op_type or "Optional" in node.op_type
+
+
+def _has_halves(graph: Graph) -> bool:
+    """Whether anything says so: most models have none, and bodies see all weights around them."""
+    values = (v for node in graph.nodes for v in (*node.inputs, *node.outputs))
+    known = any(graph.dtype(v) in HALVES for v in (*graph.inputs, *values))
+    return known or any(graph.attribute(n, name) in HALVES.values() for n in graph.nodes for name in _NUMBERS)
 
 
 def _widen_values(graph: Graph) -> None:
