@@ -189,7 +189,8 @@ def _inspected(ready: api.Prepared) -> Inspected:
 def _observed(ready: api.Prepared, feeds: Sequence[Feed], seen: Statistics | None) -> Statistics:
     """What the plan observes, of which `seen` has the tensors that other factors of the same choice leave as they are.
 
-    What is smoothed has another name, so that a name stands for the same values but for roundings.
+    What is smoothed has another name, so that a name stands for the same values but for roundings. Not so the product
+    in front of a bias, which has one name with the factors of either site: no target with efforts observes it.
     """
     known = set() if seen is None else seen.reach.keys()
     lacking = tuple(name for name in ready.plan.observe if name not in known)
