@@ -72,8 +72,8 @@ def _refuse_too_new(graph: Graph) -> None:
     if here < needs:
         raise ModelError(
             f"the model needs ONNX Runtime {needs[0]}.{needs[1]} or later, and this is {here[0]}.{here[1]}",
-            "Update onnxruntime. Older ones lack its opset, its file format or tables in bytes (GatherBlockQuantized),"
-            ' which a rule with ops = ["Gather"] and quantize = false leaves in float.',
+            "Update onnxruntime. Older ones lack its opset, its file format or a form of an operator, as tables in"
+            ' bytes, which a rule with ops = ["Gather"] and quantize = false leaves in float.',
         )
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onnxq.graph import Graph, Node
 
     Version = tuple[int, int]
@@ -19,41 +21,41 @@ OPSETS: dict[int, Version] = {21: (1, 18), 22: (1, 21), 23: (1, 23), 24: (1, 24)
 """Version of the default operator set -> the first ONNX Runtime that reads it; 20 and less: `OLDEST`."""
 IR_VERSIONS: dict[int, Version] = {10: (1, 18), 11: (1, 23), 12: (1, 24), 13: (1, 24)}
 """Version of the file format -> the same; 9 and less: `OLDEST`."""
-OPERATORS: dict[str, Version] = {
-    "tables": (1, 23),  # GatherBlockQuantized of codes in bytes
-    "masks": (1, 20),  # MultiHeadAttention with a mask that is the same for all heads
-    "blocks": (1, 19),  # DequantizeLinear of 4-bit codes, or in blocks
-    "nibbles": (1, 23),  # Cast of 4-bit codes, which index the levels of a format
-    "bytes": (1, 23),  # MatMulNBits of 8-bit codes
-}
-"""What a node is -> the first that runs it."""
-
-_FOUR_BITS = ("int4", "uint4")
-_MASK = 5  # input of MultiHeadAttention
 
 
 def oldest_runtime(graph: Graph) -> Version:
     """(major, minor) of the first ONNX Runtime that reads the model; what is newer than the tables: their last."""
-    kinds = {_kind(graph, node) for part in graph.parts() for node in part.nodes}
-    found = [OPERATORS[kind] for kind in kinds & OPERATORS.keys()]
+    nodes = ((part, node) for part in graph.parts() for node in part.nodes if node.op_type in FORMS and node.inputs)
+    found = [FORMS[node.op_type][0] for part, node in nodes if FORMS[node.op_type][1](part, node)]
     return max([_at(OPSETS, graph.opset), _at(IR_VERSIONS, graph.model.ir_version), *found])
 
 
-def _kind(graph: Graph, node: Node) -> str:
-    """The entry of `OPERATORS` that a node is; empty for none."""
-    if node.op_type not in ("GatherBlockQuantized", "MultiHeadAttention", "MatMulNBits", "DequantizeLinear", "Cast"):
-        return ""
-    dtype = graph.dtype(node.inputs[0])
-    if node.op_type == "MatMulNBits":
-        return "bytes" if graph.attribute(node, "bits", 4) == 8 else ""
-    if node.op_type == "GatherBlockQuantized":
-        return "tables" if dtype == "uint8" else ""
-    if node.op_type == "MultiHeadAttention":
-        mask = graph.shape(node.inputs[_MASK]) if len(node.inputs) > _MASK else None
-        return "masks" if mask is not None and mask[1] == 1 != graph.attribute(node, "num_heads", 0) else ""
-    if node.op_type == "DequantizeLinear":
-        return "blocks" if dtype in _FOUR_BITS or graph.attribute(node, "block_size", 0) else ""
-    return "nibbles" if dtype in _FOUR_BITS else ""
+def _in_four_bits(graph: Graph, node: Node) -> bool:
+    return graph.dtype(node.inputs[0]) in ("int4", "uint4")
+
+
+def _in_blocks(graph: Graph, node: Node) -> bool:
+    return _in_four_bits(graph, node) or bool(graph.attribute(node, "block_size", 0))
+
+
+def _shares_mask(graph: Graph, node: Node) -> bool:
+    """Whether the mask of an attention is, or may be, the same for all heads: [batch, 1, rows, columns]."""
+    if len(node.inputs) <= _MASK or node.inputs[_MASK] is None:
+        return False
+    shape = graph.shape(node.inputs[_MASK])
+    return shape is None or graph.attribute(node, "num_heads", 0) not in shape[1:2]
+
+
+_MASK = 5  # input of MultiHeadAttention
+
+FORMS: dict[str, tuple[Version, Callable[[Graph, Node], bool]]] = {
+    "GatherBlockQuantized": ((1, 23), lambda graph, node: graph.dtype(node.inputs[0]) == "uint8"),  # codes in bytes
+    "MultiHeadAttention": ((1, 20), _shares_mask),
+    "DequantizeLinear": ((1, 19), _in_blocks),
+    "Cast": ((1, 23), _in_four_bits),  # codes that index the levels of a format
+    "MatMulNBits": ((1, 23), lambda graph, node: graph.attribute(node, "bits", 4) == 8),
+}
+"""Operator -> the first that runs it in the form that the function tells."""
 
 
 def _at(table: dict[int, Version], number: int) -> Version:

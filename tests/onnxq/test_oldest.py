@@ -52,6 +52,14 @@ def test_masks_of_attentions_decide(inputs: str, heads: int, oldest: tuple[int, 
     assert oldest_runtime(graph_of(text, 17)) == oldest
 
 
+def test_a_mask_of_unknown_shape_may_be_the_same_for_all_heads() -> None:
+    made = "y = com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v, , , n)"
+    text = f"(float[1,3,4] q, float[1,3,4] k, float[1,3,4] v, float m) => (float[1,3,4] y) {{ n = Exp(m) {made} }}"
+    graph = graph_of(text, 17)
+    assert graph.shape(next(n.outputs[0] for n in graph.nodes if n.op_type == "Exp")) is None
+    assert oldest_runtime(graph) == (1, 20)
+
+
 def test_the_installed_one_is_told() -> None:
     assert runtime.version() == tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
