@@ -63,15 +63,15 @@ def _cancel(graph: Graph, squeeze: Node, axes: tuple[int, ...], sunk: set[int]) 
     for user, _ in graph.users(squeeze.outputs[0]):
         again = user.op_type == "Unsqueeze" and not user.domain and not graph.in_body(user)
         same = x is not None and again and _axes(graph, user, graph.rank(x)) == axes
-        if x is not None and same and not user.outputs[0].is_graph_output():
-            name = str(user.outputs[0].name)
+        if x is None or not same or user.outputs[0].is_graph_output():
+            continue
+        if id(x) in sunk:
+            graph.absorb(user, x)
+            sunk.discard(id(x))
+        else:
             graph.replace_uses(user.outputs[0], x)
             graph.remove(user)
-            if id(x) in sunk:
-                graph.rename(user.outputs[0], f"{name}/dropped")
-                graph.rename(x, name)
-                sunk.discard(id(x))
-            count += 1
+        count += 1
     _drop_unread(graph, squeeze)
     return count
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxq.checks.dtypes import BFLOAT16, FLOAT, FLOAT16
+
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
 
-FLOAT = 1
-HALVES = {"float16": 10, "bfloat16": 16}
+HALVES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
 """Numpy's name -> TensorProto's number, as attributes have it."""
 
 _NUMBERS = ("to", "dtype", "output_dtype", "output_datatype")
