@@ -200,7 +200,8 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram], bounds: C
             if bounds and name in bounds:
                 raise StatisticsError(
                     f"of tensor {name!r} the statistics hold the smallest and the largest value only",
-                    "They were collected with --calibrator minmax. Run `onnxq calibrate` without it for the others.",
+                    "They were collected with --calibrator minmax, or with rules that leave in float what reads it. "
+                    "Run `onnxq calibrate` with this recipe.",
                 )
             raise StatisticsError(
                 f"the statistics hold nothing about tensor {name!r}",

@@ -15,7 +15,7 @@ import click  # noqa: TID251  this is the wall
 
 import onnxq
 from onnxq import cli_search, cli_statistics, cli_views
-from onnxq.cli_options import importing, resumable
+from onnxq.cli_options import importing, refuse_empty, resumable
 from onnxq.cli_options import paths as _paths
 from onnxq.cli_options import recipe as _recipe
 from onnxq.cli_options import recipe_options as _recipe_options
@@ -197,6 +197,12 @@ def plan(
         click.echo(line)
     if made.empty:
         click.echo(f"nothing to quantize: {made.why_empty()}")
+
+
+_FILES = ("data", "eval_data", "statistics", "statistics_file", "cache_file", "recipe_file", "dask")
+
+for parameter in (p for command in cli.commands.values() for p in command.params if p.name in _FILES):
+    parameter.callback = refuse_empty
 
 
 def _evaluation(recipe: Recipe, data: str | None, *, measure: bool) -> Evaluation | None:

@@ -32,6 +32,15 @@ BUDGET = frozenset(("min_sqnr", "metric", "metric_direction", "max_drop", "max_d
 """Fields of the recipe that say how near a quantized model must stay: of commands that judge one."""
 
 
+READING = frozenset(("providers", "custom_ops", "labels", "max_samples", "skip_bad", "shapes", "preprocess"))
+"""Fields of the recipe that say how data is read and a model run: all that a command heeds which quantizes nothing."""
+
+
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The recipe's flags of `READING`, over --recipe."""
+    return _recipe_file(_field_flags(command, READING))
+
+
 def unjudged_options(command: Callable[..., None]) -> Callable[..., None]:
     """The recipe's flags without those of a budget, for commands that judge nothing. A recipe file may hold one."""
     return recipe_options(command, BUDGET)
@@ -41,7 +50,25 @@ def recipe_options(command: Callable[..., None], without: Collection[str] = ()) 
     """The recipe's flags, one for each of its plain fields, over --recipe."""
     from onnxq.recipe import Recipe
 
-    for field in reversed([f for f in dataclasses.fields(Recipe) if "help" in f.metadata and f.name not in without]):
+    command = _field_flags(command, {f.name for f in dataclasses.fields(Recipe)} - set(without))
+    command = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes of these names in float.")(
+        command
+    )
+    command = click.option("--exclude-op", multiple=True, metavar="OP", help="Leave operators of this type in float.")(
+        command
+    )
+    return _recipe_file(command)
+
+
+def _recipe_file(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--recipe", "recipe_file", metavar="TOML", help="Recipe file; flags win over it.")(command)
+
+
+def _field_flags(command: Callable[..., None], names: Collection[str]) -> Callable[..., None]:
+    """A flag for each plain field of the recipe of these names."""
+    from onnxq.recipe import Recipe
+
+    for field in reversed([f for f in dataclasses.fields(Recipe) if "help" in f.metadata and f.name in names]):
         text = field.metadata["help"]
         if field.metadata["choices"]:
             text += f" One of: {', '.join(field.metadata['choices'])}."
@@ -53,13 +80,7 @@ def recipe_options(command: Callable[..., None], without: Collection[str] = ()) 
             default=None,
             help=text if field.default in (None, "", False) else f"{text} [default: {field.default}]",
         )(command)
-    command = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes of these names in float.")(
-        command
-    )
-    command = click.option("--exclude-op", multiple=True, metavar="OP", help="Leave operators of this type in float.")(
-        command
-    )
-    return click.option("--recipe", "recipe_file", metavar="TOML", help="Recipe file; flags win over it.")(command)
+    return command
 
 
 def talk_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -73,11 +94,22 @@ def recipe(options: dict[str, Any]) -> Recipe:
     from onnxq.recipe import Recipe, Rule
 
     base = Recipe.from_toml(options["recipe_file"]) if options["recipe_file"] else Recipe()
-    rules = tuple(Rule(nodes=glob, quantize=False) for glob in options["exclude"])
-    rules += tuple(Rule(ops=(op,), quantize=False) for op in options["exclude_op"])
+    rules = tuple(Rule(nodes=glob, quantize=False) for glob in options.get("exclude", ()))
+    rules += tuple(Rule(ops=(op,), quantize=False) for op in options.get("exclude_op", ()))
     names = {f.name for f in dataclasses.fields(Recipe)}
     given = {name: value for name, value in options.items() if name in names and value is not None}
-    return dataclasses.replace(base, rules=base.rules + rules, **given)
+    made = dataclasses.replace(base, rules=base.rules + rules, **given)
+    if "percentile" in given and "percentile" not in (made.calibrator, *(rule.calibrator for rule in made.rules)):
+        raise click.UsageError(f"--percentile is for --calibrator percentile; {made.calibrator} would not heed it")
+    return made
+
+
+def refuse_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """A callback for what names files: an empty text is a shell's variable that was not set, and no choice."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if text == "":
+            raise click.BadParameter("it is empty; is a variable of the shell not set?", context, parameter)
+    return value
 
 
 def paths(*given: str | Path | None) -> list[Path]:

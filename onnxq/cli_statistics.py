@@ -61,9 +61,11 @@ def calibrate(
 def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
     """Add up statistics files of one model, in any order."""
     from onnxq import files
+    from onnxq.progress import shown
 
     files.check_writable(output, *paths(*statistics))
-    total = onnxq.merge(statistics)
+    with shown(quiet=options["quiet"]) as monitor:
+        total = onnxq.merge(statistics, monitor)
     files.write_aside(output, total.save)
     if not options["quiet"]:
         click.echo(f"{output}: {len(total.tensors or total.bounds)} tensors, {total.samples} samples")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.cli_options import paths, talk_options, unjudged_options
+from onnxq.cli_options import paths, reading_options, talk_options
 from onnxq.cli_options import recipe as chosen
 from onnxq.errors import AccuracyError, DataError, ProviderError
 
@@ -33,7 +33,7 @@ EXIT_REFUSED = 3
 @click.option("--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) that shows all of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@unjudged_options
+@reading_options
 @talk_options
 def compare(
     reference: Path,
@@ -119,7 +119,7 @@ def show(model: Path, as_json: bool, verbose: bool) -> None:
     "--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11, these +dla; ort-cpu, ort-cuda."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
-@click.option("--data", default="random:1", show_default=True, help="ort-*: what MODEL is run on, its first sample.")
+@click.option("--data", help="ort-*: what MODEL is run on, its first sample. [default: random:1]")
 @click.option("--shapes", default="", help="Sizes of inputs that MODEL leaves open, as in x:1x3x224x224,y:[1,4].")
 @click.option("--preprocess", default="", help="ort-*: how images of --data become the input, as for `quantize`.")
 @click.option("--measure", is_flag=True, help="ort-*: measure latency against --float too.")
@@ -139,10 +139,15 @@ def check(model: Path, target: str, as_json: bool, quiet: bool, verbose: bool, *
 
     if options["measure"] and target not in PROVIDER_OF:
         raise click.UsageError(f"--measure is for {' and '.join(PROVIDER_OF)}: scripts/build_engine.py times an engine")
-    if options["measure"] and options["reference"] is None:
-        raise click.UsageError("--measure wants the float model: --float FILE")
+    if options["measure"] != (options["reference"] is not None):
+        wanted = "the float model: --float FILE" if options["measure"] else "--measure, or leave out --float"
+        raise click.UsageError(f"{'--measure' if options['measure'] else '--float'} wants {wanted}")
     if target not in (*VERSIONS, *PROVIDER_OF):
         raise RecipeError(f"cannot check for target {target!r}", known_names(target, (*VERSIONS, *PROVIDER_OF)))
+    if target not in PROVIDER_OF and (options["data"] or options["preprocess"]):
+        raise click.UsageError(
+            f"--data and --preprocess are for {' and '.join(PROVIDER_OF)}: for {target} nothing runs"
+        )
     report = None if target == "ort-cpu" else api.check(model, target, options["shapes"])
     found, why = (None, None) if target not in PROVIDER_OF else _proof(model, target, **options)
     if as_json:
@@ -192,7 +197,7 @@ def _proof(model: Path, target: str, **options: Any) -> tuple[Proof | None, str 
     reference = options["reference"] if options["measure"] else None
     given = {name: options[name] for name in ("shapes", "preprocess")}
     try:
-        return prove(model, target, options["data"], **given, reference=reference), None
+        return prove(model, target, options["data"] or "random:1", **given, reference=reference), None
     except (ProviderError, DataError) as error:  # without a GPU, or shapes for a run, the rules say enough
         if options["measure"] or target == "ort-cpu":
             raise

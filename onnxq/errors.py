@@ -77,6 +77,19 @@ def refuse_no_file(path: Path) -> None:
         raise ModelError(f"{path} is empty", "Copy or export the file again.")
 
 
+def refuse_no_place(path: Path) -> None:
+    """Refuse an output whose place holds what is no file: one that is moved there would take away a device.
+
+    Raises:
+        OutputError: it is a folder, a device such as /dev/null, or a pipe.
+        OSError: it cannot be looked at.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "Name a file with -o.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is a device or a pipe, and no file", "Name a file: outputs are moved into place.")
+
+
 def no_onnx(path: object, data: bytes, details: str, hint: str) -> ModelError:
     """The error for a file of these bytes that is no ONNX model; of one in a known format, what to do with it."""
     found = _FORMATS.get(data[4:8])

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir  # noqa: TID251  the other side of the wall in graph.py: reading and streaming weights
 
 from onnxq.customs import needs_stand_in, stand_in
-from onnxq.errors import ModelError, OutputError, no_onnx, refuse_no_file, what_failed
+from onnxq.errors import ModelError, OutputError, no_onnx, refuse_no_file, refuse_no_place, what_failed
 from onnxq.graph import Graph, check_proto, normalize, tensor_bytes
 from onnxq.graph.apart import SMALL_BYTES, put_back, read_apart, with_stubs, write_joined
 from onnxq.graph.shelf import FileTensor, Shelf, from_file
@@ -60,8 +60,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = from_file(value.const_value)
         return Graph(model)
-    except ModelError:
-        raise
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}", error.hint) from error
     except Exception as error:  # whatever a malformed graph trips over in the library
         raise ModelError(
             f"{path} is not a valid ONNX model: {_innermost(error)}", "Copy the file again, or export it again."
@@ -172,6 +172,7 @@ def save(
     """
     path = Path(path)
     with _output_errors(path), Scratch(path.parent) as aside:
+        refuse_no_place(path)
         target, written = aside / path.name, [path]
         if weight_bytes(graph) <= external_bytes:
             write_joined(graph.model, target)
@@ -195,6 +196,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
         OutputError: it cannot be written.
     """
     with _output_errors(path), Scratch(path.parent) as aside:
+        refuse_no_place(path)
         target = aside / path.name
         write(target)
         target.replace(path)
@@ -219,8 +221,7 @@ def check_writable(path: Path, *sources: Path) -> None:
         there = path.exists()
     if there and any(_exists(source) and path.samefile(source) for source in sources):
         raise OutputError(f"the output {path} is itself an input", "Give another output with -o.")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", "Name a file with -o.")
+    refuse_no_place(path)
     if not path.parent.is_dir():
         what = "is not a folder" if path.parent.exists() else "does not exist"
         raise OutputError(

@@ -269,11 +269,12 @@ class Recipe:
         used = {index for name, op in known for index in self._speaking(name, op)}
         for rule in (rule for index, rule in enumerate(self.rules) if index not in used):
             plain = rule.nodes.strip("*")
-            near = difflib.get_close_matches(plain, [n for n, _ in known], 3, 0.4)
+            names = {n.lower(): n for n, _ in known}
+            near = [names[n] for n in difflib.get_close_matches(plain.lower(), names, 3, 0.4)]
             near += [o for op in rule.ops for o in difflib.get_close_matches(op, {o for _, o in known}, 1)]
             raise RecipeError(
                 f"the rule for {rule} matches no node",
-                f"Did you mean {', '.join(map(repr, near))}?" if near else "`onnxq plan MODEL` lists all names.",
+                f"Did you mean {', '.join(map(repr, near))}?" if near else "`onnxq plan MODEL -v` lists all names.",
             )
 
     def to_toml(self) -> str:

@@ -239,7 +239,8 @@ def _give(model: Loadable, options: Any) -> list[Any]:  # noqa: ANN401  ONNX Run
 
 def _register(options: Any, library: str) -> None:  # noqa: ANN401  ONNX Runtime ships no types
     try:
-        options.register_custom_ops_library(library)
+        # a bare name is looked for where the system's libraries are
+        options.register_custom_ops_library(str(Path(library).absolute()) if Path(library).exists() else library)
     except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
         raise RecipeError(
             f"the custom-operator library {library} cannot be loaded: {_one_line(error)}",

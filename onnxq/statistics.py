@@ -18,6 +18,7 @@ from onnxq.errors import StatisticsError
 from onnxq.formats import Format
 from onnxq.formats.stored import Stored
 from onnxq.histogram import Histogram, arrays_of
+from onnxq.monitor import QUIET, Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -213,7 +214,8 @@ class Statistics:
         if self.model != digest:
             raise StatisticsError(
                 f"the statistics belong to another model (digest {self.model[:12]}, this one is {digest[:12]})",
-                "Collect them again with `onnxq calibrate` on this model: its graph or weights have changed.",
+                "Collect them again with `onnxq calibrate` on this model and with this target: its graph or weights "
+                "have changed, or another target prepared it in another way.",
             )
 
     def save(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
@@ -286,15 +288,19 @@ class Statistics:
         return found
 
 
-def merge(parts: Iterable[Statistics | str | os.PathLike[str]]) -> Statistics:
-    """The sum of statistics or statistics files: the same, bit for bit, in any order.
+def merge(parts: Iterable[Statistics | str | os.PathLike[str]], monitor: Monitor = QUIET) -> Statistics:
+    """The sum of statistics or statistics files: the same, bit for bit, in any order. Equal parts count twice.
 
     Raises:
         StatisticsError: none given, or they do not belong together.
     """
     total: Statistics | None = None
-    for part in parts:
+    known: set[tuple[int, int]] = set()
+    for index, part in enumerate(parts):
         found = part if isinstance(part, Statistics) else Statistics.load(part)
+        if (key := (found.seen, found.samples)) in known:
+            monitor.warn(f"{index if part is found else part}: of the same samples as one before it, which count twice")
+        known.add(key)
         try:
             total = found if total is None else total + found
         except StatisticsError as error:
@@ -367,8 +373,7 @@ def _stored(arrays: dict[str, Any], format_: str, shape: list[int], kinds: dict[
 
 
 def _number(value: float) -> str:
-    """A number as text that reads back bit for bit, infinities too."""
-    return float(value).hex()
+    return float(value).hex()  # reads back bit for bit, infinities too
 
 
 def _merge_bounds(

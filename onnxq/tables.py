@@ -71,7 +71,7 @@ _SEEN_S = 0.005
 _OPERATORS = 8
 """Operators that a line names."""
 
-_SHOWN = 20
+_SHOWN = 30
 """Rows of a long table that are printed unless all are asked for."""
 
 
@@ -212,9 +212,6 @@ def budget(found: Budget) -> Iterator[str]:
         yield f"{verdict.goal} holds: {verdict} on {found.held_back} held-back samples"
     if found.of_calibration:
         yield "they are of the calibration data; on what the network was not trained on it may be less (--eval-data)"
-
-
-_SHOWN = 30
 
 
 def _group(nodes: Sequence[str]) -> str:

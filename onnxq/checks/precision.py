@@ -102,7 +102,8 @@ def no_float32(model: Model) -> Iterator[Breach]:
             rest.append(node)
     if rest:
         ops = ", ".join(sorted({node.op_type for node in rest})[:6])
-        yield warning(rest[0], f"it and {len(rest) - 1} others without weights run in float32: {ops}")
+        more = f"it and {len(rest) - 1} more without weights run" if len(rest) > 1 else "without weights, it runs"
+        yield warning(rest[0], f"{more} in float32: {ops}")
 
 
 def no_shapes_quantized(model: Model) -> Iterator[Breach]:

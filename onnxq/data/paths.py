@@ -28,7 +28,8 @@ def existing(text: str) -> Path:
     except OSError as error:  # a name that is too long for one
         raise DataError(f"{text}: {error.strerror}", "Check the path.") from error
     if not there:
-        raise DataError(f"{text}: no such file or folder", "Check the path.")
+        hint = "random:N, as random:16, is N random samples." if text == "random" else "Check the path."
+        raise DataError(f"{text}: no such file or folder", hint)
     if path.is_file():
         refuse_pointer(path)
     return path

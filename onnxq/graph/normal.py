@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir  # noqa: TID251  this is the wall
@@ -59,7 +60,25 @@ def normalize(model: ir.Model, base_dir: str | None = None) -> None:
         try:
             model.graph.sort()
         except ValueError as error:
-            raise ModelError("the model's nodes form a cycle", "Export the model again.") from error
+            raise ModelError(f"the model's nodes form a cycle{_cycle(model.graph)}", "Export it again.") from error
+
+
+def _cycle(graph: ir.Graph) -> str:
+    """Nodes of which each reads the one before it, and the first one the last; empty where it goes through a body."""
+    makers = {
+        str(node.name): {str(p.name): None for v in node.inputs if v is not None and (p := v.producer()) is not None}
+        for node in graph.all_nodes()
+    }
+    try:
+        TopologicalSorter(makers).prepare()
+    except CycleError as error:
+        names = [repr(name) for name in error.args[1]]
+        return ": " + " -> ".join(names if len(names) <= _NAMED else [*names[:_NAMED], "..."])
+    return ""
+
+
+_NAMED = 6
+"""Nodes of a cycle that an error names."""
 
 
 def _forget_negative_sizes(graph: ir.Graph) -> None:

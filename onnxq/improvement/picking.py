@@ -202,7 +202,8 @@ def pick(model: Inspected, axes: Mapping[str, int], source: Source, monitor: Mon
         kept.shrink(max(2 * model.judges, min(model.effort.picked, _BYTES // largest)))
         kept.offer(key, partial(copied, feed))
     if len(kept) < LEAST:
-        monitor.warn(f"{len(kept)} different samples are too few to improve the model on: effort is fast")
+        said = "one sample is" if len(kept) == 1 else f"{len(kept)} different samples are"
+        monitor.warn(f"{said} too few to improve the model on: effort is fast")
         return None
     return Picked(kept.values(), reach, model.judges)
 

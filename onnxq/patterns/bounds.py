@@ -8,7 +8,7 @@ by sqrt(n), since (x - mean) / std is at most sqrt(n - 1) there (P. A. Samuelson
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, prod, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,6 +98,8 @@ def _amax(array: npt.NDArray[np.floating]) -> float:
 
 def _largest_sum(array: npt.NDArray[np.floating], axis: int) -> float:
     """The largest sum of |w| along all axes but one; read in blocks, as weights may be as large as memory."""
+    if array.size == 0:
+        return 0.0
     others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
     step = max(1, _BLOCK * len(array) // max(array.size, 1))
     sums = [np.abs(array[i : i + step]).sum(axis=others, dtype=np.float64) for i in range(0, len(array), step)]
@@ -109,7 +111,7 @@ def _by_columns(array: npt.NDArray[np.floating]) -> float:
     """The gain of x @ w, whatever is stacked in front of w's last two axes."""
     if array.ndim < 2:
         return float(np.abs(array).sum(dtype=np.float64))
-    return max((_largest_sum(w, 1) for w in array.reshape(-1, *array.shape[-2:])), default=0.0)
+    return max((_largest_sum(w, 1) for w in array.reshape(prod(array.shape[:-2]), *array.shape[-2:])), default=0.0)
 
 
 def _product(reader: _Reader) -> float:

@@ -16,7 +16,7 @@ from onnxq.patterns.pairs import kept
 from onnxq.placement.embeddings import STORED, stored_tables
 from onnxq.placement.ort_cpu_kernels import is_product, why_no_kernel
 from onnxq.placement.ort_cpu_points import Island, points, weight_points
-from onnxq.placement.weighted import FLOAT_TYPES, macs
+from onnxq.placement.weighted import macs, unquantizable
 from onnxq.plan import Decision, Plan
 
 if TYPE_CHECKING:
@@ -188,11 +188,11 @@ def _decisions(choice: _Choice) -> Iterator[Decision]:
     for node in graph.nodes:
         name = node.name or ""
         reason = choice.int8.get(name) or choice.floats[name]
-        if all(k is not None and k not in FLOAT_TYPES for k in map(graph.dtype, node.outputs)):
-            reason = "not floating point"
+        reason = unquantizable(graph, node) or reason
         yield Decision(name, node.op_type, name in choice.int8, reason, macs(graph, node, choice.target))
 
 
 def _notes(graph: Graph) -> tuple[str, ...]:
     own = kept(graph)
-    return (f"{len(own)} tensors are quantized in the model already; they are kept as they are",) if own else ()
+    said = "1 tensor is" if len(own) == 1 else f"{len(own)} tensors are"
+    return (f"{said} quantized in the model already, and kept so",) if own else ()

@@ -23,6 +23,7 @@ from onnxq.placement.weighted import (
     is_quantized_already,
     keeps_weight,
     macs,
+    unquantizable,
     weight_of,
     why_float,
     why_small,
@@ -374,7 +375,7 @@ def _decisions(sites: _Sites, label: dict[str, str]) -> list[Decision]:
 def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
     """Why a node without weights has no pair of its own."""
     kind = label.get(node.name or "")
-    outputs = [sites.graph.dtype(v) for v in node.outputs]
+    no_float = unquantizable(sites.graph, node)
     reasons = (
         (sites.excluded(node), "excluded by a rule"),
         (node.op_type in ("QuantizeLinear", "DequantizeLinear"), "was in the model"),
@@ -383,7 +384,7 @@ def _why_other(sites: _Sites, node: Node, label: dict[str, str]) -> str:
         (is_custom(node.op_type, ""), "custom operator"),
         (node.op_type in _CONTROL, "control flow; the nodes of its bodies have reasons of their own"),
         (node.op_type in RECURRENT, "recurrent, runs in float"),
-        (all(k is not None and k not in FLOAT_TYPES for k in outputs), "not floating point"),
+        (bool(no_float), no_float),
         (node.op_type in sites.target.movers, "moves data in the precision of its neighbours"),
         (node.op_type in _FUSED, "activation, fuses into the layer before it"),
         (node.op_type == "Concat" or _reads_and_writes_int8(sites, node) is not None, "nothing int8 follows it"),

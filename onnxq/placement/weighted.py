@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 FLOAT_TYPES = ("float32", "float16")
 
 
+def unquantizable(graph: Graph, node: Node) -> str:
+    """Why no type that the node writes can be quantized; empty where one can, or is unknown."""
+    kinds = [graph.dtype(value) for value in node.outputs]
+    if any(kind is None or kind in FLOAT_TYPES for kind in kinds):
+        return ""
+    wide = next((kind for kind in kinds if kind in ("float64", "bfloat16")), None)
+    return "not floating point" if wide is None else f"{wide}; only float32 and float16 are quantized"
+
+
 @dataclass(frozen=True)
 class Weight:
     """The constant operand of a weighted node: its value, input index and output-channel axis."""

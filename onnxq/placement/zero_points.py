@@ -75,7 +75,8 @@ def with_zero_points(graph: Graph, plan: Plan, tensors: Collection[str]) -> Plan
     decisions = tuple(_said(d) if d.node in padded else d for d in plan.decisions)
     counts = {cost: sum(c.cost == cost for c in chosen) for cost in COSTS}
     extra = "; ".join(f"{counts[cost]} {_EXTRA[cost]}" for cost in COSTS if counts[cost])
-    note = f"{len(moved)} tensors are quantized around the middle of their range, as x - c: {extra}"
+    said = "1 tensor is quantized" if len(moved) == 1 else f"{len(moved)} tensors are quantized"
+    note = f"{said} around the middle of the range, as x - c: {extra}"
     return replace(plan, points=points, decisions=decisions, notes=(*plan.notes, note) if moved else plan.notes)
 
 

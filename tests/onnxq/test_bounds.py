@@ -65,6 +65,19 @@ def test_bounds_are_reached_and_not_passed(body: str, weights: dict[str, Array],
         assert np.isclose(np.abs(reached(graph, np.tile(2 * signs, (4, 1)))).max(), limit, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "body", "weight"),
+    [
+        ("float[4,0] x", "y = MatMul(x, w)", W[:0]),
+        (X, "y = MatMul(x, w)", W[:, :0]),
+        ("float[4,0] x", "y = Gemm<transB = 1>(x, w)", W.T[:, :0]),
+        (X, "y = Gemm<transB = 1>(x, w)", W.T[:0]),
+    ],
+)
+def test_sums_of_nothing_are_nothing(inputs: str, body: str, weight: Array) -> None:
+    assert bounds(made(inputs, body, w=weight), {"x": 2.0})["y"] == 0.0
+
+
 CONV = RNG.normal(size=(3, 6, 3, 3)).astype(np.float32)
 BODIES = [
     pytest.param(IMAGE, "y = Conv(x, w, b)", {"w": CONV, "b": np.full(3, -1.0)}, id="Conv"),

@@ -20,7 +20,8 @@ import pytest
 from graphs import graph_of
 
 from onnxq import cli, files
-from onnxq.cli_options import BUDGET
+from onnxq.cli_options import BUDGET, READING
+from onnxq.errors import OutputError
 from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -387,6 +388,13 @@ def test_bad_input(here: Path, onnxq: Callable[..., Run], name: str, says: tuple
         (["merge", "-o", "x.npz"], ("STATISTICS",)),
         (["quantise", MODEL], ("quantise",)),
         (["quantize", MODEL, "--dta", DATA], ("--dta", "--data")),
+        (["quantize", MODEL, "--data", ""], ("--data", "empty")),
+        (["quantize", MODEL, "--data", DATA, "--recipe", ""], ("--recipe", "empty")),
+        (["merge", "", "-o", "s.npz"], ("STATISTICS", "empty")),
+        (["quantize", MODEL, "--percentile", "99"], ("--calibrator percentile", "auto would not heed it")),
+        (["quantize", MODEL, "--exclude", "MATMUL:A"], ("'MATMUL:A'", "'MatMul:a'")),
+        (["check", MODEL, "--float", MODEL], ("--float wants --measure",)),
+        (["check", MODEL, "--data", DATA], ("--data", "ort-cpu", "tensorrt nothing runs")),
     ],
 )
 def test_wrong_use(here: Path, onnxq: Callable[..., Run], arguments: list[object], says: tuple[str, ...]) -> None:
@@ -409,6 +417,30 @@ def test_outputs_that_cannot_be_written(here: Path, onnxq: Callable[..., Run], m
     run = onnxq("quantize", MODEL, "--data", DATA)
     failed(run, "m.int8.onnx cannot be written: Permission denied", "-o")
     assert "Observing" not in run.err  # it fails before the work
+
+
+@pytest.mark.parametrize("command", ["quantize", "calibrate"])
+def test_a_pipe_or_a_device_stays_what_it_is(here: Path, onnxq: Callable[..., Run], command: str) -> None:
+    os.mkfifo(here / "pipe")
+    failed(onnxq(command, MODEL, "--data", DATA, "-o", "pipe"), "pipe is a device or a pipe", "Name a file")
+    with pytest.raises(OutputError, match="device or a pipe"):
+        files.save(graph_of(TEXT, w=W), "pipe")
+    assert (here / "pipe").is_fifo()
+
+
+def test_samples_that_are_added_up_twice_are_told(here: Path, onnxq: Callable[..., Run]) -> None:
+    onnxq("calibrate", MODEL, "--data", DATA, "-o", "s.npz", "--effort", "fast")
+    (here / "copy.npz").write_bytes((here / "s.npz").read_bytes())
+    run = onnxq("merge", "s.npz", "copy.npz", "-o", "t.npz")
+    assert run.status == 0
+    assert "warning: copy.npz: of the same samples as one before it, which count twice" in run.err
+    assert onnxq("merge", "s.npz", "-o", "u.npz").err == ""
+
+
+def test_statistics_of_a_rule_that_left_a_layer_out(here: Path, onnxq: Callable[..., Run]) -> None:
+    assert here
+    onnxq("calibrate", MODEL, "--data", DATA, "-o", "s.npz", "--effort", "fast", "--exclude", "MatMul:a")
+    failed(onnxq("quantize", MODEL, "--statistics", "s.npz"), "'x'", "rules that leave in float what reads it")
 
 
 def test_statistics_of_another_model(here: Path, onnxq: Callable[..., Run]) -> None:
@@ -476,11 +508,12 @@ def test_help_names_every_option(onnxq: Callable[..., Run], command: str) -> Non
     run = onnxq(command, "--help")
     assert run.status == 0
     for field in fields(Recipe):
-        if field.name in BUDGET and command != "quantize":  # what it would not heed it does not take
+        heeded = field.name in READING if command == "compare" else field.name not in BUDGET or command == "quantize"
+        if field.name != "rules" and not heeded:  # what it would not heed it does not take
             assert onnxq(command, "m.onnx", f"--{field.name.replace('_', '-')}", "1").status == 2
         elif field.name != "rules":
             assert f"--{field.name.replace('_', '-')}" in run.out
-    for flag in ("--recipe", "--exclude", "--exclude-op", "--quiet", "--verbose"):
+    for flag in ("--recipe", "--quiet", "--verbose", *(() if command == "compare" else ("--exclude", "--exclude-op"))):
         assert flag in run.out
 
 

@@ -169,6 +169,13 @@ def test_a_library_that_cannot_be_loaded(tmp_path: Path) -> None:
         api.quantize(model(BETWEEN), FEEDS, Recipe(custom_ops=str(tmp_path / "no.so")))
 
 
+def test_a_library_in_this_folder_needs_no_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libops.so").symlink_to(LIBRARY)
+    monkeypatch.chdir(tmp_path)
+    _, plan = api.quantize(model(BETWEEN), FEEDS, Recipe(custom_ops="libops.so"))
+    assert {point.tensor for point in plan.points.values()} == {"x", "s"}
+
+
 def test_several_libraries_are_named_in_one_text() -> None:
     assert Recipe(custom_ops="a.so, b.so,").custom_op_list == ("a.so", "b.so")
     assert Recipe().custom_op_list == ()

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from graphs import graph_of
 from placing import TENSORRT, net
 
-from onnxq.placement.weighted import input_site, macs, weight_of, why_float, why_small
+from onnxq.placement.weighted import input_site, macs, unquantizable, weight_of, why_float, why_small
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node
@@ -260,3 +261,13 @@ def test_a_recurrent_operator_multiplies_by_all_its_weights_at_each_step(op: str
     one_step = directions * gates * hidden * (inputs + hidden)
     assert macs(graph, last(graph), TENSORRT) == steps * batch * one_step
     assert macs(graph, last(graph), TENSORRT, {"x": (30, 3, inputs)}) == 90 * one_step
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("double", "float64; only"), ("bfloat16", "bfloat16; only"), ("int32", "not floating point"), ("float", "")],
+)
+def test_types_that_cannot_be_quantized_are_named(kind: str, says: str) -> None:
+    node = last(graph := graph_of(f"({kind}[4,8] x) => ({kind}[4,8] y) {{ y = Abs(x) }}"))
+    assert unquantizable(graph, node).startswith(says)
+    assert bool(unquantizable(graph, node)) == bool(says)
