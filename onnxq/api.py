@@ -131,6 +131,7 @@ def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) 
     Raises:
         OnnxqError: the model cannot be read or prepared, a rule matches nothing, or the shapes do not fit.
     """
+    monitor.stage("Preparing", None)
     with checked(model):
         ready = drafted(model, recipe, monitor)
     made = _as_given(ready).plan

@@ -45,7 +45,7 @@ def load(model: Model) -> Graph:
         return model.copy()
     if isinstance(model, str | os.PathLike):
         return files.load(model)
-    if hasattr(model, "SerializeToString"):
+    if hasattr(model, "SerializeToString") and hasattr(model, "graph"):
         return Graph.from_proto(model)
     if type(model).__module__.startswith("onnx_graphsurgeon"):
         return Graph.from_graphsurgeon(model)

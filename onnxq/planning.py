@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from onnxq import files, pipeline
 from onnxq.collect import learn_types
 from onnxq.customs import behind_customs, listed, notes
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.intake import checked, load
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
@@ -23,7 +23,7 @@ from onnxq.placement.float_costs import work_seen
 from onnxq.placement.interface import with_interface
 from onnxq.placement.weighted import FLOAT_TYPES
 from onnxq.precision import probes
-from onnxq.recipe import Rule
+from onnxq.recipe import Recipe, Rule
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.timing import timed
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.intake import Model
     from onnxq.plan import Plan
-    from onnxq.recipe import Recipe
     from onnxq.statistics import Bounds, Factor
 
 
@@ -79,6 +78,9 @@ def prepared(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared
         ModelError: the model cannot be read, nothing in it can be quantized, or the target has not what it holds.
         RecipeError: a rule matches nothing.
     """
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{type(recipe).__name__} is no recipe", "Give onnxq.Recipe(...), or leave it out.")
+    monitor.stage("Preparing", None)
     with checked(model):
         made = drafted(model, recipe, monitor)
     where = str(model) if isinstance(model, str | os.PathLike) else "the model"
@@ -109,7 +111,6 @@ def drafted(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
     Raises:
         OnnxqError: the model cannot be read or prepared, or a rule matches nothing.
     """
-    monitor.stage("Preparing", None)
     target = backend(recipe)
     with timed(monitor, "reading the model"):
         graph = load(model)

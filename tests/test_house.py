@@ -51,7 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "shifted",
         "smoothed",
     ),
-    ("recipe", "modes", "schemes", "inventory"),
+    ("recipe", "kinds", "modes", "schemes", "inventory"),
     (
         "outcome",
         "plan",

@@ -132,6 +132,8 @@ def find_beside(model_path: Path) -> Path | None:
 
 
 def _open_text(text: str, inputs: tuple[InputSpec, ...]) -> Source:
+    if not text:
+        raise DataError("the name of the calibration data is empty", "Give the path of a file or folder.")
     for form in SOURCES:
         if form.matches(text):
             if not form.images:

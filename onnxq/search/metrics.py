@@ -72,6 +72,10 @@ def load_metric(text: str) -> Metric:
         RecipeError: the text is of another form.
         DataError: the script is missing or fails, or has no such function.
     """
+    if not text:
+        raise RecipeError(
+            "max_drop needs a metric", f"Give script.py:function, or a function in Evaluation. {CONTRACT}"
+        )
     file, _, name = text.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
         raise RecipeError(f"metric {text!r} is not of the form script.py:function", CONTRACT)

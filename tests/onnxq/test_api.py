@@ -140,6 +140,8 @@ def test_the_callers_model_is_not_changed() -> None:
 def test_what_is_no_model() -> None:
     with pytest.raises(ModelError, match="int is no model"):
         onnxq.quantize(3, FEEDS)
+    with pytest.raises(ModelError, match="GraphProto is no model"):
+        onnxq.quantize(small().to_proto().graph, FEEDS)
 
 
 # --- what data can be given as -------------------------------------------------------------------------
@@ -160,6 +162,12 @@ class Reader:
 
 def generator() -> Iterator[dict[str, Any]]:
     yield from FEEDS
+
+
+def test_what_is_no_recipe() -> None:
+    for given in (None, "fast", {"effort": "fast"}):
+        with pytest.raises(RecipeError, match="is no recipe"):
+            onnxq.quantize(small(), FEEDS, given)  # type: ignore[arg-type]  # the mistake
 
 
 def test_data_in_every_form_gives_the_same(tmp_path: Path) -> None:

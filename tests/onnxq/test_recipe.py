@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +141,32 @@ def test_a_rule_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(RecipeError) as error:
         Recipe(rules=(Rule("zzz", quantize=False),)).check_rules(nodes)
     assert "onnxq plan" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "choices", "says"),
+    [
+        (Recipe, {"percentile": "99"}, ("percentile = '99'", "a number")),
+        (Recipe, {"max_samples": 2.5}, ("max_samples = 2.5", "a whole number")),
+        (Recipe, {"max_samples": True}, ("max_samples = True",)),
+        (Recipe, {"reduce_range": "no", "target": "ort-cpu"}, ("reduce_range = 'no'", "true or false")),
+        (Recipe, {"shapes": {"x": [1, 32]}}, ("shapes = {'x': [1, 32]}", "text")),
+        (Recipe, {"providers": ["cpu"]}, ("providers = ['cpu']", "text")),
+        (Recipe, {"effort": None}, ("effort = None",)),
+        (Recipe, {"target": 11}, ("target = 11",)),
+        (Recipe, {"rules": Rule("a", quantize=False)}, ("rules", "a tuple of rules")),
+        (Recipe, {"rules": ({"nodes": "a", "quantize": False},)}, ("no onnxq.Rule", "onnxq.Rule(")),
+        (Rule, {"nodes": ["a"], "quantize": False}, ("nodes = ['a']",)),
+        (Rule, {"quantize": "no"}, ("quantize = 'no'", "true or false")),
+        (Rule, {"ops": (3,), "quantize": False}, ("ops = (3,)", "a list of texts")),
+    ],
+)
+def test_values_of_another_type_are_named(kind: type, choices: dict[str, object], says: tuple[str, ...]) -> None:
+    with pytest.raises(RecipeError) as error:
+        kind(**choices)
+    assert all(word in str(error.value) for word in says), error.value
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = Recipe(percentile=np.float32(99), max_samples=np.int64(3), float_share=0)  # type: ignore[arg-type]  # as computed
+    assert (made.percentile, made.max_samples, made.float_share) == (99, 3, 0)
