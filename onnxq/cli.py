@@ -164,11 +164,11 @@ def quantize(
             click.echo(line)
         told = statistics is not None or recipe.budgeted  # by data
         summary = report.summarize(plan, before, after, sized=told or sized(ready.graph, recipe.shapes))
-        result = tables.result(summary, [*written, plan_file, *_paths(page)])
-        kept = [f"{len(plan.kept)} tensors were quantized already, and stay as they were"] if plan.kept else []
-        for line in (*kept, *result, *tables.interface(plan.interface)):
+        result = tables.result(plan, summary, [*written, plan_file, *_paths(page)])
+        for line in (*result, *tables.interface(plan.interface)):
             click.echo(line)
-        for what, line in report.next_steps(plan, recipe, graph, output, statistics, given):
+        steps = report.next_steps(plan, recipe, graph, output, statistics, given)
+        for what, line in (report.how_near(model, output, recipe, eval_data or given), *steps):
             click.echo(f"next, {what}:\n  {line}")
 
 

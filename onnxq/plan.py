@@ -141,6 +141,7 @@ class Plan:
         modes: body ("If_0/then_branch") -> its mode where that is another.
         budget: how the recipe's budget was kept, and what went back to float for it; None without one.
         interface: the inputs and outputs that are integers, once carried out.
+        remarks: what was done that is worth knowing, and no reason to look; the notes are warnings.
     """
 
     target: str
@@ -157,6 +158,7 @@ class Plan:
     modes: Mapping[str, str] = field(default_factory=dict)
     budget: Budget | None = None
     interface: tuple[Port, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -225,7 +227,7 @@ class Plan:
                 for d in self.decisions
             },
             "already_quantized": list(self.kept),
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.remarks],
             **({"interface": _interface_dict(self.interface)} if self.interface else {}),
         } | ({"budget": self.budget.to_dict()} if self.budget else {})
 

@@ -131,6 +131,16 @@ EXACT = "options.add_session_config_entry('session.x64quantprecision', '1')  # o
 """What keeps the sums of uint8 x int8 products from saturating, see docs/onnxruntime.md."""
 
 
+def how_near(reference: Path, model: Path, recipe: Recipe, data: object) -> tuple[str, str]:
+    """(what, command) that compares the file just written with the float model; `data` as for `next_steps`."""
+    said = f"--data {_quoted(data)}" if isinstance(data, str) else "--data ..."
+    for name in ("labels", "shapes", "preprocess", "custom_ops"):
+        if value := getattr(recipe, name):
+            said += f" --{name.replace('_', '-')} {_quoted(value)}"
+    command = f"onnxq compare {_quoted(str(reference))} {_quoted(str(model))} {said}"
+    return "how near it is to the float model, better on data that did not calibrate", command
+
+
 def next_steps(
     plan: Plan, recipe: Recipe, graph: Graph, model: Path, statistics: Statistics | None, data: object = None
 ) -> list[tuple[str, str]]:

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from onnxq.timing import Stage
 
 
-def result(summary: Summary, written: Sequence[Path]) -> Iterator[str]:
+def result(plan: Plan, summary: Summary, written: Sequence[Path]) -> Iterator[str]:
     """What was written: the model, then its external data if it has any, which must go where the model goes."""
+    if count := len(plan.kept):
+        yield f"{'1 tensor was' if count == 1 else f'{count} tensors were'} quantized already, and kept so"
     yield from summary_lines(summary)
     sizes = f"{size(summary.bytes_before)} -> {size(summary.bytes_after)}"
     model, *others = map(str, written)
     yield f"wrote {model} ({sizes}), {', '.join(others)}"
+    yield from (f"note: {remark}" for remark in plan.remarks)
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:

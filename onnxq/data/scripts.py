@@ -49,13 +49,13 @@ def open_script(text: str, inputs: tuple[InputSpec, ...]) -> Source:
             yield from source.read()
         except OnnxqError:
             raise
-        except Exception as err:  # whatever the user's code raises
+        except (Exception, SystemExit) as err:  # whatever the user's code raises
             raise _failed(path, err) from err
 
     return replace(source, name=text, read=read)
 
 
-def _failed(path: Path, err: Exception) -> DataError:
+def _failed(path: Path, err: BaseException) -> DataError:
     """An error of the user's code, with the line of the script."""
     frames, own = traceback.extract_tb(err.__traceback__), path.resolve()
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == own]
@@ -77,7 +77,7 @@ def run_script(path: Path) -> dict[str, object]:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as err:  # whatever the user's code raises
+    except (Exception, SystemExit) as err:  # whatever the user's code raises
         raise _failed(path, err) from err
     finally:
         sys.path.remove(str(path.resolve().parent))

@@ -77,7 +77,8 @@ def with_zero_points(graph: Graph, plan: Plan, tensors: Collection[str]) -> Plan
     extra = "; ".join(f"{counts[cost]} {_EXTRA[cost]}" for cost in COSTS if counts[cost])
     said = "1 tensor is quantized" if len(moved) == 1 else f"{len(moved)} tensors are quantized"
     note = f"{said} around the middle of the range, as x - c: {extra}"
-    return replace(plan, points=points, decisions=decisions, notes=(*plan.notes, note) if moved else plan.notes)
+    remarks = (*plan.remarks, note) if moved else plan.remarks
+    return replace(plan, points=points, decisions=decisions, remarks=remarks)
 
 
 _EXTRA = {

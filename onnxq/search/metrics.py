@@ -45,7 +45,7 @@ class Metric:
         """
         try:
             value = self.function([dict(f) for f in feeds], [dict(o) for o in outputs])
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             where = _line(error)
             names = ", ".join(map(repr, outputs[0])) if outputs else "none"
             raise DataError(
@@ -91,7 +91,7 @@ def load_metric(text: str) -> Metric:
     return Metric(text, found)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """Where in the user's file it was raised."""
     trace, where = error.__traceback__, ""
     while trace is not None:

@@ -119,6 +119,9 @@ def test_the_check_that_is_printed_works_when_pasted(onnxq: Callable[..., Run], 
         given = ["--statistics", "s.npz"]
     run = onnxq("quantize", "m.onnx", *given, "--target", "ort-cpu", "--effort", "fast", "-o", "a b.onnx")
     assert run.status == 0
+    (line,) = (line for line in run.out.splitlines() if line.startswith("  onnxq compare "))
+    compared = onnxq(*shlex.split(line.replace("...", "'my data'"))[1:])
+    assert (compared.status, compared.err) == (0, "Comparing ...\n")
     (line,) = (line for line in run.out.splitlines() if line.startswith("  onnxq check "))
     assert ("--shapes" in line, "--data" in line) == (from_statistics, not from_statistics)
     checked = onnxq(*shlex.split(line)[1:])
@@ -602,7 +605,7 @@ def test_a_model_that_is_quantized_already(onnxq: Callable[..., Run], here: Path
         onnxq("quantize", DIGITS / "digits.onnx", "--data", "random:9", "--effort", "fast", "-o", "q.onnx").status == 0
     )
     run = onnxq("quantize", "q.onnx", "--data", "random:9", "--effort", "fast", "-o", "qq.onnx")
-    assert "tensors were quantized already, and stay as they were" in run.out
+    assert "tensors were quantized already, and kept so" in run.out
     run = onnxq("sensitivity", "q.onnx", "--data", "random:20")
     assert run.status == 1
     assert "there is no layer to measure: " in run.err

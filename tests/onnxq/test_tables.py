@@ -12,6 +12,7 @@ import pytest
 from graphs import graph_of
 
 from onnxq import api, cli, tables
+from onnxq.plan import Plan
 from onnxq.recipe import Recipe
 from onnxq.report import Summary, summarize
 
@@ -48,7 +49,9 @@ def test_all_is_said_of_all_only(share: float, said: str) -> None:
 
 def test_the_summary_says_what_falls_back() -> None:
     found = Summary(3, 2, True, 0.5, 2000, 1000, (("too small", "Conv", 1),), (), (("Gemm", 2), ("Erf", 1)))
-    lines = list(tables.result(found, [Path("m.onnx"), Path("m.data")]))
+    plan = Plan("tensorrt", {}, (), (), kept=("a",), remarks=("three zero points",))
+    first, *lines, last = tables.result(plan, found, [Path("m.onnx"), Path("m.data")])
+    assert (first, last) == ("1 tensor was quantized already, and kept so", "note: three zero points")
     assert lines[0] == "weighted operators left in float:"
     assert "too small" in lines[1]
     assert lines[2:] == [

@@ -84,7 +84,7 @@ def test_relus_gain_most_of_a_bit(target: str) -> None:
     assert plan.int8_share() == 1
     assert "Relu" not in ops(better)
     assert ops(better).count("Pad") <= 2
-    assert any("as x - c" in note for note in plan.notes)
+    assert any("as x - c" in note for note in plan.remarks)
     assert_legal(better.to_proto(), target=target)
     assert api.check(better, target).count("E") == 0
 

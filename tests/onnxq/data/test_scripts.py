@@ -41,6 +41,9 @@ def test_faulty_scripts_are_refused(tmp_path: Path) -> None:
     script.write_text("import numpy\n1 / 0\n")
     with fails(DataError, "s.py, line 2: ZeroDivisionError: division by zero"):
         open_source(script, [X])
+    script.write_text("raise SystemExit(0)\n")  # it would end the run as if it were done
+    with fails(DataError, "s.py, line 1: SystemExit: 0"):
+        open_source(script, [X])
     script.write_text(
         "def load_data(count):\n    yield {}\ndef late():\n    yield {'x': [[1.0] * 3]}\n    raise OSError(5)\n"
     )

@@ -72,6 +72,6 @@ def test_the_plan_says_what_was_added() -> None:
     plan = placed(graph, TENSORRT, Recipe())
     moved = with_zero_points(graph, plan, tuple(plan.points))
     assert {p.qtype for p in moved.points.values()} == {INT8_ASYMMETRIC}
-    assert any("as x - c" in note and "Pad" in note for note in moved.notes)
+    assert any("as x - c" in note and "Pad" in note for note in moved.remarks)
     reasons = {d.node: d.reason for d in moved.decisions if "Pad" in d.reason}
     assert len(reasons) == 2  # the first convolution reads the image around its middle too
