@@ -20,7 +20,11 @@ from onnxq.cli_options import recipe as recipe_of
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Statistics file (.npz) to write.")
 @click.option("--dask", metavar="SCHEDULER", help="Address of a Dask scheduler, whose workers run the samples.")
 @resume_option
-@click.option("--all-tensors", is_flag=True, help="Observe every float activation, as `export-cache` wants it.")
+@click.option(
+    "--all-tensors",
+    is_flag=True,
+    help="Observe every float activation, as `export-cache` wants it, with --effort fast.",
+)
 @unjudged_options
 @talk_options
 def calibrate(
@@ -73,7 +77,9 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
 
 @click.command("export-cache")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--statistics", "statistics_file", required=True, help="From `onnxq calibrate --all-tensors`.")
+@click.option(
+    "--statistics", "statistics_file", required=True, help="From `onnxq calibrate --all-tensors --effort fast`."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Cache to write.")
 @click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
 @click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")

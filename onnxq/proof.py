@@ -229,6 +229,8 @@ def lines(proof: Proof) -> list[str]:
     said.append(
         f"{percent(proof.mac_share())} of the multiply-accumulates in integer kernels, {len(proof.lost)} nodes lost"
     )
+    if not proof.mac_share() and any(node.op_type == "QuantizeLinear" for node in proof.nodes):
+        said.append(f"what --target ort-{proof.provider} writes has the form that runs as integers here; this has not")
     if (ratio := proof.latency) is not None:
         quartiles = f"{ratio.low:.2f} to {ratio.high:.2f}"
         said.append(

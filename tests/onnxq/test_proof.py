@@ -204,3 +204,11 @@ def test_nodes_of_bodies_are_proved_too() -> None:
     assert sum(found.shares.values()) == pytest.approx(1.0)  # an If's own time is that of its branch, counted once
     taken = next(n for n in found.nodes if n.op_type == "MatMulIntegerToFloat" and n.macs)
     assert taken.macs == 4 * 64 * 64
+
+
+@pytest.mark.parametrize("runs", ["float behind DQ", "integer"])
+def test_pairs_of_another_form_are_told(runs: str) -> None:
+    nodes = (Executed("q", "QuantizeLinear", "conversion", 0, False), Executed("m", "MatMul", runs, 10, False))
+    told = [line for line in words.lines(words.Proof("cpu", nodes, {})) if "--target ort-cpu" in line]
+    assert len(told) == (runs != "integer")
+    assert not any("--target" in line for line in words.lines(words.Proof("cpu", nodes[1:], {})))
