@@ -15,7 +15,7 @@ import click  # noqa: TID251  this is the wall
 
 import onnxq
 from onnxq import cli_search, cli_statistics, cli_views
-from onnxq.cli_options import importing, refuse_empty, resumable
+from onnxq.cli_options import importing, one_file, resumable
 from onnxq.cli_options import paths as _paths
 from onnxq.cli_options import recipe as _recipe
 from onnxq.cli_options import recipe_options as _recipe_options
@@ -83,11 +83,11 @@ for command in (
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", help="Calibration data: folder, .npz, .npy, .tar, .parquet, .json, script.py[:load], random:N.")
+@one_file("--data", help="Calibration data: folder, .npz, .npy, .tar, .parquet, .json, script.py[:load], random:N.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: <name>.int8.onnx here].")
-@click.option("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
-@click.option("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
-@click.option("--eval-data", help="Held-back data to judge a budget on. [default: a quarter of --data]")
+@one_file("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
+@one_file("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
+@one_file("--eval-data", help="Held-back data to judge a budget on. [default: a quarter of --data]")
 @click.option("--measure", is_flag=True, help="ort-*, with a budget: time its Pareto list in ONNX Runtime here.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) on the result as well.")
 @_resume_option
@@ -197,12 +197,6 @@ def plan(
         click.echo(line)
     if made.empty:
         click.echo(f"nothing to quantize: {made.why_empty()}")
-
-
-_FILES = ("data", "eval_data", "statistics", "statistics_file", "cache_file", "recipe_file", "dask")
-
-for parameter in (p for command in cli.commands.values() for p in command.params if p.name in _FILES):
-    parameter.callback = refuse_empty
 
 
 def _evaluation(recipe: Recipe, data: str | None, *, measure: bool) -> Evaluation | None:

@@ -61,7 +61,7 @@ def recipe_options(command: Callable[..., None], without: Collection[str] = ()) 
 
 
 def _recipe_file(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--recipe", "recipe_file", metavar="TOML", help="Recipe file; flags win over it.")(command)
+    return one_file("--recipe", "recipe_file", metavar="TOML", help="Recipe file; flags win over it.")(command)
 
 
 def _field_flags(command: Callable[..., None], names: Collection[str]) -> Callable[..., None]:
@@ -104,12 +104,22 @@ def recipe(options: dict[str, Any]) -> Recipe:
     return made
 
 
-def refuse_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """A callback for what names files: an empty text is a shell's variable that was not set, and no choice."""
-    for text in value if isinstance(value, tuple) else (value,):
-        if text == "":
-            raise click.BadParameter("it is empty; is a variable of the shell not set?", context, parameter)
-    return value
+def one_file(*names: str, **how: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that names one file or folder; twice is refused, as only the last would count, and so is nothing."""
+    return click.option(*names, multiple=True, callback=_only, **how)
+
+
+def _only(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    if len(values) > 1:
+        raise click.BadParameter("it is given twice; put the files into one folder", context, parameter)
+    return next(iter(named(context, parameter, values)), None)
+
+
+def named(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """A callback for names of files: an empty one is a shell's variable that was not set, and no choice."""
+    if "" in values:
+        raise click.BadParameter("it is empty; is a variable of the shell not set?", context, parameter)
+    return values
 
 
 def paths(*given: str | Path | None) -> list[Path]:

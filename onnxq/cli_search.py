@@ -8,15 +8,13 @@ from typing import Any
 
 import click  # noqa: TID251  a part of the wall that `cli` is
 
-from onnxq.cli_options import paths, recipe, talk_options, unjudged_options
+from onnxq.cli_options import one_file, paths, recipe, talk_options, unjudged_options
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, help="Calibration data, as for `quantize`; a quarter is held back and measured on."
-)
-@click.option("--eval-data", help="Data to measure on instead; it does not calibrate.")
+@one_file("--data", required=True, help="Calibration data, as for `quantize`; a quarter is held back and measured on.")
+@one_file("--eval-data", help="Data to measure on instead; it does not calibrate.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON too.")
 @unjudged_options
 @talk_options

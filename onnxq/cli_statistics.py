@@ -10,15 +10,24 @@ from typing import Any, Literal
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.cli_options import importing, paths, resumable, resume_option, talk_options, unjudged_options
+from onnxq.cli_options import (
+    importing,
+    named,
+    one_file,
+    paths,
+    resumable,
+    resume_option,
+    talk_options,
+    unjudged_options,
+)
 from onnxq.cli_options import recipe as recipe_of
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="Calibration data, as for `quantize`.")
+@one_file("--data", required=True, help="Calibration data, as for `quantize`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Statistics file (.npz) to write.")
-@click.option("--dask", metavar="SCHEDULER", help="Address of a Dask scheduler, whose workers run the samples.")
+@one_file("--dask", metavar="SCHEDULER", help="Address of a Dask scheduler, whose workers run the samples.")
 @resume_option
 @click.option(
     "--all-tensors",
@@ -59,7 +68,7 @@ def calibrate(
 
 
 @click.command()
-@click.argument("statistics", nargs=-1, required=True, metavar="STATISTICS...")
+@click.argument("statistics", nargs=-1, required=True, metavar="STATISTICS...", callback=named)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Statistics file (.npz) to write.")
 @talk_options
 def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
@@ -77,9 +86,7 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
 
 @click.command("export-cache")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--statistics", "statistics_file", required=True, help="From `onnxq calibrate --all-tensors --effort fast`."
-)
+@one_file("--statistics", "statistics_file", required=True, help="From `onnxq calibrate --all-tensors --effort fast`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Cache to write.")
 @click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
 @click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click  # noqa: TID251  this is the wall
 
 import onnxq
-from onnxq.cli_options import paths, reading_options, talk_options
+from onnxq.cli_options import one_file, paths, reading_options, talk_options
 from onnxq.cli_options import recipe as chosen
 from onnxq.errors import AccuracyError, DataError, ProviderError
 
@@ -28,7 +28,7 @@ EXIT_REFUSED = 3
 @click.command()
 @click.argument("reference", metavar="FLOAT", type=click.Path(path_type=Path))
 @click.argument("quantized", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="Data to compare on, as for `quantize`; better not the calibration data.")
+@one_file("--data", required=True, help="Data to compare on, as for `quantize`; better not the calibration data.")
 @click.option("--layers", is_flag=True, help="Compare every tensor both models have, not only the outputs.")
 @click.option("--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) that shows all of it.")
@@ -119,7 +119,7 @@ def show(model: Path, as_json: bool, verbose: bool) -> None:
     "--target", default="tensorrt", show_default=True, help="tensorrt@8, @10, @11, these +dla; ort-cpu, ort-cuda."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: {summary, findings}; for ort-cpu {summary, nodes}.")
-@click.option("--data", help="ort-*: what MODEL is run on, its first sample. [default: random:1]")
+@one_file("--data", help="ort-*: what MODEL is run on, its first sample. [default: random:1]")
 @click.option("--shapes", default="", help="Sizes of inputs that MODEL leaves open, as in x:1x3x224x224,y:[1,4].")
 @click.option("--preprocess", default="", help="ort-*: how images of --data become the input, as for `quantize`.")
 @click.option("--measure", is_flag=True, help="ort-*: measure latency against --float too.")

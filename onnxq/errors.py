@@ -92,6 +92,8 @@ def refuse_no_place(path: Path) -> None:
 
 def no_onnx(path: object, data: bytes, details: str, hint: str) -> ModelError:
     """The error for a file of these bytes that is no ONNX model; of one in a known format, what to do with it."""
+    if data.startswith(b"version https://git-lfs"):
+        return ModelError(f"{path} is a Git LFS pointer, not the model", "Fetch the file itself with `git lfs pull`.")
     found = _FORMATS.get(data[4:8])
     if found is None:
         return ModelError(f"{path} is not an ONNX model{details}", hint)

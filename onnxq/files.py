@@ -257,8 +257,6 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Mapping[str, Bytes]]:
         data, views = read_apart(path, SPILL_BYTES)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
-    if data.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{path} is a Git LFS pointer, not the model", "Fetch the file itself with `git lfs pull`.")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)

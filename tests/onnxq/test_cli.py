@@ -394,6 +394,7 @@ def test_bad_input(here: Path, onnxq: Callable[..., Run], name: str, says: tuple
         (["quantize", MODEL, "--data", ""], ("--data", "empty")),
         (["quantize", MODEL, "--data", DATA, "--recipe", ""], ("--recipe", "empty")),
         (["merge", "", "-o", "s.npz"], ("STATISTICS", "empty")),
+        (["quantize", MODEL, "--data", DATA, "--data", DATA], ("--data", "twice", "one folder")),
         (["quantize", MODEL, "--percentile", "99"], ("--calibrator percentile", "auto would not heed it")),
         (["quantize", MODEL, "--exclude", "MATMUL:A"], ("'MATMUL:A'", "'MatMul:a'")),
         (["check", MODEL, "--float", MODEL], ("--float wants --measure",)),
@@ -590,6 +591,9 @@ def test_pointers_of_git_lfs_are_named_for_data_too(onnxq: Callable[..., Run], h
         run = onnxq("quantize", DIGITS / "digits.onnx", "--data", name.split("/")[0], "--effort", "fast")
         assert run.status == 1
         assert f"{name}: is a Git LFS pointer" in run.err
+    (here / "l.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    for command in ("quantize", "plan", "check", "show"):
+        failed(onnxq(command, "l.onnx"), "l.onnx is a Git LFS pointer", "git lfs pull")
 
 
 def test_comparing_on_nan_names_the_sample(onnxq: Callable[..., Run], here: Path) -> None:
