@@ -48,21 +48,22 @@ def _fit(graph: Graph, node: Node) -> bool:
         return False
     source, weight = found
     least = np.abs(bias.astype(np.float64)).reshape(-1) / (LARGEST * source)
-    least = least if weight.ndim else least.max()
+    least = least.max(initial=0.0) if weight.size == 1 else least
     if np.all(weight >= least):
         return False
-    codes, old = graph.const(dequantize.inputs[0]), dequantize.inputs[1]
-    if codes is None or old is None:
+    (stored, old, *zeros), codes = dequantize.inputs, graph.const(dequantize.inputs[0])
+    zero = graph.const(zeros[0]) if zeros and zeros[0] is not None else np.zeros((), np.int8)
+    if codes is None or stored is None or old is None or zero is None:
         return False
     new = np.maximum(weight, least).astype(np.float32)
     axis = int(graph.attribute(dequantize, "axis", 1))
-    ratio = (weight / new).reshape([-1 if d == axis % codes.ndim else 1 for d in range(codes.ndim)] if new.ndim else ())
-    name = str(dequantize.inputs[0].name) if dequantize.inputs[0] is not None else ""
-    moved = np.rint(codes * ratio).astype(codes.dtype)
+    along = [-1 if d == axis % codes.ndim else 1 for d in range(codes.ndim)]
+    middle, ratio = (a.reshape(along if a.ndim else ()) for a in (zero.astype(np.float64), weight / new))
+    moved = (np.rint((codes - middle) * ratio) + middle).astype(codes.dtype)
     real = graph.add(
         "DequantizeLinear",
-        [graph.constant(f"{name}_fitted", moved), graph.constant(f"{old.name}_fitted", new), dequantize.inputs[2]],
-        name=f"{name}_fitted_dequantized",
+        [graph.constant(f"{stored.name}_fitted", moved), graph.constant(f"{old.name}_fitted", new), *zeros],
+        name=f"{stored.name}_fitted_dequantized",
         attributes={"axis": axis} if new.ndim else None,
         like=dequantize.outputs[0],
     )
@@ -106,9 +107,22 @@ def _lift(graph: Graph, add: Node) -> bool:
 
 
 def _scales(graph: Graph, node: Node) -> tuple[float, npt.NDArray[Any]] | None:
-    """(scale of the input, scale or scales of the weight) of a node between DequantizeLinear nodes, in float64."""
+    """(scale of the input, scale or scales of the weight) of a node between DequantizeLinear nodes, in float64.
+
+    None where the weight, kept from the input model, has no scale for each output channel: biases have no others.
+    """
     pairs = [graph.producer(v, "DequantizeLinear") for v in node.inputs[:2]]
     source, weight = (None if pair is None else graph.const(pair.inputs[1]) for pair in pairs)
-    if source is None or weight is None or source.size != 1:
+    if source is None or weight is None or source.size != 1 or not (weight.size == 1 or _by_output(graph, node)):
         return None
     return float(source.reshape(-1)[0]), np.asarray(weight, np.float64)
+
+
+def _by_output(graph: Graph, node: Node) -> bool:
+    """Whether the scales of a Conv's or Gemm's weight lie along its output channels."""
+    dequantize = graph.producer(node.inputs[1], "DequantizeLinear")
+    rank = None if dequantize is None else graph.rank(dequantize.inputs[0])
+    if dequantize is None or not rank or graph.attribute(dequantize, "block_size", 0):
+        return False
+    outputs = 1 if node.op_type == "Gemm" and not graph.attribute(node, "transB", 0) else 0
+    return int(graph.attribute(dequantize, "axis", 1)) % rank == outputs

@@ -37,6 +37,9 @@ def _pad(graph: Graph, conv: Node) -> bool:
     large = codes.ndim != 4 or codes.shape[2] * codes.shape[3] > KERNEL
     if not lack or large or codes.shape[0] % OUTPUTS or int(graph.attribute(conv, "group", 1)) != 1:
         return False
+    along = int(graph.attribute(weight, "axis", 1)) % codes.ndim == 1 or graph.attribute(weight, "block_size", 0)
+    if along and graph.size(weight.inputs[1]) != 1:
+        return False  # scales along what is padded, as a model may bring them
     if graph.only_user(source.outputs[0]) is not conv or graph.only_user(quantize.outputs[0]) is not source:
         return False
     pads = np.zeros(2 * codes.ndim, np.int64)

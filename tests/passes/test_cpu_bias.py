@@ -147,3 +147,46 @@ def test_convolutions_are_fitted_along_their_own_axis() -> None:
     assert np.array_equal(fitted[[0, 2]], codes[[0, 2]])
     assert np.abs(fitted[1]).max() <= 1
     same_function(before, graph, random_feeds(graph), 1e-6)
+
+
+KEPT = "q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z) "
+
+
+def kept(scale: npt.ArrayLike, zero: npt.ArrayLike | None, axis: int = 0) -> Graph:
+    """A Conv of 3 filters on 2 channels whose weight pair came with the model, and a bias of 1e9."""
+    text = f"""(float[1,2,4,4] x) => (float[1,3,4,4] y) {{ {KEPT}
+               wd = DequantizeLinear<axis={axis}>(w, ws{"" if zero is None else ", wz"}) y = Conv(xd, wd, b) }}"""
+    weights: dict[str, npt.ArrayLike] = {"s": F32(0.02), "z": np.uint8(128), "ws": scale}
+    if zero is not None:
+        weights["wz"] = zero
+    kind = np.int8 if zero is None else np.asarray(zero).dtype
+    limits = np.iinfo(kind)
+    weights["w"] = RNG.integers(limits.min, limits.max, (3, 2, 1, 1), endpoint=True).astype(kind)
+    return graph_of(text, 17, **weights, b=np.full(3, 1e9, F32))
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+def test_kept_weights_with_scales_along_another_axis_are_left_alone(axis: int) -> None:
+    graph = kept(np.full(2, 0.1, F32), None, axis)
+    assert fit_weight_scales(graph) == round_biases(graph) == 0
+
+
+def test_a_kept_gemm_weight_with_scales_along_its_inputs_is_left_alone() -> None:
+    text = f"(float[3,4] x) => (float[3,4] y) {{ {KEPT} wd = DequantizeLinear<axis=0>(w, ws) y = Gemm(xd, wd, b) }}"
+    weights = {"s": F32(0.02), "z": np.uint8(128), "ws": np.full(4, 0.1, F32), "w": np.ones((4, 4), np.int8)}
+    graph = graph_of(text, 17, **weights, b=np.full(4, 1e9, F32))
+    assert fit_weight_scales(graph) == round_biases(graph) == 0
+
+
+@pytest.mark.parametrize("scale", [F32(0.1), np.full(1, 0.1, F32), np.full(3, 0.1, F32)], ids=["0-d", "[1]", "[3]"])
+@pytest.mark.parametrize("zero", [None, np.int8, np.uint8])
+def test_kept_weights_are_fitted_around_their_zero_point_or_without_one(scale: npt.NDArray[Any], zero: Any) -> None:  # noqa: ANN401  a type
+    given = None if zero is None else np.full(np.shape(scale), 0 if zero is np.int8 else 128, zero)
+    graph = kept(scale, given)
+    before = graph.copy()
+    assert fit_weight_scales(graph) == 1
+    fitted = graph.const(graph.weights["ws_fitted"])
+    assert fitted is not None
+    assert fitted.shape == np.shape(scale)
+    same_function(before, graph, random_feeds(graph), 1e-6)
+    assert round_biases(graph) == 1

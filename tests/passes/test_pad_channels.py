@@ -55,6 +55,16 @@ def test_others_are_left_alone(graph: Graph) -> None:
     assert pad_channels(graph) == 0
 
 
+def test_a_kept_weight_with_scales_along_its_input_channels_is_left_alone() -> None:
+    graph = conv()
+    weight = graph.producer(graph.nodes[-2].inputs[1], "DequantizeLinear")
+    assert weight is not None
+    graph.set_attribute(weight, "axis", 1)
+    graph.set_input(weight, 1, graph.constant("three", np.full(3, 0.01, F32)))
+    graph.set_input(weight, 2, graph.constant("zeros", np.zeros(3, np.int8)))
+    assert pad_channels(graph) == 0
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_zeros_are_added_to_codes_and_weight(channels: int, per_channel: bool) -> None:
