@@ -278,10 +278,24 @@ def _small_members(members: Sequence[Point], tensors: Mapping[str, Histogram], f
     amax = tensors[least.observe].amax
     if not 0.0 < amax * _FEW_STEPS < widest:
         return []
-    text = (
-        f"shares a scale with tensors of a range {widest / amax:.3g} times as wide and keeps {127 * amax / widest:.2g}"
-    )
-    return [f"{least.tensor}: {text} of 127 steps. A rule that excludes what joins them gives it a scale of its own"]
+    steps = f"{127 * amax / widest:.2g} of 127 steps"
+    return [f"{least.tensor}{_SHARES} {widest / amax:.3g} times as wide and keeps {steps}. {_ALONE}"]
+
+
+def told(notes: Sequence[str]) -> tuple[str, ...]:
+    """The notes of a plan as warnings: those on small members of groups are one, of which the plan has the details."""
+    names = [note.split(_SHARES)[0] for note in notes if _SHARES in note]
+    if len(names) <= _NAMED:
+        return tuple(notes)
+    few = f"share a scale with tensors of a range over {_FEW_STEPS} times as wide and keep fewer than 8 of 127 steps"
+    named = f"{', '.join(names[:_NAMED])}, ... (the plan has them all)"
+    return (*(note for note in notes if _SHARES not in note), f"{len(names)} tensors {few}: {named}. {_ALONE}")
+
+
+_SHARES = ": shares a scale with tensors of a range"
+_ALONE = "A rule that excludes what joins them gives it a scale of its own"
+_NAMED = 3
+"""Small members that are named in warnings."""
 
 
 # -- from a cache ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq import proof, runtime
+from onnxq.checks.build import read
 from onnxq.data import input_specs, open_source, parse_shapes, with_preprocess
 from onnxq.errors import ModelError, RecipeError
 from onnxq.intake import load
@@ -56,6 +57,8 @@ def prove(
     sizes = parse_shapes(shapes) if shapes else None
     graph = load(model)
     _refuse_too_new(graph)
+    for given in (model, reference):
+        _refuse_format(given)
     specs = input_specs(with_float_ends(graph))
     if preprocess:
         specs = with_preprocess(specs, preprocess)
@@ -74,6 +77,19 @@ def _refuse_too_new(graph: Graph) -> None:
             f"the model needs ONNX Runtime {needs[0]}.{needs[1]} or later, and this is {here[0]}.{here[1]}",
             "Update onnxruntime. Older ones lack its opset, its file format or a form of an operator, as tables in"
             ' bytes, which a rule with ops = ["Gather"] and quantize = false leaves in float.',
+        )
+
+
+def _refuse_format(model: Model | None) -> None:
+    """A file is run as it stands; what `load` makes of it is in an older version of the file format."""
+    if not isinstance(model, str | os.PathLike):
+        return
+    found = read(model).ir_version
+    if not runtime.reads_format(found):
+        major, minor = runtime.version()
+        raise ModelError(
+            f"{model} is in version {found} of ONNX's file format, which ONNX Runtime {major}.{minor} does not read",
+            "Update onnxruntime, or save the model with `ir_version = 10`; `onnxq quantize` writes one that is read.",
         )
 
 

@@ -151,20 +151,33 @@ def try_provider(provider: str) -> None:
     Raises:
         ProviderError: ONNX Runtime was built without the provider, or it does not start here.
     """
-    from onnx import TensorProto, helper
-
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", values[:1], values[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     import onnxruntime as ort  # noqa: TID251  this is the wall
 
     ort.set_default_logger_severity(4)  # what cannot be loaded is said once, below
     try:
-        Session(model.SerializeToString(), (provider,)).run({"x": np.zeros(1, np.float32)})
+        Session(_probe(ir_version=8), (provider,)).run({"x": np.zeros(1, np.float32)})
     except (ModelError, DataError) as error:  # a driver that does not fit
         raise ProviderError(f"{PROVIDERS[provider]} does not run: {error.message}", error.hint) from error
     finally:
         ort.set_default_logger_severity(2)
+
+
+def reads_format(ir_version: int) -> bool:
+    """Whether the ONNX Runtime here loads models in this version of the file format: a model of one node tells."""
+    try:
+        Session(_probe(ir_version), optimize=False)
+    except ModelError:
+        return False
+    return True
+
+
+def _probe(ir_version: int) -> bytes:
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=ir_version).SerializeToString())
 
 
 DRIVER = Path("/proc/driver/nvidia/version")

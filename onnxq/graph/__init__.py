@@ -9,6 +9,7 @@ inputs than a model has.
 from __future__ import annotations
 
 from onnxq.graph.beginning import begin_at, fix_shapes, remove_unread_inputs
+from onnxq.graph.convert import in_order
 from onnxq.graph.graph import Attribute, Graph, Node, Value
 from onnxq.graph.normal import Body, normalize
 from onnxq.graph.sharing import share
@@ -27,6 +28,7 @@ __all__ = [
     "begin_at",
     "check_proto",
     "fix_shapes",
+    "in_order",
     "normalize",
     "remove_unread_inputs",
     "share",

@@ -28,6 +28,20 @@ _BLIND, _SEEING = (13, 14), 15
 """onnx computes no values of what comes from a Shape before opset 15; all that infers shapes is the same from 13 on."""
 
 
+def in_order(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its nodes, those of bodies too, in topological order, and nothing else changed.
+
+    Raises:
+        ModelError: its nodes form a cycle.
+    """
+    model = ir.from_proto(proto)
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelError("the model's nodes form a cycle", "Export the model again.") from error
+    return ir.to_proto(model)
+
+
 def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
     """Fill in types and shapes, given those of some inputs, as far as onnx's inference gets; the rest stays unknown."""
     for value in model.graph.inputs:

@@ -15,6 +15,7 @@ from onnxq.checks.index import is_qdq
 from onnxq.checks.validity import unsorted
 from onnxq.checks.versions import get_version
 from onnxq.errors import ModelError
+from onnxq.graph import in_order
 from onnxq.interface import described
 from onnxq.inventory.decoding import decoded_from
 from onnxq.inventory.holdings import holdings as holdings_of
@@ -43,7 +44,7 @@ def look_at(path: str | os.PathLike[str], shapes: Shapes = build.NO_SHAPES) -> I
     """The inventory of a file; `shapes` as for `take_stock`.
 
     Raises:
-        ModelError: it cannot be read, is no ONNX model, or its nodes are not in order.
+        ModelError: it cannot be read, is no ONNX model, or as for `take_stock`.
     """
     return take_stock(build.read(path), str(Path(path).parent), shapes)
 
@@ -57,10 +58,12 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Shapes = build.NO_
         shapes: of tensors, as they were when it ran, where the file leaves them open: work is counted with them.
 
     Raises:
-        ModelError: its nodes are not in order.
+        ModelError: its nodes form a cycle, or read what nothing makes.
     """
-    if disorder := next(unsorted(proto.graph), None):
-        raise ModelError(f"the nodes are not in order: {disorder.message}", "Sort the graph and save it again.")
+    if any(unsorted(proto.graph)):
+        proto = in_order(proto)
+    if lost := next(unsorted(proto.graph), None):
+        raise ModelError(f"node {lost.where!r} {lost.message}", "Export the model again.")
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     others = stand_ins(metadata)
     shapes = {**shapes, **{tensor: shapes[name] for tensor, name in others.items() if name in shapes}}

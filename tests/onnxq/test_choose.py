@@ -12,7 +12,7 @@ import pytest
 from placing import TENSORRT, Given, net, planned
 
 from onnxq.caches import Cache
-from onnxq.choose import merged, resolve, uncached, weights_only
+from onnxq.choose import merged, resolve, told, uncached, weights_only
 from onnxq.errors import DataError, StatisticsError
 from onnxq.histogram import Histogram
 from onnxq.plan import Plan, Point
@@ -108,6 +108,21 @@ def test_a_branch_too_small_for_its_group_is_noted_once() -> None:
     (note,) = found.notes
     assert note.startswith("b: shares a scale with tensors of a range 100 times as wide and keeps 1.3 of 127 steps")
     assert not resolved(seen(a=[10.0], b=[1.0]), point("a", "a"), point("b", "a")).notes
+
+
+@pytest.mark.parametrize("groups", [1, 3, 4, 40])
+def test_many_branches_too_small_are_one_warning_and_the_plan_has_them_all(groups: int) -> None:
+    members = [point(f"{end}{i}", f"g{i}") for i in range(groups) for end in ("wide", "small")]
+    tensors = {p.tensor: [10.0 if p.tensor.startswith("wide") else 0.1] for p in members}
+    notes = ("before", *resolved(seen(**tensors), *members).notes, "behind")
+    assert len(notes) == groups + 2
+    if groups <= 3:
+        assert told(notes) == notes
+        return
+    first, last, grouped = told(notes)
+    assert (first, last) == ("before", "behind")
+    assert grouped.startswith(f"{groups} tensors share a scale")
+    assert "small0, small1, small2, ..." in grouped
 
 
 def test_a_known_range_stands_and_widens_that_of_its_group() -> None:

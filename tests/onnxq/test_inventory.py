@@ -240,11 +240,26 @@ def test_bodies_are_looked_into() -> None:
     assert precisions(found)["e"] == "float32"
 
 
-def test_disorder_is_an_error_and_not_a_traceback() -> None:
-    proto = parsed("(float[4] x) => (float[4] y) { a = Relu(x) y = Neg(a) }")
+def test_nodes_in_any_order_are_shown_like_those_in_order() -> None:
+    text = """(float[4] x, bool c) => (float[4] y) { a = Relu(x) b = Neg(a) y = If (c) <
+        then_branch = one () => (float[4] t) { s = Relu(b) t = Neg(s) },
+        else_branch = two () => (float[4] e) { e = Relu(x) }
+    > }"""
+    proto = parsed(text)
+    expected = take_stock(proto)
+    for attribute in proto.graph.node[2].attribute:
+        attribute.g.node.reverse()
     proto.graph.node.reverse()
-    proto.graph.node.append(proto.graph.node[0])
-    with pytest.raises(ModelError, match="not in order"):
+    given = proto.SerializeToString(deterministic=True)
+    assert take_stock(proto) == expected
+    assert proto.SerializeToString(deterministic=True) == given
+
+
+@pytest.mark.parametrize(("read", "said"), [("y", "form a cycle"), ("nowhere", "reads nowhere")])
+def test_what_no_order_mends_is_an_error_and_not_a_traceback(read: str, said: str) -> None:
+    proto = parsed("(float[4] x) => (float[4] y) { a = Relu(x) y = Neg(a) }")
+    proto.graph.node[0].input[0] = read
+    with pytest.raises(ModelError, match=said):
         take_stock(proto)
 
 

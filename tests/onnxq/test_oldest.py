@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnxruntime  # noqa: TID251  the oracle
 import pytest
 from graphs import graph_of
 
 from onnxq import ModelError, api, proving, runtime
+from onnxq.intake import load
 from onnxq.monitor import SILENT
 from onnxq.recipe import Recipe
 from onnxq.targets.oldest import oldest_runtime
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RELU = "(float[2] x) => (float[2] y) { y = Relu(x) }"
 
@@ -69,3 +75,17 @@ def test_a_model_that_is_too_new_is_refused_with_both_versions(monkeypatch: pyte
     with pytest.raises(ModelError, match=r"needs ONNX Runtime 1\.21 or later, and this is 1\.20"):
         proving.prove(graph_of(RELU, 22))
     assert proving.prove(graph_of(RELU, 21)).nodes
+
+
+@pytest.mark.parametrize("place", ["model", "reference"])
+def test_a_file_in_a_format_too_new_is_refused_by_its_name(place: str, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.onnx" for name in ("model", "reference")}
+    for name, path in files.items():
+        proto = graph_of(RELU).to_proto()
+        proto.ir_version = 99 if name == place else 8
+        path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=rf"{place}\.onnx is in version 99 of ONNX's file format"):
+        proving.prove(files["model"], reference=files["reference"])
+    assert not runtime.reads_format(99)
+    assert runtime.reads_format(8)
+    assert proving.prove(load(files[place])).nodes  # in memory it has the version that is written

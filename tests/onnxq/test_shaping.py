@@ -136,3 +136,17 @@ def test_a_rule_has_the_last_word() -> None:
     rule = Rule(ops=("Conv",), quantize=True)
     plan = api.make_plan(graph, Recipe(target="ort-cpu", rules=(rule,)))
     assert all(d.quantized for d in plan.decisions if d.op_type == "Conv")
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_modes_that_quantize_activations_leave_what_decides_a_shape(mode: str) -> None:
+    text = """(float[7,1,32] x) => (int64[N] y, float[1,1,16] z) {
+        a, h = LSTM<hidden_size=16>(x, w, r) s = ReduceMax<keepdims=0>(h) n = Cast<to=7>(s)
+        y = Range(zero, n, one) b, z = LSTM<hidden_size=16>(x, w, r)
+    }"""
+    w, r = (RNG.normal(size=(1, 64, inputs)).astype(np.float32) for inputs in (32, 16))
+    graph = graph_of(text, 17, zero=np.array(0), one=np.array(1), w=w, r=r)
+    decided = {d.node: d for d in api.make_plan(graph, Recipe(target="ort-cpu", mode=mode)).decisions}
+    assert not decided["LSTM:a"].quantized
+    assert decided["LSTM:a"].reason == SHAPE
+    assert decided["LSTM:b"].quantized is (mode == "dynamic")

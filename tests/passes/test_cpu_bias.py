@@ -173,7 +173,8 @@ def test_kept_weights_with_scales_along_another_axis_are_left_alone(axis: int) -
 
 def test_a_kept_gemm_weight_with_scales_along_its_inputs_is_left_alone() -> None:
     text = f"(float[3,4] x) => (float[3,4] y) {{ {KEPT} wd = DequantizeLinear<axis=0>(w, ws) y = Gemm(xd, wd, b) }}"
-    weights = {"s": F32(0.02), "z": np.uint8(128), "ws": np.full(4, 0.1, F32), "w": np.ones((4, 4), np.int8)}
+    weights: dict[str, npt.ArrayLike] = {"s": F32(0.02), "z": np.uint8(128), "ws": np.full(4, 0.1, F32)}
+    weights["w"] = np.ones((4, 4), np.int8)
     graph = graph_of(text, 17, **weights, b=np.full(4, 1e9, F32))
     assert fit_weight_scales(graph) == round_biases(graph) == 0
 
