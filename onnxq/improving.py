@@ -227,9 +227,10 @@ def _refined(
     plan = ranges.plan(points)
     coded = partial(noise, points)
     rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, coded, monitor)
-    warn_if_far(least, monitor)
     found = replace(statistics, zero_points=points, rounding=rounding)
-    found = replace(found, spared=_spared(ranges, found, model, picked, judge, least, monitor))
+    floats, least = _spared(ranges, found, model, picked, judge, least, monitor)
+    warn_if_far(least, monitor)
+    found = replace(found, spared=floats)
     return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))
 
 
@@ -267,13 +268,13 @@ def _spared(
     judge: Judge,
     before: Noise,
     monitor: Monitor,
-) -> tuple[str, ...]:
-    """Names of the layers that stay in float; `before`: the noise with none."""
+) -> tuple[tuple[str, ...], Noise]:
+    """Names of the layers that stay in float, and the noise with these; `before`: the noise with none."""
     plain = ranges.plain
     target, recipe = get_target(plain.recipe.target), plain.recipe
     limit = target.float_share if recipe.float_share is None else recipe.float_share
     if not limit:
-        return ()
+        return (), before
     points, codes = statistics.zero_points, statistics.rounding
     chooser = Judge(model, picked.choosing[: max(CHOOSERS, len(picked.choosing) // 4)])
 
@@ -293,7 +294,8 @@ def _spared(
         lambda chosen: judge.noise(made(chosen), statistics.smoothing) if chosen else before,
     )
     trials = model.effort.spares, model.effort.trials
-    return nodes_of(spared(found, total, limit, noise, trials, monitor, price))
+    kept, least = spared(found, total, limit, noise, trials, monitor, price)
+    return nodes_of(kept), least
 
 
 def _shapes(plain: api.Prepared, feed: Feed) -> dict[str, tuple[int, ...]]:

@@ -49,23 +49,23 @@ def spared(
     trials: tuple[int, int],
     monitor: Monitor = QUIET,
     cost: Cost | None = None,
-) -> tuple[Group, ...]:
-    """The groups that stay in float, in the model's order; often none.
+) -> tuple[tuple[Group, ...], Noise]:
+    """The groups that stay in float, in the model's order, often none, and what judges see of the model with them.
 
     Args:
         groups: of quantized layers, in the model's order.
         total: multiply-accumulates of the model.
         limit: share of them that may stay in float, 0 to 1.
-        noise: on samples that choose, and on those that judge.
+        noise: on samples that choose, and on those that judge; that with none in float is known of the latter.
         trials: models that are run at most on the former, and on the latter.
         monitor: progress.
         cost: what groups cost in float, in multiply-accumulates, at least their own; None: no more than these.
     """
-    room = limit * total
+    judged, room = noise[1], limit * total
     price = cost or _macs
     possible = [g for g in groups if g.macs <= room]
     if not possible:
-        return ()
+        return (), judged(())
     monitor.stage("Looking for layers to leave in float", None)
     wanted: list[Unit] = []
     left = room
@@ -77,16 +77,15 @@ def spared(
             wanted.append(unit)
             left -= prices[unit]
     if not wanted:
-        return ()
-    judged = noise[1]
-    kept, _ = confirmed(
+        return (), judged(())
+    kept, least = confirmed(
         [wanted],
         lambda units: judged(_all(units)),
         lambda _, before, after: gains(before, after, PAYS_DB),
         trials[1],
     )
     chosen = _all(kept)
-    return tuple(g for g in groups if g in chosen)
+    return tuple(g for g in groups if g in chosen), least
 
 
 def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from noises import noise_of
 
 from onnxq import Recipe, RecipeError, StatisticsError, api, improving
 from onnxq.errors import ModelError
+from onnxq.improvement import judging
 from onnxq.improvement.sparing import LEAST, TIMES, costly, spared
 from onnxq.monitor import Monitor
 from onnxq.placement.groups import Group
@@ -66,8 +68,8 @@ def test_layers_that_gain_only_together_are_one_unit() -> None:
         return noise_of([1.0 - 0.6 * (set(pair) <= set(chosen)) - 0.3 * (groups[9] in chosen)] * 3)
 
     assert costly(groups, noise, trials=60) == pytest.approx({pair: 0.6, (groups[9],): 0.3})
-    assert spared(groups, 16, 0.2, (noise, noise), (60, 4)) == (*pair, groups[9])
-    assert spared(groups, 16, 0.1, (noise, noise), (60, 4)) == (groups[9],)  # no room for the pair
+    assert spared(groups, 16, 0.2, (noise, noise), (60, 4))[0] == (*pair, groups[9])
+    assert spared(groups, 16, 0.1, (noise, noise), (60, 4))[0] == (groups[9],)  # no room for the pair
 
 
 def test_no_more_models_are_run_than_allowed() -> None:
@@ -91,7 +93,9 @@ def choose(
         return lambda chosen: noise_of([1e-9 + sum(of) - sum(by_group[g] for g in chosen)] * 4)
 
     total = sum(g.macs for g in groups)
-    kept = spared(groups, total, limit, (left(noise), left(noise if judged is None else judged)), (100, 7))
+    judges = left(noise if judged is None else judged)
+    kept, least = spared(groups, total, limit, (left(noise), judges), (100, 7))
+    assert np.array_equal(least.first(4), judges(kept).first(4))
     return [g.name for g in kept]
 
 
@@ -139,7 +143,7 @@ def test_what_a_layer_costs_beside_its_work_counts() -> None:
         def cost(chosen: Sequence[Group]) -> float:
             return sum(price if g.name == dear else g.macs for g in chosen)
 
-        return [g.name for g in spared(groups, 1000, 0.05, (left, left), (100, 7), cost=cost)]
+        return [g.name for g in spared(groups, 1000, 0.05, (left, left), (100, 7), cost=cost)[0]]
 
     assert kept("g40", 10) == ["g3", "g40"]
     assert kept("g40", 45) == ["g3"]  # 3 goes first, being cheaper for its noise, and no room is left
@@ -186,6 +190,18 @@ def test_what_costs_most_for_its_work_stays_in_float() -> None:
     assert floats(plan) == [first]
     assert 0.95 <= plan.int8_share() < 1.0
     assert sqnr(graph, better, unseen) > sqnr(graph, all_int8, unseen) + 3
+
+
+def test_how_far_a_model_is_is_told_with_its_layers_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "FAR_DB", 100.0)  # of every model it is said
+
+    def told(recipe: Recipe) -> float:
+        said: list[str] = []
+        api.quantize(heavy_tailed(), samples(64, 0), recipe, Monitor(warn=said.append))
+        (found,) = re.findall(r"far from the float model: (\S+) dB", " ".join(said))
+        return float(found)
+
+    assert told(RECIPE) > told(replace(RECIPE, float_share=0.0)) + 3
 
 
 def test_only_efforts_above_fast_and_targets_that_say_so() -> None:
