@@ -58,6 +58,8 @@ class QuantizeWeights:
         else:
             found = weight_params(weight, point.axis, method, point.qtype or self.qtype)
         params = _in_dtype(found, weight.dtype)
+        if self._becomes_half(point):
+            params = _held_by(params, self.plan.float_type)
         name = point.tensor
         attributes = {"axis": point.axis} if point.axis is not None else None
         scale = graph.constant(f"{name}_scale", params.scale.astype(weight.dtype))
@@ -81,6 +83,11 @@ class QuantizeWeights:
             like=value,
         )
 
+    def _becomes_half(self, point: WeightPoint) -> bool:
+        """Whether the scale will be in half precision, with the nodes that read the weight."""
+        kept = self.plan.float32
+        return self.plan.float_type != "float32" and any(node not in kept for node, _ in point.uses)
+
 
 def _clipped(weight: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[Any]:
     """The weight inside the grid: QuantizeLinear knows no narrow type and would use its lowest code."""
@@ -98,3 +105,19 @@ def _in_dtype(params: QuantParams, dtype: np.dtype[Any]) -> QuantParams:
         return params
     stored = np.maximum(params.scale.astype(dtype), np.finfo(dtype).tiny).astype(np.float32)
     return QuantParams(stored, params.zero_point, params.qtype, params.axis)
+
+
+def _held_by(params: QuantParams, dtype: str) -> QuantParams:
+    """The parameters with scales that float16 or bfloat16 holds exactly, where it holds such small ones.
+
+    Codes, and the biases that make up for a zero point (W 1 c), are then those of the weights as they are read: a scale
+    rounded behind them would be off by up to 2^-12, in bfloat16 2^-9, which a large c turns into an error of the bias.
+    """
+    import ml_dtypes
+
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    with np.errstate(over="ignore"):  # a scale beyond the type stays what it is
+        narrow = params.scale.astype(kind).astype(np.float32)
+    smallest = np.finfo(np.float16 if dtype == "float16" else np.float32).tiny  # bfloat16 has float32's exponents
+    held = np.isfinite(narrow) & (params.scale >= smallest)
+    return QuantParams(np.where(held, narrow, params.scale), params.zero_point, params.qtype, params.axis)

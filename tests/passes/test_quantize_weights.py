@@ -166,6 +166,43 @@ def test_half_precision(form: str) -> None:
     assert (np.abs(got - weight.astype(np.float64)) <= 0.5 * scale * (1 + 127 * 2.0**-10)).all()
 
 
+def in_half(weight: Array, dtype: str, **float32: str) -> tuple[Array, Array]:
+    """Codes and scales of a weight whose layer is to be in half precision behind the pass, or by `float32` is not."""
+    graph = graph_of("(float[N,K] x) => (float[N,M] y) { y = MatMul(x, w) }", w=weight)
+    point = WeightPoint("w", (("MatMul:y", 1),), 1)
+    kept = {name.replace("_", ":"): why for name, why in float32.items()}
+    QuantizeWeights(Plan("tensorrt", {}, (point,), (), float_type=dtype, float32=kept), INT8_WEIGHT)(graph)
+    codes, scale = (graph.const(v) for v in graph.nodes[0].inputs[:2])
+    assert codes is not None
+    assert scale is not None
+    return codes, scale
+
+
+def test_a_layer_that_stays_in_float32_keeps_its_scales() -> None:
+    weight = floats(8, 5)
+    _, scale = in_half(weight, "float16", MatMul_y="overflows")
+    np.testing.assert_array_equal(scale, in_half(weight, "float32")[1])
+
+
+def test_scales_that_float16_cannot_hold_stay() -> None:
+    weight = floats(8, 2)
+    weight *= np.asarray([1e6, 2e-5], np.float32) * 127 / np.abs(weight).max(axis=0)
+    _, scale = in_half(weight, "float16")
+    np.testing.assert_array_equal(scale, in_half(weight, "float32")[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "bfloat16"]))
+def test_codes_are_of_the_scale_that_half_precision_holds(seed: int, dtype: str) -> None:
+    weight = np.random.default_rng(seed).normal(size=(6, 4)).astype(np.float32)
+    codes, scale = in_half(weight, dtype)
+    bits = 13 if dtype == "float16" else 16  # of float32's mantissa that are 0 in the type
+    assert not (scale.view(np.uint32) & ((1 << bits) - 1)).any()
+    wide = scale.astype(np.float64)
+    np.testing.assert_allclose(wide, np.abs(weight).max(axis=0) / 127, rtol=2.0 ** (bits - 24))
+    np.testing.assert_array_equal(codes, np.clip(np.rint(weight.astype(np.float64) / wide), -127, 127))
+
+
 def weights_in_both_forms(weight: Array, axis: int | None, method: Literal["absmax", "mse"]) -> tuple[Array, Array]:
     text = "(float[N,K] x) => (float[N,M] y, float[K,M] u) { y = MatMul(x, w) u = Identity(w) }"
     found = []
