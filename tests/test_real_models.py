@@ -196,7 +196,7 @@ def test_onnxq_check_finds_no_error_in_what_onnxq_writes(name: str, target: str,
         ("minilm/minilm", 0.1),
         ("resnet_small", 0.1),
         ("mobilenet_small", 0.3),  # 3 dB in float32: random weights
-        ("vit_small", 0.1),
+        ("vit_small", 0.3),  # random weights: 46 % of the error is the same for all inputs, so few roundings decide
         ("bert_small", 1.5),  # 56 dB in float32: there float16's own roundings, at 61 dB, begin to show
         # Of the following only few samples are run: so much is the luck of the roundings.
         ("silero/silero_vad_16k_op15", 0.2),
