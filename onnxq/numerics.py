@@ -122,6 +122,18 @@ def affine(
     return scale, np.clip(np.rint(qtype.qmin - low / scale), qtype.qmin, qtype.qmax)
 
 
+def held_by(scale: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    """Scales, of any shape, as float16 or bfloat16 holds them; those too small or too large for it stay.
+
+    Codes, and the biases that make up for a zero point (W 1 c), are then of the numbers as they are read: a scale
+    rounded behind them would be off by up to 2^-12, in bfloat16 2^-9, which a large c turns into an error of the bias.
+    """
+    with np.errstate(over="ignore"):  # beyond the type it becomes infinite
+        narrow = scale.astype(np.dtype(getattr(ml_dtypes, dtype, dtype))).astype(np.float32)
+    smallest = np.finfo(np.float16).tiny if dtype == "float16" else SMALLEST_SCALE  # bfloat16 has float32's exponents
+    return np.where(np.isfinite(narrow) & (scale >= smallest), narrow, scale)
+
+
 def params_from_range(lo: float, hi: float, qtype: QType) -> QuantParams:
     """Per-tensor parameters whose grid covers [lo, hi] and 0; the formulae are `affine`'s.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.exposing import why_hidden
+from onnxq.numerics import held_by
 from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns
 from onnxq.patterns.bounds import bound, bounds
@@ -81,16 +82,7 @@ def _rounded(point: Point, dtype: str) -> Point:
     """The point with its scale rounded to the type, so that every scale of its group is the same number in both."""
     if point.params is None or point.dtype != "float32":
         return point
-    with np.errstate(over="ignore"):  # a scale beyond the type becomes infinite, and is then not taken
-        narrow = point.params.scale.astype(_numpy_type(dtype)).astype(np.float32)
-    held = bool(np.isfinite(narrow)) and (dtype != "float16" or float(point.params.scale) >= SMALLEST_SCALE)
-    return replace(point, params=replace(point.params, scale=narrow)) if held else point
-
-
-def _numpy_type(dtype: str) -> np.dtype[np.generic]:
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    return replace(point, params=replace(point.params, scale=held_by(point.params.scale, dtype)))
 
 
 def probes(graph: Graph, plan: Plan) -> tuple[str, ...]:

@@ -5,12 +5,12 @@ The float weight stays for uses that read it in float, so a weight shared betwee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from onnxq.numerics import QuantParams, dequantize, params_from_range, quantize, weight_params
+from onnxq.numerics import QuantParams, dequantize, held_by, params_from_range, quantize, weight_params
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -59,7 +59,7 @@ class QuantizeWeights:
             found = weight_params(weight, point.axis, method, point.qtype or self.qtype)
         params = _in_dtype(found, weight.dtype)
         if self._becomes_half(point):
-            params = _held_by(params, self.plan.float_type)
+            params = replace(params, scale=held_by(params.scale, self.plan.float_type))
         name = point.tensor
         attributes = {"axis": point.axis} if point.axis is not None else None
         scale = graph.constant(f"{name}_scale", params.scale.astype(weight.dtype))
@@ -105,19 +105,3 @@ def _in_dtype(params: QuantParams, dtype: np.dtype[Any]) -> QuantParams:
         return params
     stored = np.maximum(params.scale.astype(dtype), np.finfo(dtype).tiny).astype(np.float32)
     return QuantParams(stored, params.zero_point, params.qtype, params.axis)
-
-
-def _held_by(params: QuantParams, dtype: str) -> QuantParams:
-    """The parameters with scales that float16 or bfloat16 holds exactly, where it holds such small ones.
-
-    Codes, and the biases that make up for a zero point (W 1 c), are then those of the weights as they are read: a scale
-    rounded behind them would be off by up to 2^-12, in bfloat16 2^-9, which a large c turns into an error of the bias.
-    """
-    import ml_dtypes
-
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    with np.errstate(over="ignore"):  # a scale beyond the type stays what it is
-        narrow = params.scale.astype(kind).astype(np.float32)
-    smallest = np.finfo(np.float16 if dtype == "float16" else np.float32).tiny  # bfloat16 has float32's exponents
-    held = np.isfinite(narrow) & (params.scale >= smallest)
-    return QuantParams(np.where(held, narrow, params.scale), params.zero_point, params.qtype, params.axis)
