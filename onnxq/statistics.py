@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import numpy.typing as npt
+
+    Part: TypeAlias = "Statistics | str | os.PathLike[str]"
 
 FORMAT = 1
 _SEEN_MODULUS = 2**64
@@ -238,7 +240,8 @@ class Statistics:
         }
         arrays = arrays_of(self.tensors, "") | arrays_of(self.unseen, "u")
         if self.bounds:
-            meta["bounds"] = [[n, _number(low), _number(high)] for n, (low, high) in sorted(self.bounds.items())]
+            ends = ((n, float(low).hex(), float(high).hex()) for n, (low, high) in self.bounds.items())
+            meta["bounds"] = sorted(map(list, ends))  # hex reads back bit for bit, infinities too
         if self.smoothing:
             meta["smoothing"] = sorted(self.smoothing)
             for index, (_, factor) in enumerate(sorted(self.smoothing.items(), key=_NAME)):
@@ -288,15 +291,15 @@ class Statistics:
         return found
 
 
-def merge(parts: Iterable[Statistics | str | os.PathLike[str]], monitor: Monitor = QUIET) -> Statistics:
-    """The sum of statistics or statistics files: the same, bit for bit, in any order. Equal parts count twice.
+def merge(parts: Iterable[Part] | Part, monitor: Monitor = QUIET) -> Statistics:
+    """The sum of statistics or statistics files, or one: the same, bit for bit, in any order. Equal parts count twice.
 
     Raises:
         StatisticsError: none given, or they do not belong together.
     """
     total: Statistics | None = None
     known: set[tuple[int, int]] = set()
-    for index, part in enumerate(parts):
+    for index, part in enumerate((parts,) if isinstance(parts, str | os.PathLike | Statistics) else parts):
         found = part if isinstance(part, Statistics) else Statistics.load(part)
         if (key := (found.seen, found.samples)) in known:
             monitor.warn(f"{index if part is found else part}: of the same samples as one before it, which count twice")
@@ -370,10 +373,6 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _stored(arrays: dict[str, Any], format_: str, shape: list[int], kinds: dict[str, str]) -> Stored:
     found = {part: arrays[part].view(np.dtype(getattr(ml_dtypes, kind, kind))) for part, kind in kinds.items()}
     return Stored(Format.parse(format_), (int(shape[0]), int(shape[1])), found)
-
-
-def _number(value: float) -> str:
-    return float(value).hex()  # reads back bit for bit, infinities too
 
 
 def _merge_bounds(

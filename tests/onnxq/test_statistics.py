@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from onnxq.errors import StatisticsError
 from onnxq.histogram import Histogram
-from onnxq.statistics import Statistics
+from onnxq.statistics import Statistics, merge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from onnxq.statistics import Part
 
 SIZES = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
 
@@ -159,3 +162,12 @@ def test_another_format_and_missing_parts(saved: Path) -> None:
     saved.write_bytes(good)
     rewritten(saved, meta=np.frombuffer(b"[]", np.uint8))
     refused(saved)
+
+
+@pytest.mark.parametrize("form", [str, lambda path: path, Statistics.load], ids=["str", "Path", "Statistics"])
+def test_one_file_is_no_sequence_of_letters(form: Callable[[Path], Part], tmp_path: Path) -> None:
+    one = Statistics("m", {"t": Histogram.of(np.ones(3, np.float32))}, 1, 7)
+    one.save(tmp_path / "s.npz")
+    assert merge(form(tmp_path / "s.npz")) == merge([form(tmp_path / "s.npz")]) == one
+    with pytest.raises(StatisticsError, match=r"^none\.npz is not a file"):
+        merge("none.npz")
