@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from onnxq.data.feeds import InputSpec
 
 
-def open_object(source: object, inputs: tuple[InputSpec, ...]) -> Source:
+def open_object(source: object, inputs: tuple[InputSpec, ...], name: str = "") -> Source:
     """An iterable of feeds, a callable that returns one, or an object with `get_next()` (and `rewind()`).
+
+    `name` is what messages call it; it may know a name of its own.
 
     Raises:
         DataError: the object is none of these. Reading raises it for a second pass over what gives only one.
     """
-    name = getattr(source, "__name__", type(source).__name__)
+    name = name or getattr(source, "__name__", type(source).__name__)
     get_next, rewind = getattr(source, "get_next", None), getattr(source, "rewind", None)
     start: Callable[[], Iterable[object]]
     if isinstance(source, Mapping | np.ndarray | bytes | type):

@@ -42,7 +42,7 @@ def open_script(text: str, inputs: tuple[InputSpec, ...]) -> Source:
         near = get_close_matches(wanted, names, n=1)
         hint = f"Did you mean {path}:{near[0]}?" if near else f"Define {wanted}() there, or name another: {path}:NAME."
         raise DataError(f"{path}: defines no {wanted!r}", hint)
-    source = open_object(names[wanted], inputs)
+    source = open_object(names[wanted], inputs, f"{path}:{wanted}")
 
     def read() -> Iterator[Sample]:
         try:

@@ -87,7 +87,7 @@ def load_metric(text: str) -> Metric:
         raise DataError(f"{path}: defines no {name!r}", hint)
     found = names[name]
     if not callable(found):
-        raise DataError(f"{path}: {name!r} is a {type(found).__name__}, not a function", CONTRACT)
+        raise DataError(f"{path}: {name!r} is of type {type(found).__name__}, not a function", CONTRACT)
     return Metric(text, found)
 
 

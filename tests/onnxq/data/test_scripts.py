@@ -36,8 +36,13 @@ def test_faulty_scripts_are_refused(tmp_path: Path) -> None:
     script.write_text("def load_date():\n    return 1\n")
     with fails(DataError, "s.py: defines no 'load_data'", "s.py:load_date?"):
         open_source(script, [X])
-    with fails(DataError, "load_date: gave a value of type int"):
+    with fails(DataError, f"{script}:load_date: gave a value of type int"):
         list(open_source(f"{script}:load_date", [X]))
+    script.write_text("load_data = 3\nmany = [3]\n")
+    with fails(DataError, f"{script}:load_data: is not an iterable of feeds", "a callable"):
+        open_source(script, [X])
+    with fails(DataError, f"{script}:many, sample 0: is of type int, not a mapping"):
+        list(open_source(f"{script}:many", [X]))
     script.write_text("import numpy\n1 / 0\n")
     with fails(DataError, "s.py, line 2: ZeroDivisionError: division by zero"):
         open_source(script, [X])

@@ -40,7 +40,7 @@ def mean(feeds: object, found: list[dict[str, np.ndarray]]) -> float:
         ("m.py", "not of the form script.py:function"),
         ("lost.py:f", "lost.py"),
         ("m.py:accurcy", "defines no 'accurcy'.*Did you mean .*:accuracy"),
-        ("m.py:LIMIT", "'LIMIT' is a int, not a function"),
+        ("m.py:LIMIT", "'LIMIT' is of type int, not a function"),
         ("bad.py:f", "ZeroDivisionError"),
     ],
 )
