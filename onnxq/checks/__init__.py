@@ -331,7 +331,7 @@ def check(
     if version is None:
         return Report(target, *ort_cuda.check(model, folder, shapes), sized=not build.open_inputs(model, shapes))
     # Without order there is no walking up and down the graph: only P34 speaks then.
-    disorder = next(validity.unsorted(model.graph), None)
+    disorder = next(validity.reads_ahead(model.graph), None)
     graphs = [build.surroundings(model, folder, version)]
     if disorder is None:
         graphs = list(build.graphs(model, folder, version, shapes))

@@ -160,8 +160,8 @@ def check(
     proto: ModelProto, base_dir: str, shapes: Shapes = build.NO_SHAPES
 ) -> tuple[tuple[Finding, ...], coverage.Summary]:
     """Findings of C1 to C7, errors first, and the shares of multiply-accumulates. The model is not changed."""
-    if next(validity.unsorted(proto.graph), None) is not None:
-        return (_disorder(),), coverage.Summary({}, {}, ())
+    if disorder := validity.unsorted(proto.graph):
+        return tuple(map(_disordered, disorder)), coverage.Summary({}, {}, ())
     # the index wants a version; no rule here asks for it
     graphs = list(build.graphs(proto, base_dir, TENSORRT_11, shapes))
     found = [
@@ -183,8 +183,8 @@ def has_kernel(model: Model, node: NodeProto) -> bool:
     return kernel_of(domain, node.op_type, _version(model, node), types, output) is not None
 
 
-def _disorder() -> Finding:
-    return Finding("C0", "E", "graph", "the nodes are in no order", "Export the model again.", "ONNX specification")
+def _disordered(b: Breach) -> Finding:
+    return Finding("C0", b.severity, b.where, b.message, "Export the model again.", "ONNX specification", b.op)
 
 
 def _version(model: Model, node: NodeProto) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
     from onnxq.checks.index import Model
 
@@ -30,7 +30,7 @@ def valid(model: Model) -> Iterator[Breach]:
     """
     if not model.main:
         return
-    disorder = list(unsorted(model.proto.graph))
+    disorder = unsorted(model.proto.graph)
     yield from disorder
     yield from _tensors(model)
     yield from _plugins(model.proto)
@@ -38,16 +38,39 @@ def valid(model: Model) -> Iterator[Breach]:
         yield from _checked(model.proto)
 
 
-def unsorted(graph: GraphProto, outer: tuple[AbstractSet[str], ...] = ()) -> Iterator[Breach]:
-    """Nodes that read what is not made before them: out of order, on a cycle, or made nowhere."""
+def unsorted(graph: GraphProto) -> list[Breach]:
+    """What is wrong with the order of nodes.
+
+    Of those that read what is made later, or on a cycle, the first, with how many they are, since sorting mends them
+    all; and each that reads what is made nowhere.
+    """
+    found = list(reads_ahead(graph))
+    late = [(node, name) for node, name, made in found if made]
+    lost = [error(node, f"reads {name}, which no node makes") for node, name, made in found if not made]
+    if not late:
+        return lost
+    (node, name), count = late[0], len({id(node) for node, _ in late})
+    which = f"this one, the first of {count}," if count > 1 else "this one"
+    text = f"the nodes are not in topological order: {which} reads {name}, which no earlier node makes"
+    return [error(node, text), *lost]
+
+
+def reads_ahead(
+    graph: GraphProto, outer: tuple[tuple[AbstractSet[str], AbstractSet[str]], ...] = ()
+) -> Iterator[tuple[NodeProto, str, bool]]:
+    """(node, tensor that it reads and nothing before it makes, whether anything makes it at all), in graph order.
+
+    `outer`: of the graphs around this one, (names known so far, names of all outputs).
+    """
     known = {t.name for t in graph.initializer} | {value.name for value in graph.input}
     known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    made = {name for node in graph.node for name in node.output}
     for node in graph.node:
         for name in filter(None, node.input):
-            if name not in known and not any(name in names for names in outer):
-                yield error(node, f"reads {name}, which no earlier node makes")
+            if name not in known and not any(name in names for names, _ in outer):
+                yield node, name, name in made or any(name in names for _, names in outer)
         for body in bodies(node):
-            yield from unsorted(body, (known, *outer))
+            yield from reads_ahead(body, ((known, made), *outer))
         known |= set(node.output)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxq.checks import build
+from onnxq.checks.finding import label
 from onnxq.checks.index import is_qdq
-from onnxq.checks.validity import unsorted
+from onnxq.checks.validity import reads_ahead
 from onnxq.checks.versions import get_version
 from onnxq.errors import ModelError
 from onnxq.graph import in_order
@@ -60,10 +61,11 @@ def take_stock(proto: ModelProto, base_dir: str = "", shapes: Shapes = build.NO_
     Raises:
         ModelError: its nodes form a cycle, or read what nothing makes.
     """
-    if any(unsorted(proto.graph)):
+    if any(reads_ahead(proto.graph)):
         proto = in_order(proto)
-    if lost := next(unsorted(proto.graph), None):
-        raise ModelError(f"node {lost.where!r} {lost.message}", "Export the model again.")
+    if lost := next(reads_ahead(proto.graph), None):
+        node, name, _ = lost
+        raise ModelError(f"node {label(node)!r} reads {name}, which no earlier node makes", "Export the model again.")
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     others = stand_ins(metadata)
     shapes = {**shapes, **{tensor: shapes[name] for tensor, name in others.items() if name in shapes}}

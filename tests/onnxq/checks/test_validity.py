@@ -27,13 +27,16 @@ def test_valid_models_pass(body: str) -> None:
     assert said(model(body)) == {}
 
 
-def test_unsorted_nodes_are_named_and_nothing_else_is_said() -> None:
+def test_of_unsorted_nodes_the_first_is_named_and_nothing_else_is_said() -> None:
     proto = model(f"{pair('d', 'x')} c = Conv(d, w) y = Relu(c)")
     nodes = list(reversed(proto.graph.node))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    assert set(said(proto)) == {"y", "c", "d"}
-    assert {f.id for f in check(proto).findings} == {"P34"}
+    first = "the nodes are not in topological order: this one, the first of 3, reads c, which no earlier node makes"
+    assert said(proto) == {"y": first}
+    assert [f.id for f in check(proto).findings] == ["P34"]
+    (found,) = check(proto, "ort-cuda").findings
+    assert (found.id, found.where, found.message) == ("C0", "y", first)
     assert check(proto).summary.macs == {}
 
 
@@ -51,7 +54,12 @@ def test_an_input_without_a_rank_is_named_and_the_rest_is_checked() -> None:
 def test_a_cycle_ends() -> None:
     proto = model("t = Identity(x) y = Identity(t)")
     proto.graph.node[0].input[0] = "y"
-    assert said(proto) == {"t": "reads y, which no earlier node makes"}
+    assert said(proto) == {"t": "the nodes are not in topological order: this one reads y, which no earlier node makes"}
+
+
+def test_each_node_that_reads_what_is_made_nowhere_is_named() -> None:
+    proto = model("t = Identity(u) y = Add(t, v)")
+    assert said(proto) == {"t": "reads u, which no node makes", "y": "reads v, which no node makes"}
 
 
 def test_a_body_may_read_what_is_around_it_and_nothing_else() -> None:
