@@ -41,7 +41,7 @@ def fallback(target: Target) -> str:
 def advised(part: Graph, target: Target, mode: str) -> dict[str, str]:
     """Node -> why it stays in float unless a rule asks for it, for reasons that lie around the node."""
     found = logarithms(part) | spectra(part) if mode == "static" and not target.every_tensor else {}
-    if (mode in ("static", "dynamic") or target.placement == "tensorrt") and not target.every_tensor:
+    if (mode != "float" or target.placement == "tensorrt") and not target.every_tensor:
         found |= shaping(part)
     if part.body is not None and target.placement == "tensorrt":
         found |= {n.name or "": UNASKED for n in part.nodes}

@@ -138,6 +138,25 @@ def test_a_rule_has_the_last_word() -> None:
     assert all(d.quantized for d in plan.decisions if d.op_type == "Conv")
 
 
+@pytest.mark.parametrize("target", ["ort-cpu", "ort-cuda"])
+@pytest.mark.parametrize(
+    ("outside", "inside"), [(f"{LARGEST} {WHOLE}", ""), (LARGEST, WHOLE), ("", f"{LARGEST} {WHOLE}")]
+)
+def test_weights_of_what_decides_a_shape_stay_as_they_are_in_mode_weight_only(
+    target: str, outside: str, inside: str
+) -> None:
+    graph = branching(outside, inside)
+    feeds = [{"x": RNG.normal(size=(64, 64)).astype(np.float32), "q": np.array(i % 4 > 0)} for i in range(8)]
+    recipe = Recipe(target=target, mode="weight-only", weight_bits=4, block_size=32, high_precision="fp32")
+    made, plan = api.quantize(graph, None, recipe, QUIET)
+    decided = {d.node: d for d in plan.decisions if d.op_type == "MatMul"}
+    assert {node: d.quantized for node, d in decided.items()} == {"MatMul:a": False, "MatMul:z": True}
+    assert decided["MatMul:a"].reason == SHAPE
+    assert [run(made, feed)[0].shape for feed in feeds] == [run(graph, feed)[0].shape for feed in feeds]
+    asked = Recipe(target=target, mode="weight-only", rules=(Rule(ops=("MatMul",), quantize=True),))
+    assert all(d.quantized for d in api.make_plan(graph, asked).decisions if d.op_type == "MatMul")
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_modes_that_quantize_activations_leave_what_decides_a_shape(mode: str) -> None:
     text = """(float[7,1,32] x) => (int64[N] y, float[1,1,16] z) {
