@@ -12,6 +12,7 @@ from onnxq.errors import DataError, StatisticsError
 from onnxq.histogram import Histogram
 from onnxq.numerics import INT8, params_from_range
 from onnxq.patterns.products import SOFTMAX
+from onnxq.plan import FEW_STEPS, Narrow
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 _CLIPPING_BY_CHOICE = ("auto", "entropy")  # they would clip a protected tensor without being told to
 
-
-_FEW_STEPS = 16  # a sixteenth of the range: 3 bits and the sign are left
 
 CACHED = "calibration cache"
 """What stands as calibrator where a range came from one."""
@@ -54,7 +53,7 @@ def resolve(
         StatisticsError: a tensor of the plan was not observed and has no scale in the cache.
         DataError: a tensor held no finite value.
     """
-    notes = list(plan.notes)
+    notes, narrow = list(plan.notes), list(plan.narrow)
     if cache is not None:
         notes += _cache_notes(plan, cache, target, measured=statistics is not None)
         if recipe.effort != "fast":
@@ -81,14 +80,14 @@ def resolve(
                     text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                     notes.append(f"{members[0].tensor}: {text}")
                 found = make_calibrator(name, recipe.percentile, behind)(histogram, grid)
-                notes += _small_members(measured, seen, found)
+                narrow += _small_members(measured, seen, found)
             if known is not None:
                 known[key] = found
         found = _inside(_covering(found, members), members)
         params = params_from_range(*found, grid)
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
-    resolved = replace(plan, points=ordered, notes=tuple(notes))
+    resolved = replace(plan, points=ordered, notes=tuple(notes), narrow=tuple(narrow))
     return resolved if statistics is None else widened(resolved, statistics.widening)
 
 
@@ -267,35 +266,13 @@ def _groups(plan: Plan) -> list[list[Point]]:
     return list(groups.values())
 
 
-def _small_members(members: Sequence[Point], tensors: Mapping[str, Histogram], found: Range) -> list[str]:
-    """A note on the member of a group that suffers most from its scale, when that leaves it fewer than 8 steps.
-
-    A range n times as wide as needed costs 20 log10 n dB: the step grows by n, and with it the error.
-    """
+def _small_members(members: Sequence[Point], tensors: Mapping[str, Histogram], found: Range) -> list[Narrow]:
+    """The member of a group that suffers most from its scale, when that leaves it fewer than 8 steps."""
     widest = max(-found[0], found[1])
     members = [p for p in members if p.range is None]
     least = min(members, key=lambda p: tensors[p.observe].amax or widest)
     amax = tensors[least.observe].amax
-    if not 0.0 < amax * _FEW_STEPS < widest:
-        return []
-    steps = f"{127 * amax / widest:.2g} of 127 steps"
-    return [f"{least.tensor}{_SHARES} {widest / amax:.3g} times as wide and keeps {steps}. {_ALONE}"]
-
-
-def told(notes: Sequence[str]) -> tuple[str, ...]:
-    """The notes of a plan as warnings: those on small members of groups are one, of which the plan has the details."""
-    names = [note.split(_SHARES)[0] for note in notes if _SHARES in note]
-    if len(names) <= _NAMED:
-        return tuple(notes)
-    few = f"share a scale with tensors of a range over {_FEW_STEPS} times as wide and keep fewer than 8 of 127 steps"
-    named = f"{', '.join(names[:_NAMED])}, ... (the plan has them all)"
-    return (*(note for note in notes if _SHARES not in note), f"{len(names)} tensors {few}: {named}. {_ALONE}")
-
-
-_SHARES = ": shares a scale with tensors of a range"
-_ALONE = "A rule that excludes what joins them gives it a scale of its own"
-_NAMED = 3
-"""Small members that are named in warnings."""
+    return [Narrow(least.tensor, widest / amax)] if 0.0 < amax * FEW_STEPS < widest else []
 
 
 # -- from a cache ----------------------------------------------------------------------------------------------

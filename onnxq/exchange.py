@@ -58,7 +58,7 @@ def make_cache(
     target = get_target(recipe.target)
     plan = settled(ready.graph, ready.plan, statistics.met, target, recipe)
     plan = resolve(plan, statistics, recipe, replace(target, activation=INT8))
-    for note in plan.notes:
+    for note in plan.warnings:
         monitor.warn(note)
     bounded = {str(v.name) for v in ready.graph.values() if ready.graph.producer(v, *BOUNDED) is not None}
     seen = statistics.ranges if recipe.calibrator == "minmax" else statistics.tensors

@@ -122,6 +122,34 @@ class Decision:
         return self.number if self.quantized else self.dtype
 
 
+FEW_STEPS = 16
+"""A range more than so many times as wide as a tensor's own leaves it 3 bits and the sign."""
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A tensor that keeps few steps of a scale that it shares.
+
+    A range n times as wide as needed costs 20 log10 n dB: the step grows by n, and with it the error.
+
+    Attributes:
+        tensor: its name.
+        times: how many times as wide as its own the range is.
+    """
+
+    tensor: str
+    times: float
+
+    def __str__(self) -> str:
+        keeps = f"{self.times:.3g} times as wide and keeps {127 / self.times:.2g} of 127 steps"
+        return f"{self.tensor}: shares a scale with tensors of a range {keeps}. {_ALONE}"
+
+
+_ALONE = "A rule that excludes what joins them gives it a scale of its own"
+_NAMED = 3
+"""Narrow tensors that are named in a warning."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The whole plan.
@@ -134,6 +162,7 @@ class Plan:
         kept: tensors that were quantized in the model already.
         joins: (node, input index, tensor): uses that join a pair the model already has.
         notes: what the user should know.
+        narrow: the tensors that keep few steps of a scale that they share.
         probes: tensors that are observed only to see whether they fit the floating-point type.
         float_type: numpy's name of the type of what is not quantized.
         float32: node name -> why it stays in float32 when that type is another.
@@ -141,7 +170,7 @@ class Plan:
         modes: body ("If_0/then_branch") -> its mode where that is another.
         budget: how the recipe's budget was kept, and what went back to float for it; None without one.
         interface: the inputs and outputs that are integers, once carried out.
-        remarks: what was done that is worth knowing, and no reason to look; the notes are warnings.
+        remarks: what was done that is worth knowing, and no reason to look.
     """
 
     target: str
@@ -151,6 +180,7 @@ class Plan:
     kept: tuple[str, ...] = ()
     joins: tuple[tuple[str, int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    narrow: tuple[Narrow, ...] = ()
     probes: tuple[str, ...] = ()
     float_type: str = "float32"
     float32: Mapping[str, str] = field(default_factory=dict)
@@ -174,6 +204,15 @@ class Plan:
     def skipped(self) -> dict[str, str]:
         """Node name -> why it stays in float."""
         return {d.node: d.reason for d in self.decisions if not d.quantized}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should be told, many narrow tensors as one, of which the plan has the details."""
+        if len(self.narrow) <= _NAMED:
+            return (*self.notes, *map(str, self.narrow))
+        few = f"share a scale with tensors of a range over {FEW_STEPS} times as wide and keep fewer than 8 of 127 steps"
+        named = f"{', '.join(one.tensor for one in self.narrow[:_NAMED])}, ... (the plan has them all)"
+        return (*self.notes, f"{len(self.narrow)} tensors {few}: {named}. {_ALONE}")
 
     @property
     def macs(self) -> int:
@@ -227,7 +266,7 @@ class Plan:
                 for d in self.decisions
             },
             "already_quantized": list(self.kept),
-            "notes": [*self.notes, *self.remarks],
+            "notes": [*self.notes, *map(str, self.narrow), *self.remarks],
             **({"interface": _interface_dict(self.interface)} if self.interface else {}),
         } | ({"budget": self.budget.to_dict()} if self.budget else {})
 

@@ -168,8 +168,8 @@ def _why_none(plan: Plan) -> str:
 
 
 def _told(graph: Graph, plan: Plan, monitor: Monitor) -> Graph:
-    """The graph, after the notes of its plan, which no trial has told."""
-    for note in plan.notes:
+    """The graph, after the warnings of its plan, which no trial has told."""
+    for note in plan.warnings:
         monitor.warn(note)
     return graph
 
