@@ -26,7 +26,7 @@ from onnxq.planning import SPARED, Prepared, activations, drafted, lacking, plan
 from onnxq.precision import with_float_types
 from onnxq.recipe import Recipe
 from onnxq.relay import collect_within
-from onnxq.schemes import backend
+from onnxq.schemes import backend, held_in
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.weights import chosen_weights, needs_data
 
@@ -352,6 +352,6 @@ def export(graph: Graph, path: str | os.PathLike[str], texts: Mapping[Path, str]
     return files.save(graph, path, check=True, texts=texts)
 
 
-def default_output(model: Path) -> Path:
-    """`<name>.int8.onnx` in the current folder: the model's own folder is left as it is."""
-    return Path(f"{model.stem}.int8.onnx")
+def default_output(model: Path, recipe: Recipe = DEFAULT) -> Path:
+    """`<name>.int8.onnx`, or what else it holds, in the current folder: the model's own folder is left as it is."""
+    return Path(f"{model.stem}.{held_in(recipe)}.onnx")

@@ -84,7 +84,12 @@ for command in (
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @one_file("--data", help="Calibration data: folder, .npz, .npy, .tar, .parquet, .json, script.py[:load], random:N.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: <name>.int8.onnx here].")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Output file [default: here, <name>.int8.onnx, .int4.onnx, .fp16.onnx ... by what it holds].",
+)
 @one_file("--statistics", "statistics_file", help="Statistics from `onnxq calibrate`, in place of --data.")
 @one_file("--calibration-cache", "cache_file", help="TensorRT's calib.cache: its scales win over the data's.")
 @one_file("--eval-data", help="Held-back data to judge a budget on. [default: a quarter of --data]")
@@ -115,7 +120,7 @@ def quantize(
         from onnxq.weights import needs_data
 
     recipe, watch = _recipe(options), Watch()
-    output = output or api.default_output(model)
+    output = output or api.default_output(model, recipe)
     plan_file = _plan_of(output)
     _refuse(
         {

@@ -252,7 +252,7 @@ class Plan:
         return f"Its weighted operators stay in float: {reasons}."
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain values, for `<name>.int8.plan.json`."""
+        """The plan as plain values, for `<output>.plan.json`."""
         return {
             "target": self.target,
             "mode": self.mode,

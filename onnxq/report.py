@@ -105,7 +105,7 @@ def _usual(weighted: Sequence[Decision]) -> str:
 
 
 def plan_json(plan: Plan, recipe: Recipe, statistics: Statistics | None) -> str:
-    """The plan with what it was made from, for `<name>.int8.plan.json`. The same run gives the same text."""
+    """The plan with what it was made from, for `<output>.plan.json`. The same run gives the same text."""
     seen = (
         {"samples": statistics.samples, "digest": f"{statistics.seen:016x}", "model": statistics.model}
         if statistics is not None

@@ -135,6 +135,21 @@ def weight_format(recipe: Recipe, target: Target) -> Format:
     return Format(f"int{bits}", "channel" if size is None else "block", size)
 
 
+def held_in(recipe: Recipe) -> str:
+    """The type that a model is known by: that of its weights where no rule says otherwise, of mode float that of all.
+
+    Of mode auto, which chooses by the model, int8.
+    """
+    target, activations = get_target(recipe.target), parsed(recipe.activations, "activations")
+    if recipe.mode == "float":
+        return recipe.high_precision or target.high_precision
+    if recipe.mode == "auto":
+        return "int8"
+    if recipe.weights is None and activations is not None and activations.type in PARTNERS:
+        return PARTNERS[activations.type][0]
+    return weight_format(recipe, target).type
+
+
 def node_weights(recipe: Recipe, target: Target, name: str, op_type: str) -> Format:
     """How the weight of a node is stored: the last rule that says so, else the recipe."""
     said = parsed(recipe.rule_value(name, op_type, "weights"))

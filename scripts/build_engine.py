@@ -54,7 +54,7 @@ def quantized(model: Path, data: str | None, target: str, out: Path) -> tuple[Pa
     ready = api.prepared(model, recipe, monitor)
     statistics = api.measured(ready, data, monitor)
     graph, plan = api.lowered(ready, statistics, monitor)
-    path = out / api.default_output(model)
+    path = out / api.default_output(model, recipe)
     api.export(graph, path)
     print(f"wrote {path}: {plan.int8_share():.1%} of the multiply-accumulates in int8, for {target}")
     return path, input_specs(graph), {} if statistics is None else statistics.shapes

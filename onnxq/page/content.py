@@ -131,7 +131,7 @@ class Known:
     """What is known beside the quantized model, as far as it is.
 
     Attributes:
-        plan: the plan as `<name>.int8.plan.json` has it.
+        plan: the plan as `<output>.plan.json` has it.
         histograms: tensor -> histogram of its values in the float model.
         measured: on what the errors were measured, as a sentence.
     """

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import graph_of
+from onnx import TensorProto
 
 from onnxq import cli, files
 from onnxq.cli_options import BUDGET, READING
@@ -185,6 +186,31 @@ def test_data_beside_the_model_is_taken_and_said(here: Path, onnxq: Callable[...
     assert "m.npz, found beside the model" in run.err
     assert onnxq("quantize", MODEL, "--data", DATA, "-o", "b.onnx").status == 0
     assert (here / "m.int8.onnx").read_bytes() == (here / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "held", "stored"),
+    [
+        (("--mode", "weight-only"), "int8", TensorProto.INT8),
+        (("--mode", "weight-only", "--weight-bits", "4", "--block-size", "32"), "int4", TensorProto.INT4),
+        (("--weights", "uint8", "--target", "ort-cpu"), "uint8", TensorProto.UINT8),
+        (("--weights", "nf4", "--target", "ort-cpu"), "nf4", TensorProto.UINT4),
+        (("--mode", "float"), "fp16", TensorProto.FLOAT16),
+        (("--mode", "float", "--high-precision", "bf16"), "bf16", TensorProto.BFLOAT16),
+        (("--weights", "fp16", "--target", "ort-cpu"), "fp16", TensorProto.FLOAT16),
+        (("--activations", "fp8e4m3", "--effort", "fast"), "fp8e4m3", TensorProto.FLOAT8E4M3FN),
+        (("--activations", "int16", "--effort", "fast", "--target", "ort-cpu"), "int8", TensorProto.INT8),
+        (("--mode", "dynamic", "--target", "ort-cpu"), "int8", TensorProto.INT8),
+        (("--mode", "auto", "--target", "ort-cuda", "--effort", "fast"), "int8", TensorProto.INT8),
+    ],
+)
+def test_a_file_is_named_after_what_it_holds(
+    here: Path, onnxq: Callable[..., Run], options: tuple[str, ...], held: str, stored: int
+) -> None:
+    run = onnxq("quantize", MODEL, "--data", DATA, *options)
+    assert (run.status, f"wrote m.{held}.onnx" in run.out) == (0, True), run.err
+    assert {p.name for p in here.iterdir()} == {f"m.{held}.onnx", f"m.{held}.plan.json"}
+    assert stored in {tensor.data_type for tensor in onnx.load(f"m.{held}.onnx").graph.initializer if tensor.dims}
 
 
 def test_without_data_the_weights_alone_and_loudly(here: Path, onnxq: Callable[..., Run]) -> None:
