@@ -17,11 +17,11 @@ import onnxq
 from onnxq import cli_search, cli_statistics, cli_views
 from onnxq.cli_options import importing, one_file, resumable
 from onnxq.cli_options import paths as _paths
+from onnxq.cli_options import placing_options as _placing_options
 from onnxq.cli_options import recipe as _recipe
 from onnxq.cli_options import recipe_options as _recipe_options
 from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
-from onnxq.cli_options import unjudged_options as _unjudged_options
 from onnxq.errors import OnnxqError, OutputError, RecipeError, what_failed
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def quantize(
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-@_unjudged_options
+@_placing_options
 @_talk_options
 def plan(
     model: Path,

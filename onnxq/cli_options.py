@@ -36,6 +36,15 @@ READING = frozenset(("providers", "custom_ops", "labels", "max_samples", "skip_b
 """Fields of the recipe that say how data is read and a model run: all that a command heeds which quantizes nothing."""
 
 
+PLACING = frozenset(("target", "mode", "weights", "activations", "weight_bits", "block_size", "high_precision"))
+PLACING |= {"io_types", "shapes", "custom_ops", "providers"}
+"""Fields that say what is quantized: all that a command heeds which has no data. Providers run custom operators."""
+
+
+RANGING = PLACING - {"shapes"} | {"calibrator", "percentile"}
+"""Fields that say of what ranges are asked, and which: of a command that has statistics and writes no model."""
+
+
 def reading_options(command: Callable[..., None]) -> Callable[..., None]:
     """The recipe's flags of `READING`, over --recipe."""
     return _recipe_file(_field_flags(command, READING))
@@ -43,14 +52,32 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def unjudged_options(command: Callable[..., None]) -> Callable[..., None]:
     """The recipe's flags without those of a budget, for commands that judge nothing. A recipe file may hold one."""
-    return recipe_options(command, BUDGET)
+    return _with_rules(command, _fields() - BUDGET)
 
 
-def recipe_options(command: Callable[..., None], without: Collection[str] = ()) -> Callable[..., None]:
-    """The recipe's flags, one for each of its plain fields, over --recipe."""
+def placing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The recipe's flags of `PLACING`, and those of rules. A recipe file may hold others."""
+    return _with_rules(command, PLACING)
+
+
+def ranging_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The recipe's flags of `RANGING`, and those of rules. A recipe file may hold others."""
+    return _with_rules(command, RANGING)
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The recipe's flags, one for each of its plain fields, and those of rules, over --recipe."""
+    return _with_rules(command, _fields())
+
+
+def _fields() -> set[str]:
     from onnxq.recipe import Recipe
 
-    command = _field_flags(command, {f.name for f in dataclasses.fields(Recipe)} - set(without))
+    return {f.name for f in dataclasses.fields(Recipe)}
+
+
+def _with_rules(command: Callable[..., None], names: Collection[str]) -> Callable[..., None]:
+    command = _field_flags(command, names)
     command = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave nodes of these names in float.")(
         command
     )
@@ -85,7 +112,13 @@ def _field_flags(command: Callable[..., None], names: Collection[str]) -> Callab
 
 def talk_options(command: Callable[..., None]) -> Callable[..., None]:
     """How much is said: -v and -q."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Say more: nodes, and where time went.")(command)
+    return quiet_option(
+        click.option("-v", "--verbose", is_flag=True, help="Say more: nodes, and where time went.")(command)
+    )
+
+
+def quiet_option(command: Callable[..., None]) -> Callable[..., None]:
+    """-q, of commands that have no more to say."""
     return click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(command)
 
 
@@ -96,8 +129,7 @@ def recipe(options: dict[str, Any]) -> Recipe:
     base = Recipe.from_toml(options["recipe_file"]) if options["recipe_file"] else Recipe()
     rules = tuple(Rule(nodes=glob, quantize=False) for glob in options.get("exclude", ()))
     rules += tuple(Rule(ops=(op,), quantize=False) for op in options.get("exclude_op", ()))
-    names = {f.name for f in dataclasses.fields(Recipe)}
-    given = {name: value for name, value in options.items() if name in names and value is not None}
+    given = {name: value for name, value in options.items() if name in _fields() and value is not None}
     made = dataclasses.replace(base, rules=base.rules + rules, **given)
     if "percentile" in given and "percentile" not in (made.calibrator, *(rule.calibrator for rule in made.rules)):
         raise click.UsageError(f"--percentile is for --calibrator percentile; {made.calibrator} would not heed it")

@@ -15,6 +15,8 @@ from onnxq.cli_options import (
     named,
     one_file,
     paths,
+    quiet_option,
+    ranging_options,
     resumable,
     resume_option,
     talk_options,
@@ -70,7 +72,7 @@ def calibrate(
 @click.command()
 @click.argument("statistics", nargs=-1, required=True, metavar="STATISTICS...", callback=named)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Statistics file (.npz) to write.")
-@talk_options
+@quiet_option
 def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
     """Add up statistics files of one model, in any order."""
     from onnxq import files
@@ -91,8 +93,8 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
 @click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
 @click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")
 @click.option("--layout", type=click.Choice(["tensorrt", "ort"]), default="tensorrt", show_default=True)
-@unjudged_options
-@talk_options
+@ranging_options
+@quiet_option
 def export_cache(
     model: Path,
     statistics_file: str,
@@ -125,7 +127,7 @@ def export_cache(
 @click.command("export-scales")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
-@talk_options
+@quiet_option
 def export_scales(model: Path, output: Path, **options: Any) -> None:
     """Write the scales of a quantized MODEL, from any tool, as JSON that a fine-tuning run can start from."""
     from onnxq import files

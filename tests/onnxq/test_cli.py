@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,7 @@ from graphs import graph_of
 from onnx import TensorProto
 
 from onnxq import cli, files
-from onnxq.cli_options import BUDGET, READING
 from onnxq.errors import OutputError
-from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -531,20 +529,6 @@ def test_external_data_of_a_large_output(
 
 
 # --- help, and a real process --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", ["quantize", "calibrate", "plan", "compare", "sensitivity"])
-def test_help_names_every_option(onnxq: Callable[..., Run], command: str) -> None:
-    run = onnxq(command, "--help")
-    assert run.status == 0
-    for field in fields(Recipe):
-        heeded = field.name in READING if command == "compare" else field.name not in BUDGET or command == "quantize"
-        if field.name != "rules" and not heeded:  # what it would not heed it does not take
-            assert onnxq(command, "m.onnx", f"--{field.name.replace('_', '-')}", "1").status == 2
-        elif field.name != "rules":
-            assert f"--{field.name.replace('_', '-')}" in run.out
-    for flag in ("--recipe", "--quiet", "--verbose", *(() if command == "compare" else ("--exclude", "--exclude-op"))):
-        assert flag in run.out
 
 
 def test_help_and_version(onnxq: Callable[..., Run]) -> None:
