@@ -25,11 +25,8 @@ _FINE = (0.03, 0.02, 0.01, -0.01, -0.02, -0.03)
 """Moves of a weight's clipping value that are tried, as fractions of max|w|: first all, then around the best."""
 
 
-FLOAT8: dict[str, tuple[Any, int]] = {
-    "float8_e4m3fn": (ml_dtypes.float8_e4m3fn, 448),
-    "float8_e5m2": (ml_dtypes.float8_e5m2, 57344),
-}
-"""Name of a float8 type -> (numpy's type, largest finite number)."""
+FLOAT8 = {"float8_e4m3fn": 448, "float8_e5m2": 57344}
+"""Name of a float8 type -> its largest finite number."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class QType:
     @property
     def stored(self) -> np.dtype[Any]:
         """The stored type."""
-        return np.dtype(FLOAT8[self.dtype][0] if self.floating else self.dtype)
+        return numpy_type(self.dtype)
 
     @property
     def signed(self) -> bool:
@@ -74,7 +71,7 @@ class QType:
     def qmax(self) -> int:
         """Highest code."""
         if self.floating:
-            return FLOAT8[self.dtype][1]
+            return FLOAT8[self.dtype]
         return self.limit if self.limit is not None else int(np.iinfo(self.dtype).max)
 
 
@@ -122,6 +119,11 @@ def affine(
     return scale, np.clip(np.rint(qtype.qmin - low / scale), qtype.qmin, qtype.qmax)
 
 
+def numpy_type(name: str) -> np.dtype[Any]:
+    """The type of this name: numpy itself does not know bfloat16, float8 and those of few bits."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
 def held_by(scale: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     """Scales, of any shape, as float16 or bfloat16 holds them; those too small or too large for it stay.
 
@@ -129,7 +131,7 @@ def held_by(scale: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     rounded behind them would be off by up to 2^-12, in bfloat16 2^-9, which a large c turns into an error of the bias.
     """
     with np.errstate(over="ignore"):  # beyond the type it becomes infinite
-        narrow = scale.astype(np.dtype(getattr(ml_dtypes, dtype, dtype))).astype(np.float32)
+        narrow = scale.astype(numpy_type(dtype)).astype(np.float32)
     smallest = np.finfo(np.float16).tiny if dtype == "float16" else SMALLEST_SCALE  # bfloat16 has float32's exponents
     return np.where(np.isfinite(narrow) & (scale >= smallest), narrow, scale)
 

@@ -11,7 +11,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import ml_dtypes
 import numpy as np
 
 from onnxq.errors import StatisticsError
@@ -19,6 +18,7 @@ from onnxq.formats import Format
 from onnxq.formats.stored import Stored
 from onnxq.histogram import Histogram, arrays_of
 from onnxq.monitor import QUIET, Monitor
+from onnxq.numerics import numpy_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -371,7 +371,7 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _stored(arrays: dict[str, Any], format_: str, shape: list[int], kinds: dict[str, str]) -> Stored:
-    found = {part: arrays[part].view(np.dtype(getattr(ml_dtypes, kind, kind))) for part, kind in kinds.items()}
+    found = {part: arrays[part].view(numpy_type(kind)) for part, kind in kinds.items()}
     return Stored(Format.parse(format_), (int(shape[0]), int(shape[1])), found)
 
 

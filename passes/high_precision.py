@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.checks.dtypes import NUMBERS
+from onnxq.numerics import numpy_type
 from onnxq.patterns.chains import MASKING, masks
 from onnxq.patterns.islands import islands
 from onnxq.schemas import Slots, slots
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
-
-FLOAT = 1  # TensorProto.FLOAT, as Cast's attribute has it
-CODES = {"float16": 10, "bfloat16": 16}
 
 FILL = -32752.0
 """What finite numbers below float16's range become. They fill masks; two masks may be added and stay finite."""
@@ -102,7 +101,7 @@ class _Work:
         if id(node) in self.islands or _needs_float32(self.graph, node) or not self._typed(node, found):
             return False
         if node.op_type == "Cast":
-            return bool(self.graph.attribute(node, "to") == FLOAT) and not self._is_float(node.inputs[0])
+            return bool(self.graph.attribute(node, "to") == NUMBERS["float32"]) and not self._is_float(node.inputs[0])
         floats = [i for i, v in enumerate(node.outputs) if self._is_float(v) and (v.uses() or v.is_graph_output())]
         return all(found.gives(i) for i in floats) and (bool(floats) or self._reads_half(node, found))
 
@@ -139,7 +138,7 @@ class _Work:
 
     def _convert_cast(self, node: Node) -> None:
         """An integer cast to float is cast to the type directly."""
-        self.graph.set_attribute(node, "to", CODES[self.dtype])
+        self.graph.set_attribute(node, "to", NUMBERS[self.dtype])
         self._mark(node.outputs[0])
         self.count += 1
 
@@ -201,9 +200,7 @@ class _Work:
         if self.dtype == "float16":
             # Below the smallest normal number the type loses digits and backends may flush to zero.
             return np.asarray(np.clip(array, np.finfo(np.float16).tiny, np.finfo(np.float16).max), np.float16)
-        import ml_dtypes
-
-        return np.asarray(array, ml_dtypes.bfloat16)
+        return np.asarray(array, numpy_type(self.dtype))
 
     def _read(self, node: Node, index: int, value: Value, *, half: bool) -> None:
         """Let the node read the value in the wanted type."""
@@ -227,9 +224,7 @@ class _Work:
             held = np.where(np.isfinite(array) & (array < np.finfo(np.float16).min), FILL, array)
             held = np.where(np.isfinite(held), np.minimum(held, np.finfo(np.float16).max), held)
             return np.asarray(held, np.float16)
-        import ml_dtypes
-
-        return np.asarray(array, ml_dtypes.bfloat16)
+        return np.asarray(array, numpy_type(self.dtype))
 
     def _constant(self, name: str, array: npt.NDArray[Any], *, half: bool) -> Value:
         made = self.graph.constant(name, array)
@@ -243,7 +238,7 @@ class _Work:
         if dequantize is not None and self.graph.is_const(dequantize.inputs[1]):
             made = self._dequantized_again(dequantize, value, kind)
         else:
-            to = CODES[self.dtype] if half else FLOAT
+            to = NUMBERS[kind]
             # Behind a model input the first reader may stand anywhere; behind a producer the Cast stands right there.
             place = before if value.producer() is None else None
             if half and self.dtype == "float16" and self._is_mask(value):

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.checks.dtypes import FLOAT, NUMBERS
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
 
 ALIGNED = 32
-CODES = {"float32": 1, "float16": 10}  # TensorProto's numbers of the types
-FLOAT32 = 1
+FLOATS = ("float32", "float16")
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -52,7 +53,7 @@ class _Work:
 
     def rewrite(self, node: Node) -> bool:
         """Replace the node if its operands and form allow it."""
-        if node.domain or self.graph.dtype(node.outputs[0]) not in CODES:
+        if node.domain or self.graph.dtype(node.outputs[0]) not in FLOATS:
             return False
         a, b = self.codes(node.inputs[0]), self.codes(node.inputs[1])
         array = None if b is None else self.graph.const(b.value)
@@ -125,12 +126,12 @@ class _Work:
         """Int32 to the type of the node's output: Cast, Mul in float32, Cast, and the padding cut off."""
         graph, name = self.graph, str(node.outputs[0].name)
         factors = np.pad(scale, (0, -columns % ALIGNED)).astype(np.float32)
-        real = self._step(node, "Cast", [product], f"{name}_real", "float32", to=FLOAT32)
+        real = self._step(node, "Cast", [product], f"{name}_real", "float32", to=FLOAT)
         factor = graph.constant(f"{name}_scales", factors)
         real = self._step(node, "Mul", [real, factor], f"{name}_scaled", "float32")
         kind = str(graph.dtype(node.outputs[0]))
         if kind != "float32":
-            real = self._step(node, "Cast", [real], f"{name}_{kind}", kind, to=CODES[kind])
+            real = self._step(node, "Cast", [real], f"{name}_{kind}", kind, to=NUMBERS[kind])
         if columns % ALIGNED:
             bounds = [graph.constant(f"{name}_{what}", np.array([at])) for what, at in (("from", 0), ("to", columns))]
             axis = graph.constant(f"{name}_axis", np.array([-1]))

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.checks.dtypes import BFLOAT16, FLOAT, FLOAT16
+from onnxq.checks.dtypes import FLOAT, NUMBERS
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
 
-HALVES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
-"""Numpy's name -> TensorProto's number, as attributes have it."""
+HALVES = {name: number for name, number in NUMBERS.items() if name != "float32"}
 
 _NUMBERS = ("to", "dtype", "output_dtype", "output_datatype")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")

@@ -8,7 +8,10 @@ from __future__ import annotations
 FLOAT, UINT8, INT8, INT32, FLOAT16, BFLOAT16 = 1, 2, 3, 6, 10, 16
 FLOAT8E4M3FN, INT4, FLOAT4E2M1 = 17, 22, 23
 
-FLOATS = frozenset({FLOAT, FLOAT16, BFLOAT16})
+NUMBERS = {"float32": FLOAT, "float16": FLOAT16, "bfloat16": BFLOAT16}
+"""Numpy's name of a float type -> its number, as attributes of nodes have it."""
+
+FLOATS = frozenset(NUMBERS.values())
 HALVES = FLOATS - {FLOAT}
 FOUR_BITS = frozenset({INT4, FLOAT4E2M1})
 QTYPES = FOUR_BITS | {INT8, FLOAT8E4M3FN}

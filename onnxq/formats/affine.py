@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import ml_dtypes
 import numpy as np
 
 from onnxq.blocks import LARGEST, quantize_blocks
 from onnxq.formats.grid import Grid
 from onnxq.formats.stored import Stored, from_blocks, in_blocks, narrowed
+from onnxq.numerics import numpy_type
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -101,7 +101,7 @@ def _nearest(format_: Format, x: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     low, high = _limits(format_)
     clipped = np.clip(x, low, high)
     if format_.type.startswith("fp8"):
-        return clipped.astype(getattr(ml_dtypes, format_.kind.stored)).astype(np.float64)
+        return clipped.astype(numpy_type(format_.kind.stored)).astype(np.float64)
     return np.rint(clipped)
 
 
@@ -164,7 +164,7 @@ def _shared(values: npt.NDArray[Any], format_: Format) -> npt.NDArray[Any]:
 def _stored(
     format_: Format, codes: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any] | None
 ) -> Stored:
-    kind = np.dtype(getattr(ml_dtypes, format_.kind.stored, format_.kind.stored))
+    kind = numpy_type(format_.kind.stored)
     zeros = np.zeros(np.shape(scale)) if zero_point is None else np.asarray(zero_point)
     # Two roundings, to float32 and to float8, would not be one: the codes come in float64.
     stored = np.ascontiguousarray(codes).astype(kind)

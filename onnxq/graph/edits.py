@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir  # noqa: TID251  this is the wall
 from onnx_ir.passes import common as ir_passes  # noqa: TID251  this is the wall
 
 from onnxq.graph.normal import bodies
+from onnxq.numerics import numpy_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableSequence, Sequence
@@ -66,8 +66,8 @@ def extract(model: ir.Model, graph: ir.Graph, values: Sequence[ir.Value]) -> ir.
 
 
 def tensor_type(dtype: str) -> ir.TensorType:
-    """The tensor type of numpy's name of an element type; bfloat16 too, which numpy itself does not know."""
-    return ir.TensorType(ir.DataType.from_numpy(np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)))
+    """The tensor type of numpy's name of an element type."""
+    return ir.TensorType(ir.DataType.from_numpy(numpy_type(dtype)))
 
 
 def sequence_type(dtype: str) -> ir.SequenceType:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 from check_graphs import CONV, const, io, model, pair
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from real_models import DIGITS
 
 import onnxq
 from onnxq.checks import CHECKS, check, dtypes, text
 from onnxq.checks.versions import VERSIONS, get_version
+from onnxq.numerics import FLOAT8, numpy_type
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,12 @@ def test_element_types_are_those_of_onnx() -> None:
     named = {name: value for name, value in vars(dtypes).items() if isinstance(value, int)}
     assert named == {name: TensorProto.DataType.Value(name) for name in named}
     assert len(named) == 9
+    # both ways, by onnx's own table
+    assert {n: helper.np_dtype_to_tensor_dtype(numpy_type(n)) for n in dtypes.NUMBERS} == dtypes.NUMBERS
+    for name in ("int8", "uint4", "int2", *FLOAT8):
+        assert helper.np_dtype_to_tensor_dtype(numpy_type(name)) == TensorProto.DataType.Value(
+            name.upper().replace("_", "")
+        )
 
 
 def test_the_public_function_takes_all_kinds_of_models(tmp_path: Path) -> None:
