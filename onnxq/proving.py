@@ -57,8 +57,6 @@ def prove(
     sizes = parse_shapes(shapes) if shapes else None
     graph = load(model)
     _refuse_too_new(graph)
-    for given in (model, reference):
-        _refuse_format(given)
     specs = input_specs(with_float_ends(graph))
     if preprocess:
         specs = with_preprocess(specs, preprocess)
@@ -67,7 +65,12 @@ def prove(
     with Scratch() as folder:
         compared = None if reference is None else _on_disk(reference, folder / "float.onnx")
         quantized = _on_disk(model, folder / "quantized.onnx")
-        return proof.prove(quantized, own, provider=PROVIDER_OF[target], reference=compared, floats=feed)
+        try:
+            return proof.prove(quantized, own, provider=PROVIDER_OF[target], reference=compared, floats=feed)
+        except ModelError:
+            for given in (model, reference):  # a version too new is looked for after the fact: it takes parsing
+                _refuse_format(given)
+            raise
 
 
 def _refuse_too_new(graph: Graph) -> None:

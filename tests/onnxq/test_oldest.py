@@ -89,3 +89,10 @@ def test_a_file_in_a_format_too_new_is_refused_by_its_name(place: str, tmp_path:
     assert not runtime.reads_format(99)
     assert runtime.reads_format(8)
     assert proving.prove(load(files[place])).nodes  # in memory it has the version that is written
+
+
+def test_a_file_that_runs_is_not_parsed_for_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "read", lambda path: pytest.fail(f"{path} is parsed once more"))
+    for name in ("model", "reference"):
+        graph_of(RELU).save(tmp_path / f"{name}.onnx")
+    assert proving.prove(tmp_path / "model.onnx", reference=tmp_path / "reference.onnx").nodes
