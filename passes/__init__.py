@@ -217,12 +217,13 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
 def _lower_cuda(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
     if not plan.points and not plan.joins:
         return _lower_weights(plan, target, recipe)  # without data
-    *pairs, unused = _lower_qdq(_without_blocks(plan), target, recipe)
+    *pairs, implied, unused = _lower_qdq(_without_blocks(plan), target, recipe)
     return (
         *pairs,
         integer_products,  # behind the change of the float type: the accumulators of a product stay in float32
         move_codes,  # what is moved to a product is moved as int8
         QuantizeTables(plan, recipe.weight_range),  # likewise, so that its scales have the type of its rows
+        implied,  # of the pairs that the products left over: those read zero points
         unused,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from graphs import graph_of
 from optimized import operators
 from real_models import DIGITS, cached
 
@@ -40,6 +41,20 @@ def has_kernels(graph: Graph) -> float:
 
 def counts(graph: Graph) -> Counter[str]:
     return Counter(n.op_type for n in graph.nodes)
+
+
+@pytest.mark.parametrize("opset", [17, 19, 20, 21, 23, 25])
+def test_products_are_integers_in_every_opset(opset: int) -> None:
+    rng = np.random.default_rng(opset)
+    weights = {name: (rng.normal(size=(64, 64)) / 8).astype(np.float32) for name in ("v", "w")}
+    text = "(float[8,64] x) => (float[8,64] y) { a = MatMul(x, v) b = Relu(a) y = MatMul(b, w) }"
+    model = graph_of(text, opset, **weights)
+    feeds = [{"x": rng.normal(size=(8, 64)).astype(np.float32)} for _ in range(16)]
+    graph, _ = onnxq.quantize(model, feeds, CUDA)
+    assert counts(graph)["MatMulInteger"] == 2
+    assert counts(graph)["DequantizeLinear"] == 0
+    (error,) = onnxq.compare(model, graph, feeds).errors
+    assert error.sqnr_db > 30
 
 
 def test_digits() -> None:
