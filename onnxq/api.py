@@ -18,7 +18,7 @@ from onnxq.intake import Model, checked, given_shapes, load, open_data, unknown_
 from onnxq.interface import ports
 from onnxq.monitor import QUIET, Monitor
 from onnxq.parts import HERE, Running
-from onnxq.passes import integer_interface, lower, share_weights, weight_grid
+from onnxq.passes import finish, lower, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
 from onnxq.placement.zero_points import with_zero_points
@@ -330,7 +330,7 @@ def lowered(
     for part, share in reversed(tuple(shares)):  # inner ones first: they know what they read by its name of now
         inside = ready.recipe if part.body is None else replace(ready.recipe, io_types="float32")
         pipeline.run(part, lower(share, target, inside, chosen))
-    pipeline.run(graph, (share_weights, *((integer_interface,) if integer else ())))
+    pipeline.run(graph, finish(target, interface=integer))
     return graph, replace(plan, interface=ports(graph))
 
 

@@ -38,6 +38,7 @@ from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.integer_interface import integer_interface
 from onnxq.passes.integer_products import integer_products
 from onnxq.passes.loop_weights import loop_weights
+from onnxq.passes.lower_opset import lower_opset
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.move_codes import move_codes
 from onnxq.passes.narrow_weights import NarrowWeights
@@ -79,6 +80,7 @@ __all__ = [
     "RaiseOpset",
     "Smooth",
     "SplitOutliers",
+    "finish",
     "fold_affine",
     "fold_batch_norm",
     "fold_constants",
@@ -149,6 +151,21 @@ def lower(plan: Plan, target: Target, recipe: Recipe, chosen: Mapping[str, Store
     return (
         NarrowWeights(replace(plan, weights=narrow), recipe.weight_range, float4=target.float4),
         *lowering(rest, target, recipe),
+    )
+
+
+def finish(target: Target, *, interface: bool = False) -> tuple[Pass, ...]:
+    """What is done to the written model as a whole, bodies included.
+
+    Args:
+        target: what it is for.
+        interface: whether its inputs and outputs are to be codes.
+    """
+    return (
+        share_weights,
+        *((integer_interface,) if interface else ()),
+        # last, since they look at what is written; a Flatten that the operator set still lacks a kernel of
+        *((lower_opset, Everywhere(flatten_to_reshape)) if target.placement == "ort-cuda" else ()),
     )
 
 
@@ -240,7 +257,6 @@ def _lower_weights(
     return (
         NarrowWeights(plan, recipe.weight_range, chosen or {}, recipe.format == "qoperator", target.float4),
         *((split_gemms,) if target.placement != "tensorrt" else ()),  # or ONNX Runtime widens their weights
-        *((flatten_to_reshape,) if target.placement == "ort-cuda" else ()),  # or the CPU takes them
         QuantizeWeights(replace(plan, weights=others), target.weight, recipe.weight_range, "dq"),
         *((half,) if plan.float_type != "float32" else ()),  # the scales take its type
         QuantizeTables(plan, recipe.weight_range),

@@ -46,6 +46,7 @@ def _insert(graph: Graph, point: Point, value: Value, nodes: dict[str, Node]) ->
     scale = graph.constant(f"{name}_scale", scale_array)
     zero_point = graph.constant(f"{name}_zero_point", point.params.zero_point)
     quantized = graph.add("QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantized")
+    graph.retype(quantized, point.params.zero_point.dtype.name)
     real = graph.add("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_dequantized", like=value)
     graph.replace_uses(value, real, [(nodes[node], index) for node, index in point.uses])
     if point.output:

@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "schemas",
         "executed",
         "rescaling",
+        "restated",
         "forms",
         "exposing",
         "checkpoint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -55,6 +56,62 @@ def test_products_are_integers_in_every_opset(opset: int) -> None:
     assert counts(graph)["DequantizeLinear"] == 0
     (error,) = onnxq.compare(model, graph, feeds).errors
     assert error.sqnr_db > 30
+
+
+LOSING = {
+    "Pad": "x = Pad(r, p) z = Slice(x, from, to, axis)",
+    "Flatten": "x = Flatten<axis=2>(r) z = Reshape(x, shape)",
+    "MaxPool": "z = MaxPool<kernel_shape=[3,3],pads=[1,1,1,1]>(r)",
+    "GlobalAveragePool": "x = GlobalAveragePool(r) z = Sub(r, x)",
+    "ReduceMax": "x = ReduceMax(r, axis) z = Sub(r, x)",
+    "ConstantOfShape": "s = Shape(r) x = ConstantOfShape(s) z = Add(r, x)",
+    "Softplus": "z = Softplus(r)",
+    "If": """c = ReduceSum<keepdims=0>(r) d = Greater(c, limit)
+        z = If(d) <then_branch = t () => (b) { b = Sin(r) }, else_branch = e () => (b) { b = Flatten(r) }>""",
+}
+"""Operators that lose their kernels at some opset from 19 to 25, between products."""
+
+
+@pytest.mark.parametrize("mode", ["static", "weight-only", "float"])
+@pytest.mark.parametrize("opset", [18, 19, 22, 23, 25])
+@pytest.mark.parametrize("op", LOSING)
+def test_every_node_has_a_kernel_in_every_opset(op: str, opset: int, mode: str) -> None:
+    graph, quality = between_products(LOSING[op], opset, mode)
+    has_kernels(graph)
+    assert graph.opset in (18, 19)
+    assert quality > 25
+
+
+def test_what_keeps_a_late_opset_has_pairs_of_onnx_runtime() -> None:
+    """RMSNormalization came with opset 23, from which on ONNX's pairs have no kernel."""
+    graph, quality = between_products("z = RMSNormalization(r, ones)", 25, "weight-only")
+    has_kernels(graph)
+    assert graph.opset == 23
+    assert quality > 25
+    assert {n.domain for n in graph.nodes if n.op_type == "DequantizeLinear"} == {"com.microsoft"}
+
+
+def between_products(nodes: str, opset: int, mode: str) -> tuple[Graph, float]:
+    """A model with the nodes between its two products, quantized in float16, and its SQNR in dB."""
+    rng = np.random.default_rng(0)
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "p": np.array([0, 0, 1, 0, 0, 0, 0, 0]),
+        "from": np.array([1]),
+        "to": np.array([17]),
+        "axis": np.array([2]),
+        "shape": np.array([1, 8, 16, 64]),
+        "limit": np.array(0, np.float32),
+        "ones": np.ones(64, np.float32),
+    }
+    used = {name: array for name, array in constants.items() if name in re.findall(r"\w+", nodes)}
+    used |= {name: (rng.normal(size=(64, 64)) / 8).astype(np.float32) for name in ("v", "w")}
+    text = f"(float[1,8,16,64] i) => (float[1,8,16,64] y) {{ m = MatMul(i, v) r = Relu(m) {nodes} y = MatMul(z, w) }}"
+    model = graph_of(text, opset, **used)
+    feeds = [{"i": rng.normal(size=(1, 8, 16, 64)).astype(np.float32)} for _ in range(8)]
+    recipe = onnxq.Recipe(target="ort-cuda", effort="fast", mode=mode, high_precision="fp16")
+    graph, _ = onnxq.quantize(model, feeds if mode == "static" else None, recipe)
+    (error,) = onnxq.compare(model, graph, feeds).errors
+    return graph, error.sqnr_db
 
 
 def test_digits() -> None:

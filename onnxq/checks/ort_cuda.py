@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.checks import build, coverage, validity
 from onnxq.checks.finding import Breach, Finding, error, note, warning
-from onnxq.checks.index import CONTRIB, CONVS, DQ, WEIGHTED, integer, is_onnx, is_qdq
-from onnxq.checks.ort_cuda_kernels import ABSENT, DOCUMENT, KERNELS, kernel_of
+from onnxq.checks.index import CONVS, DQ, WEIGHTED, integer, is_onnx, is_qdq
+from onnxq.checks.ort_cuda_kernels import ABSENT, DOCUMENT, KERNELS, lack
 from onnxq.checks.versions import TENSORRT_11
 from onnxq.operators import RECURRENT
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 ALIGNED = 32
 PRODUCTS = frozenset({"MatMul", "Gemm"})
-_ANYWHERE = frozenset({"Constant", "If", "Loop", "Scan"})  # constants become weights; bodies are looked into
-_SHAPES = frozenset({"int64", "int32", "bool", ""})
 _SMALLEST_BLOCK = 16
 
 
@@ -43,20 +41,19 @@ def absent(model: Model) -> Iterator[Breach]:
 def kernels(model: Model) -> Iterator[Breach]:
     """Every node has a CUDA kernel for its version and types (I for integers of shapes, which belong on the CPU)."""
     for node in model.nodes:
-        if node.op_type in ABSENT or (node.op_type in _ANYWHERE and is_onnx(node)) or has_kernel(model, node):
-            continue
-        kinds = [_type(model, name) for name in (*node.input, *node.output) if name]
-        said = ", ".join(dict.fromkeys(k for k in kinds if k)) or "unknown types"
         domain = "" if is_onnx(node) else node.domain
+        inputs, outputs = ([_type(model, name) for name in side] for side in (node.input, node.output))
+        missed = lack(domain, node.op_type, _version(model, node), tuple(inputs), tuple(outputs))
+        said = ", ".join(dict.fromkeys(filter(None, (*inputs, *outputs)))) or "unknown types"
         if (domain, node.op_type) not in KERNELS:
             text = f"{node.op_type} is in no row of the table of CUDA kernels"
         else:
             text = f"{node.op_type} of version {_version(model, node)} on {said} has no CUDA kernel"
-        if all(kind in _SHAPES for kind in kinds):
+        if missed == "I":
             yield note(node, f"{text}; integers of shapes are the CPU's business")
-        elif (domain, node.op_type) not in KERNELS:
+        elif missed == "W":
             yield warning(node, text)
-        else:
+        elif missed == "E":
             yield error(node, f"{text} and falls to the CPU provider")
 
 
@@ -173,16 +170,6 @@ def check(
     return tuple(sorted(found, key=lambda f: "EWI".index(f.severity))), _summary(graphs)
 
 
-def has_kernel(model: Model, node: NodeProto) -> bool:
-    """Whether the table has a kernel for the node; unknown types fit."""
-    domain = "" if is_onnx(node) else node.domain
-    types = tuple(_type(model, name) for name in node.input)
-    output = _type(model, node.output[0]) if node.output else ""
-    if domain == "" and node.op_type in ("Cast", "ConstantOfShape"):
-        output = ""  # any type
-    return kernel_of(domain, node.op_type, _version(model, node), types, output) is not None
-
-
 def _disordered(b: Breach) -> Finding:
     return Finding("C0", b.severity, b.where, b.message, "Export the model again.", "ONNX specification", b.op)
 
@@ -235,5 +222,5 @@ def _precision(model: Model, node: NodeProto) -> str | None:
 
 def _narrow(model: Model, node: NodeProto) -> bool:
     maker: Any = model.producers.get(node.input[1])
-    fuses = maker is not None and is_qdq(maker) and maker.op_type == DQ and maker.domain != CONTRIB
+    fuses = maker is not None and is_qdq(maker) and maker.op_type == DQ  # ONNX Runtime's own DequantizeLinear too
     return fuses and model.dequantizer(node.input[0]) is None and why_apart(model, node, maker) is None

@@ -51,6 +51,7 @@ _STORED = _EIGHT | {"int4", "uint4", "float8e4m3fn", "float8e5m2"}
 _INDEX = frozenset({"int32", "int64"})
 _HALF = frozenset({"float32", "float16"})
 _BOOL = frozenset({"bool"})
+_SHAPES = frozenset({"int64", "int32", "bool", ""})
 _ARITHMETIC = (Kernel(7, 12, FLOATS | WIDE), _open(13, FLOATS_BF | WIDE), _open(14, FLOATS_BF | INTEGERS))
 _COMPARE = FLOATS | WIDE
 _UNARY = (Kernel(6, 12, FLOATS), _open(13, FLOATS))
@@ -63,7 +64,7 @@ KERNELS: dict[tuple[str, str], tuple[Kernel, ...]] = {
     **{("", op): _ARITHMETIC for op in ("Add", "Sub", "Mul", "Div")},
     **{("", op): _UNARY_BF for op in ("Erf", "Exp", "Sqrt", "Tanh", "Sigmoid")},
     **{("", op): _UNARY for op in ("Log", "Reciprocal", "Floor", "Ceil")},
-    **{("", op): _REDUCE for op in ("ReduceMean", "ReduceMax", "ReduceProd", "ReduceL1", "ReduceL2")},
+    **{("", op): _REDUCE for op in ("ReduceMean", "ReduceProd", "ReduceL1", "ReduceL2")},
     **{("", op): (_open(7, _BOOL),) for op in ("And", "Or", "Xor")},
     **{("", op): (_open(1, FLOATS),) for op in ("GlobalAveragePool", "GlobalMaxPool", "Softplus", "Softsign")},
     **{("", op): (_open(6, FLOATS),) for op in ("Elu", "Selu", "InstanceNormalization")},
@@ -86,7 +87,12 @@ KERNELS: dict[tuple[str, str], tuple[Kernel, ...]] = {
     ("", "Min"): (_open(12, FLOATS_BF | WIDE), _open(13, FLOATS_BF | WIDE)),
     ("", "Sum"): (Kernel(8, 12, FLOATS_BF), _open(13, FLOATS_BF)),
     ("", "ReduceSum"): (Kernel(1, 12, FLOATS | _INDEX), _open(13, FLOATS_BF | _INDEX)),
-    ("", "ReduceSumSquare"): (Kernel(1, 17, FLOATS), _open(18, FLOATS)),
+    ("", "ReduceMax"): (Kernel(1, 17, FLOATS | _INDEX), _open(18, FLOATS | _INDEX)),
+    ("", "ReduceMin"): tuple(Kernel(a, 18 if a == 18 else 17, FLOATS | _INDEX | _EIGHT) for a in (1, 18)),
+    **{
+        ("", op): (Kernel(1, 17, FLOATS), _open(18, FLOATS))
+        for op in ("ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp")
+    },
     ("", "Relu"): (Kernel(6, 12, FLOATS), _open(13, FLOATS_BF), _open(14, FLOATS_BF)),
     ("", "LeakyRelu"): (Kernel(6, 15, FLOATS), _open(16, FLOATS)),
     ("", "PRelu"): (Kernel(9, 15, FLOATS), _open(16, FLOATS)),
@@ -146,19 +152,43 @@ KERNELS: dict[tuple[str, str], tuple[Kernel, ...]] = {
     ("", "Equal"): (_open(11, _COMPARE | _BOOL, output=_BOOL), _open(13, _COMPARE | _BOOL, output=_BOOL)),
     ("", "Not"): (_open(1, _BOOL),),
     ("", "IsNaN"): (
-        _open(9, FLOATS, output=_BOOL),
-        _open(13, FLOATS_BF, output=_BOOL),
+        Kernel(9, 12, FLOATS, output=_BOOL),
+        Kernel(13, 19, FLOATS_BF, output=_BOOL),
+        _open(20, FLOATS_BF, output=_BOOL),
+    ),
+    ("", "IsInf"): (
+        Kernel(10, 19, frozenset({"float32", "double"}), output=_BOOL),
         _open(20, FLOATS_BF, output=_BOOL),
     ),
     ("", "Range"): (_open(11, frozenset({"float32", "double", "int16", "int32", "int64"})),),
     ("", "ConstantOfShape"): (_open(9, frozenset({"int64"}), output=ANY),),
     ("", "CumSum"): (_open(14, FLOATS | WIDE),),
-    ("", "ArgMax"): (_open(12, FLOATS, output=frozenset({"int64"})), _open(13, FLOATS, output=frozenset({"int64"}))),
+    **{("", op): tuple(_open(v, FLOATS, output=frozenset({"int64"})) for v in (12, 13)) for op in ("ArgMax", "ArgMin")},
     ("", "TopK"): (_open(11, FLOATS | _INDEX),),
     ("", "GatherElements"): (Kernel(11, 12, ANY), _open(13, ANY)),
     ("", "GatherND"): (_open(13, FLOATS_BF | _BOOL | {"int64"}),),
     ("", "ScatterND"): (Kernel(11, 15, ANY), Kernel(16, 17, ANY), _open(18, ANY)),
+    ("", "ScatterElements"): (Kernel(11, 12, ANY), Kernel(13, 15, ANY), Kernel(16, 17, ANY), _open(18, ANY)),
+    ("", "GridSample"): (_open(16, frozenset({"float32"})),),
+    ("", "Attention"): (_open(23, _HALF | {"bfloat16"}),),
+    ("", "RotaryEmbedding"): (_open(23, _HALF | {"bfloat16"}),),
     ("", "Trilu"): (_open(14, ANY),),
+    ("", "Round"): (_open(11, FLOATS),),
+    ("", "Sign"): (_open(13, FLOATS_BF | INTEGERS),),
+    ("", "Mod"): (Kernel(10, 12, FLOATS | WIDE), _open(13, FLOATS_BF | WIDE)),
+    ("", "LRN"): (Kernel(1, 12, FLOATS), _open(13, FLOATS)),
+    ("", "ThresholdedRelu"): (_open(10, FLOATS),),
+    ("", "OneHot"): (_open(11, _INDEX, output=_HALF | {"int64"}),),
+    ("", "NonZero"): tuple(
+        Kernel(a, b, _HALF | _INDEX | _BOOL | {"uint8"}, output=frozenset({"int64"})) for a, b in ((9, 12), (13, 13))
+    ),
+    ("", "Dropout"): (Kernel(10, 11, FLOATS), _open(12, FLOATS), _open(13, FLOATS_BF)),
+    # of what they hand on any type will do; their bodies are looked at like the main graph
+    ("", "If"): tuple(Kernel(a, b, _BOOL, output=ANY) for a, b in ((1, 10), (11, 12), (13, 18), (19, 19))),
+    ("", "Loop"): tuple(
+        Kernel(a, b, frozenset({"int64"}), output=ANY) for a, b in ((1, 10), (11, 12), (13, 18), (19, 19))
+    ),
+    ("", "Scan"): tuple(Kernel(a, b, ANY, output=ANY) for a, b in ((9, 10), (11, 15), (16, 18), (19, 19))),
     ("com.microsoft", "QuantizeLinear"): (_open(1, frozenset({"float16"}), output=_EIGHT),),
     ("com.microsoft", "DequantizeLinear"): (
         _open(1, _EIGHT, others=((1, frozenset({"float16"})),), output=frozenset({"float16"})),
@@ -184,7 +214,10 @@ KERNELS: dict[tuple[str, str], tuple[Kernel, ...]] = {
         ("com.microsoft", op): (_open(1, FLOATS_BF),)
         for op in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "FusedMatMul", "MultiHeadAttention", "Attention")
     },
-    ("com.microsoft", "SkipLayerNormalization"): (_open(1, _HALF | {"bfloat16"}),),
+    **{
+        ("com.microsoft", op): (_open(1, _HALF | {"bfloat16"}),)
+        for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding")
+    },
 }
 """(Domain, operator) -> its kernels."""
 
@@ -231,3 +264,24 @@ def kernel_of(domain: str, op: str, version: int, types: tuple[str, ...], output
         if kernel.first <= version <= kernel.last and all(not kind or kind in allowed for kind, allowed in asked):
             return kernel
     return None
+
+
+def lack(domain: str, op: str, version: int, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> str:
+    """What a node misses: "" nothing, else how grave it is as a severity of `Finding`.
+
+    "E": a kernel of its version and types; "W": a row in the table; "I": either, of integers of shapes, which belong
+    on the CPU. Constants become weights, and of `ABSENT` another rule speaks.
+
+    Args:
+        domain: "" for ONNX's own.
+        op: operator.
+        version: of the operator.
+        inputs: names of the element types; empty for one that is not known.
+        outputs: likewise.
+    """
+    output = "" if domain == "" and op in ("Cast", "ConstantOfShape") else (*outputs, "")[0]  # those give any type
+    if op in ABSENT or (domain, op) == ("", "Constant") or kernel_of(domain, op, version, inputs, output) is not None:
+        return ""
+    if all(kind in _SHAPES for kind in (*inputs, *outputs)):
+        return "I"
+    return "E" if (domain, op) in KERNELS else "W"

@@ -184,9 +184,7 @@ class Graph:
 
     def scalar(self, value: Value | None) -> float | None:
         """The number held by a one-element weight, else None."""
-        if not self.is_const(value) or self.size(value) != 1:
-            return None
-        array = self.const(value)
+        array = self.const(value) if self.size(value) == 1 else None
         return None if array is None else float(array.reshape(-1)[0])
 
     def shape(self, value: Value | None) -> tuple[Dim, ...] | None:
@@ -387,6 +385,10 @@ class Graph:
     def infer_shapes(self, inputs: Mapping[str, Sequence[int]] = MappingProxyType({})) -> None:
         """Fill in types and shapes, given those of some inputs, as far as onnx gets; the rest stays unknown."""
         convert.infer_shapes(self._model, inputs)
+
+    def restate_opset(self, version: int) -> None:
+        """Import another version of the default domain, in which the nodes as they are mean the same."""
+        self._model.opset_imports[""] = version
 
     def convert_opset(self, version: int) -> None:
         """Rewrite the model for another default-domain opset with onnx's version converter.
