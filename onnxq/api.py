@@ -286,7 +286,9 @@ def carried_out(
     if statistics is not None and statistics.ranges and statistics.samples <= FEW:
         said = "one sample" if statistics.samples == 1 else f"{statistics.samples} samples"
         monitor.warn(f"calibrated on only {said}: other data may lie outside these ranges; 100 to 500 are usual")
-    return (*lowered(ready, statistics, monitor, cache), statistics)
+    graph, plan = lowered(ready, statistics, monitor, cache)
+    judged = None if statistics is None or statistics is data else statistics.judged  # those given: of another recipe
+    return graph, replace(plan, judged=judged), statistics
 
 
 def lowered(

@@ -18,6 +18,7 @@ from onnxq.improvement import (
     LEVELS,
     Inspected,
     Judge,
+    how_near,
     left_out,
     pick,
     rounded_again,
@@ -25,7 +26,6 @@ from onnxq.improvement import (
     smoothing_axes,
     smoothing_factors,
     spared,
-    warn_if_far,
     weighed_alone,
     widening,
     zero_points,
@@ -229,8 +229,7 @@ def _refined(
     rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, coded, monitor)
     found = replace(statistics, zero_points=points, rounding=rounding)
     floats, least = _spared(ranges, found, model, picked, judge, least, monitor)
-    warn_if_far(least, monitor)
-    found = replace(found, spared=floats)
+    found = replace(found, spared=floats, judged=how_near(least, monitor))
     return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxq.numerics import QType, QuantParams, Range
     from onnxq.outcome import Budget
     from onnxq.pointwise import Pointwise
-    from onnxq.statistics import Rounded
+    from onnxq.statistics import Judged, Rounded
 
 
 INT8 = Format("int8", "channel")
@@ -170,6 +170,8 @@ class Plan:
         modes: body ("If_0/then_branch") -> its mode where that is another.
         budget: how the recipe's budget was kept, and what went back to float for it; None without one.
         interface: the inputs and outputs that are integers, once carried out.
+        judged: how near the float model it was by the samples that judged an effort, in float32 around int8; None where
+            nothing was judged.
         remarks: what was done that is worth knowing, and no reason to look.
     """
 
@@ -189,6 +191,7 @@ class Plan:
     budget: Budget | None = None
     interface: tuple[Port, ...] = ()
     remarks: tuple[str, ...] = ()
+    judged: Judged | None = None
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -268,6 +271,7 @@ class Plan:
             "already_quantized": list(self.kept),
             "notes": [*self.notes, *map(str, self.narrow), *self.remarks],
             **({"interface": _interface_dict(self.interface)} if self.interface else {}),
+            **({"judged": {"sqnr_db": round(self.judged[0], 2), "samples": self.judged[1]}} if self.judged else {}),
         } | ({"budget": self.budget.to_dict()} if self.budget else {})
 
 

@@ -35,6 +35,10 @@ Bounds = tuple[tuple[int, ...], tuple[int, ...]]
 """The smallest and the largest size seen of every dimension."""
 
 
+Judged = tuple[float, int]
+"""(SQNR in dB at the worst output of what an effort made of a model, on how many of the samples that judge)."""
+
+
 class Reach(NamedTuple):
     """How far a tensor's finite values went."""
 
@@ -124,6 +128,7 @@ class Statistics:
         unseen: tensor name -> values that it holds for samples that have no part in `smoothing`, beyond those that it
             holds for samples that have; ranges of least squared error count them too.
         alone: names of the tensors whose range of least error is for themselves, whatever activation reads them.
+        judged: how near the model then was, in float32 around int8; no file has it, as other recipes may follow.
     """
 
     model: str
@@ -142,19 +147,13 @@ class Statistics:
     widening: float = 1.0
     unseen: Mapping[str, Histogram] = field(default_factory=dict)
     alone: tuple[str, ...] = ()
+    judged: Judged | None = field(default=None, compare=False)
 
     @property
     def improved(self) -> tuple[object, ...]:
         """What an effort chose from the data."""
-        return (
-            dict(self.smoothing),
-            dict(self.rounding),
-            self.zero_points,
-            self.spared,
-            self.widening,
-            dict(self.unseen),
-            self.alone,
-        )
+        chosen = (dict(self.smoothing), dict(self.rounding), self.zero_points, self.spared, self.widening)
+        return (*chosen, dict(self.unseen), self.alone)
 
     @property
     def reach(self) -> dict[str, Reach]:

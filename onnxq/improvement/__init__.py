@@ -7,7 +7,7 @@ and `judging` says what of all that is kept.
 """
 
 from onnxq.improvement.factors import left_out, smoothing_axes, smoothing_factors
-from onnxq.improvement.judging import Judge, warn_if_far
+from onnxq.improvement.judging import Judge, how_near
 from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_again, rounded_weights
 from onnxq.improvement.shifting import zero_points
@@ -20,6 +20,7 @@ __all__ = [
     "Inspected",
     "Judge",
     "Picked",
+    "how_near",
     "left_out",
     "pick",
     "rounded_again",
@@ -27,7 +28,6 @@ __all__ = [
     "smoothing_axes",
     "smoothing_factors",
     "spared",
-    "warn_if_far",
     "weighed_alone",
     "widening",
     "zero_points",

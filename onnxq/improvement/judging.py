@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnxq.improvement.picking import Inspected
     from onnxq.monitor import Monitor
     from onnxq.rescaling import Site
-    from onnxq.statistics import Factor
+    from onnxq.statistics import Factor, Judged
 
     Floats = npt.NDArray[np.float64]
 
@@ -49,11 +49,19 @@ _NEAR = 1e-9
 
 
 class Noise:
-    """Noise over signal of a quantized model, one number for each sample that judges, made as they are asked for."""
+    """Noise over signal of a quantized model, one number for each sample that judges, made as they are asked for.
 
-    def __init__(self, samples: int, of: Callable[[int, int], Floats]) -> None:
-        """`of` makes those from one sample up to another, in their order; it is let go of when all are made."""
-        self.samples, self._known = samples, np.empty(0)
+    Attributes:
+        samples: how many judge.
+        at_outputs: of the samples that were run so far, (outputs,) each: what of it is at each output of floats.
+    """
+
+    def __init__(self, samples: int, of: Callable[[int, int], Floats], at_outputs: list[Floats] | None = None) -> None:
+        """`of` makes those from one sample up to another, in their order; it is let go of when all are made.
+
+        What it finds at outputs it adds to `at_outputs`.
+        """
+        self.samples, self._known, self.at_outputs = samples, np.empty(0), [] if at_outputs is None else at_outputs
         self._of: Callable[[int, int], Floats] | None = of
 
     def first(self, count: int) -> Floats:
@@ -125,13 +133,18 @@ class Judge:
         now = {name: f"{name}/smoothed" if name in away else name for name in self._power}  # as `passes.smooth` has it
         session = session_for(quantized, tuple(now.values()), self._model.providers, self._model.custom_ops)
 
+        outputs = [name for name in self._found[1] if self._power[name] > 0]
+        at_outputs: list[Floats] = []
+
         def of(first: int, end: int) -> Floats:
             runs = (run(session, feed) for feed in self._feeds[first:end])
             found = ({name: _moved_back(arrays[now[name]], away.get(name)) for name in now} for arrays in runs)
             each = tensor_noise(zip(exact[first:end], found, strict=True), self._power)
-            return self._weighed(dict(zip(now, each.T, strict=True)))
+            apart = dict(zip(now, each.T, strict=True))
+            at_outputs.extend(np.stack([apart[name] for name in outputs], axis=1) if outputs else ())
+            return self._weighed(apart)
 
-        return Noise(len(self._feeds), of)
+        return Noise(len(self._feeds), of, at_outputs)
 
     def _weighed(self, noise: Mapping[str, Floats]) -> Floats:
         """What the noise of each tensor that is looked at comes to."""
@@ -225,8 +238,11 @@ FAR_DB = 10.0
 """With an SQNR below, noise is more than a tenth of the signal, and somebody should look."""
 
 
-def warn_if_far(noise: Noise, monitor: Monitor) -> None:
-    """Say so where what judges finds little left of the float model; runs no sample for it that gains would not."""
+def how_near(noise: Noise, monitor: Monitor) -> Judged | None:
+    """SQNR at the worst output on the samples that were run, with a warning where what judges finds the model far.
+
+    Runs no sample that gains would not. None where no output is a tensor of floats or a number of it is not finite.
+    """
     mean = float(noise.first(min(_ENOUGH, noise.samples)).mean())
     if mean > 10 ** (-FAR_DB / 10):
         monitor.warn(
@@ -234,6 +250,8 @@ def warn_if_far(noise: Noise, monitor: Monitor) -> None:
             "last layers, on samples that judge. `onnxq sensitivity` names the layers that cost most, --min-sqnr "
             "leaves as many in float as it takes"
         )
+    worst = float(np.mean(noise.at_outputs, axis=0).max()) if noise.at_outputs else math.inf
+    return (-10 * math.log10(max(worst, _NEAR)), len(noise.at_outputs)) if math.isfinite(worst) else None
 
 
 def decibels(before: Floats, after: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -209,6 +210,20 @@ def test_a_file_is_named_after_what_it_holds(
     assert (run.status, f"wrote m.{held}.onnx" in run.out) == (0, True), run.err
     assert {p.name for p in here.iterdir()} == {f"m.{held}.onnx", f"m.{held}.plan.json"}
     assert stored in {tensor.data_type for tensor in onnx.load(f"m.{held}.onnx").graph.initializer if tensor.dims}
+
+
+def test_the_summary_says_how_near_by_the_samples_that_judge(here: Path, onnxq: Callable[..., Run]) -> None:
+    np.savez(here / "many.npz", x=np.random.default_rng(1).normal(size=(64, 32)).astype(np.float32))
+    for options, half in (((), ", with float16 still in float32"), (("--high-precision", "fp32"), "")):
+        run = onnxq("quantize", MODEL, "--data", "many.npz", *options)
+        (found,) = re.findall(
+            r"^SQNR (\S+) dB at the worst output, on (\d+) samples of the .* judge(.*)$", run.out, re.MULTILINE
+        )
+        told = json.loads((here / "m.int8.plan.json").read_text())["judged"]
+        assert found == (f"{told['sqnr_db']:.1f}", str(told["samples"]), half)
+    run = onnxq("quantize", MODEL, "--data", "many.npz", "--effort", "fast")
+    assert "SQNR" not in run.out
+    assert "judged" not in json.loads((here / "m.int8.plan.json").read_text())
 
 
 def test_without_data_the_weights_alone_and_loudly(here: Path, onnxq: Callable[..., Run]) -> None:

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from graphs import Array, graph_of, run
 from legality import assert_legal
 
-from onnxq import Recipe, Rule, api
+from onnxq import Recipe, Rule, api, improving
 from onnxq.errors import StatisticsError
 from onnxq.exchange import make_cache
-from onnxq.improvement import factors, rounding
-from onnxq.monitor import Monitor
+from onnxq.improvement import factors, pick, rounding
+from onnxq.monitor import SILENT, Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics, merge
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxq.graph import Graph
+    from onnxq.improvement import Picked
 
 BALANCED = Recipe(effort="balanced", high_precision="fp32")
 FAST = replace(BALANCED, effort="fast")
@@ -238,3 +239,53 @@ def test_a_model_of_which_little_is_left_is_told(unlike: float, far: bool) -> No
     exact, seen = ([run(g, f)[0] for f in feeds] for g in (graph, quantized))
     assert (sqnr_db(np.concatenate(exact), np.concatenate(seen)) < 10) == far
     assert len(found) == far
+
+
+def two_outputs() -> Graph:
+    """One output is far off in int8, as most of what it adds up cancels; the third holds integers."""
+    rng = np.random.default_rng(0)
+    w, v = (rng.normal(size=(64, 64)).astype(np.float32) for _ in range(2))
+    text = """(float[N,64] x) => (float[N,64] y, float[N,64] z, int64[N,1] k) {
+        a = MatMul(x, w) b = MatMul(x, v) y = Sub(a, b) z = Relu(b) k = ArgMax<axis=1>(a)
+    }"""
+    return graph_of(text, 17, w=w, v=(w + np.float32(0.2) * v).astype(np.float32))
+
+
+@pytest.mark.parametrize("recipe", [Recipe(high_precision="fp32"), Recipe(target="ort-cpu"), Recipe(effort="best")])
+def test_the_figure_told_is_that_of_the_samples_that_judge(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle runs the file's graph itself; kernels differ by rounding, float16 by a little more."""
+    rng = np.random.default_rng(5)
+    feeds = [{"x": rng.normal(size=(32, 64)).astype(np.float32)} for _ in range(48)]
+    seen: list[Picked] = []
+
+    def picked(*given: Any) -> Picked | None:  # noqa: ANN401  whatever `pick` takes
+        found = pick(*given)
+        seen.extend(() if found is None else (found,))
+        return found
+
+    monkeypatch.setattr(improving, "pick", picked)
+    graph = two_outputs()
+    quantized, plan = api.quantize(graph, feeds, recipe, SILENT)
+    assert plan.judged is not None
+    sqnr, samples = plan.judged
+    assert 8 <= samples <= len(seen[0].judging)
+    judging = [{"x": feed["x"]} for feed in seen[0].judging[:samples]]
+    errors = {e.tensor: e.sqnr_db for e in api.compare(graph, quantized, judging, monitor=SILENT).outputs}
+    assert errors["y"] < errors["z"] - 3
+    assert sqnr == pytest.approx(errors["y"], abs=0.3)
+    assert plan.to_dict()["judged"] == {"sqnr_db": round(sqnr, 2), "samples": samples}
+
+
+def test_no_figure_without_samples_that_judge() -> None:
+    graph, rng = two_outputs(), np.random.default_rng(5)
+    feeds = [{"x": rng.normal(size=(32, 64)).astype(np.float32)} for _ in range(32)]
+    for recipe in (Recipe(effort="fast"), Recipe(target="ort-cpu", mode="dynamic")):
+        plan = api.quantize(graph, feeds, recipe, SILENT)[1]
+        assert plan.judged is None
+        assert "judged" not in plan.to_dict()
+    few = [{"x": feeds[0]["x"][:8]}]  # to choose by
+    assert api.quantize(graph, few, Recipe(), SILENT)[1].judged is None
+    found = api.calibrate(graph, feeds, Recipe(), SILENT)
+    assert found.judged is not None
+    other = Recipe(calibrator="percentile", percentile=90.0)  # another model, of the same statistics
+    assert api.quantize(graph, found, other, SILENT)[1].judged is None
