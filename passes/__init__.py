@@ -53,6 +53,7 @@ from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.share_weights import share_weights
 from onnxq.passes.sink_squeezes import sink_squeezes
 from onnxq.passes.smooth import Smooth
+from onnxq.passes.space_to_depth import space_to_depth
 from onnxq.passes.split_gemms import split_gemms
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
@@ -216,7 +217,8 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(_without_blocks(plan), weight_grid(target, recipe), recipe.weight_range, "dq"),
         QuantizeTables(plan, recipe.weight_range),
-        pad_channels,  # an image has three channels, and the fast kernels want four
+        space_to_depth,  # an image has three channels, and kernels want many
+        pad_channels,  # or four at least
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,  # what old versions of the provider replace only with an int32 bias
         keep_biases_apart,  # or the provider makes a float Gemm of product and bias

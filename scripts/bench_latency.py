@@ -1,6 +1,6 @@
 """Latency and accuracy on the CPU: our graphs and other tools', against the float model, in turns within one run.
 
-    python scripts/bench_latency.py [NAME ...] [--rounds 60] [--samples 16]
+    python scripts/bench_latency.py [NAME ...] [--rounds 60] [--samples 16] [--keep]
 
 Names: those of subjects.py; without any, resnet50, mobilenet_v2, minilm and bert_base. Every session has two threads
 that do not spin: waiting threads would take the cores from the session whose turn it is. Reported is the median over
@@ -44,6 +44,7 @@ PEERS = (
     *("onnxsim_static", "onnxsim_static_full", "onnxsim_qoperator"),
     *("quark_a8w8", "quark_uint8"),
 )
+PASSES, WARM = 4, 3  # how often sessions are made anew, and rounds that then do not count
 JUDGED = 4  # feeds that accuracy is measured on
 
 
@@ -56,8 +57,8 @@ def timed(name: str) -> Feed:
     return feed
 
 
-def made(name: str, samples: int) -> dict[str, Path | str]:
-    """Row -> its file, or why there is none."""
+def made(name: str, samples: int, *, keep: bool) -> dict[str, Path | str]:
+    """Row -> its file, or why there is none; `keep`: ours that are there are not made again."""
     import onnxq
 
     subject = SUBJECTS[name]
@@ -65,8 +66,9 @@ def made(name: str, samples: int) -> dict[str, Path | str]:
     (OUT / name).mkdir(parents=True, exist_ok=True)
     for what, fields in OURS.items():
         out = OUT / name / f"{what.replace(', ', '_').replace(' ', '_')}.onnx"
-        graph, _ = onnxq.quantize(subject.path, subject.calibration(samples), onnxq.Recipe(**fields))
-        graph.save(out)
+        if not (keep and out.exists()):
+            graph, _ = onnxq.quantize(subject.path, subject.calibration(samples), onnxq.Recipe(**fields))
+            graph.save(out)
         found[what] = out
     return found | {variant: peers.made(variant, name, samples)[0] for variant in PEERS}
 
@@ -104,24 +106,30 @@ def _real(output: Any, feed: Feed) -> Any:  # noqa: ANN401  an array
     return output if mask is None or output.shape[:2] != mask.shape else output[mask.astype(bool)]
 
 
-def rounds(sessions: dict[str, Any], feed: Feed, count: int) -> dict[str, list[float]]:
-    """Seconds of each session, in turns, shuffled in every round: the one before leaves the caches full of its own."""
-    times: dict[str, list[float]] = {what: [] for what in sessions}
+def rounds(paths: dict[str, Path], feed: Feed, count: int) -> dict[str, list[float]]:
+    """Seconds of each file, in turns, shuffled in every round: the one before leaves the caches full of its own.
+
+    Sessions are made anew PASSES times, in another order: those made first were up to a tenth slower.
+    """
+    times: dict[str, list[float]] = {what: [] for what in paths}
     rng = np.random.default_rng(0)
-    for _ in range(count + 3):
-        for what in rng.permutation(list(sessions)).tolist():
-            begun = time.perf_counter()
-            sessions[what].run(None, feed)
-            times[what].append(time.perf_counter() - begun)
-    return {what: each[3:] for what, each in times.items()}
+    for _ in range(PASSES):
+        sessions = {what: session(paths[what]) for what in rng.permutation(list(paths)).tolist()}
+        for turn in range(-WARM, -(-count // PASSES)):
+            for what in rng.permutation(list(sessions)).tolist():
+                begun = time.perf_counter()
+                sessions[what].run(None, feed)
+                if turn >= 0:
+                    times[what].append(time.perf_counter() - begun)
+    return times
 
 
-def bench(name: str, count: int, samples: int) -> None:
+def bench(name: str, count: int, samples: int, *, keep: bool) -> None:
     """One model: make, judge, time, print."""
     from rich.console import Console  # noqa: TID251  a script, outside the engine
     from rich.table import Table  # noqa: TID251  likewise
 
-    paths = made(name, samples)
+    paths = made(name, samples, keep=keep)
     sessions = {"float": session(SUBJECTS[name].path)}
     failed = {what: path for what, path in paths.items() if isinstance(path, str)}
     for what, path in paths.items():
@@ -133,7 +141,9 @@ def bench(name: str, count: int, samples: int) -> None:
     feeds = SUBJECTS[name].unseen()[:JUDGED]
     judged = {what: quality(sessions["float"].run, own.run, feeds) for what, own in sessions.items()}
     exact = {what: quality(sessions["float"].run, exactly(paths[what]), feeds) for what in judged if what in paths}
-    times = rounds(sessions, timed(name), count)
+    loaded = {what: path for what, path in paths.items() if what in sessions and isinstance(path, Path)}
+    del sessions
+    times = rounds({"float": SUBJECTS[name].path} | loaded, timed(name), count)
     ratios = {what: [a / b for a, b in zip(each, times["float"], strict=True)] for what, each in times.items()}
     table = Table("form", "latency / float", "quartiles", "SQNR dB, exact", "as run", title=f"{name}, {count} rounds")
     for what, each in ratios.items():
@@ -156,9 +166,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument(
+        "--keep", action="store_true", help="time the files of ours that are there, of the same samples"
+    )
     args = parser.parse_args()
     for name in args.names or TARGETS:
-        bench(name, args.rounds, args.samples)
+        bench(name, args.rounds, args.samples, keep=args.keep)
 
 
 if __name__ == "__main__":

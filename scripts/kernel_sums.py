@@ -1,6 +1,6 @@
 """Where the time goes on the CPU, kernel by kernel: ours beside other tools' graphs, undisturbed by neighbours.
 
-    python scripts/kernel_sums.py NAME [--runs 60] [--top 0] [--only TEXT ...] [--file FILE ...]
+    python scripts/kernel_sums.py NAME [--runs 60] [--samples 16] [--top 0] [--only TEXT ...] [--file FILE ...]
 
 NAME is one of subjects.py; the files are those that bench_latency.py NAME has left, and any `--file`.
 Every file runs with one thread, in turns. "CPU" is the least processor time of a whole run, in milliseconds. Then the
@@ -99,9 +99,9 @@ def by_operator(found: list[Kernel]) -> Counter[str]:
     return sums
 
 
-def left(name: str) -> dict[str, Path]:
+def left(name: str, samples: int) -> dict[str, Path]:
     """Row -> file: the float model, and what bench_latency.py and peers.py have made of it."""
-    theirs = {variant: peers.OUT / name / f"{variant}.onnx" for variant in PEERS}
+    theirs = {variant: peers.folder_of(name, samples) / f"{variant}.onnx" for variant in PEERS}
     ours = {path.stem: path for path in sorted((OUT / name).glob("*.onnx"))}
     return {"float": SUBJECTS[name].path} | ours | {what: path for what, path in theirs.items() if path.exists()}
 
@@ -125,10 +125,15 @@ def main() -> None:
     parser.add_argument("name", choices=SUBJECTS)
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--top", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=16, help="that other tools calibrated on")
     parser.add_argument("--only", action="append", default=[], help="files whose row has this in its name")
     parser.add_argument("--file", action="append", default=[], type=Path, help="beside those of bench_latency.py")
     args = parser.parse_args()
-    wanted = {what: p for what, p in left(args.name).items() if not args.only or any(o in what for o in args.only)}
+    wanted = {
+        what: p
+        for what, p in left(args.name, args.samples).items()
+        if not args.only or any(o in what for o in args.only)
+    }
     wanted |= {path.name: path for path in args.file}
     feed = timed(args.name)
     show(processor(wanted, feed, args.runs), measured(wanted, feed, args.runs), args.top)

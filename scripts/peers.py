@@ -200,7 +200,7 @@ def of(tool: str) -> list[str]:
 
 def made(variant: str, model: str, samples: int) -> tuple[Path | str, float]:
     """The quantized file, or why there is none, and the seconds it took; made in the tool's environment if missing."""
-    folder = _folder(model, samples)
+    folder = folder_of(model, samples)
     note = folder / f"{variant}.json"
     if not note.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,14 +215,15 @@ def made(variant: str, model: str, samples: int) -> tuple[Path | str, float]:
     return found["error"] or folder / f"{variant}.onnx", found["seconds"]
 
 
-def _folder(model: str, samples: int) -> Path:
+def folder_of(model: str, samples: int) -> Path:
+    """Where the files of a model and a number of samples are."""
     return OUT / f"{model}-{samples}"
 
 
 def _inside(variant: str, model: str, samples: int) -> None:
     """What runs in the tool's environment."""
     _, function, options = VARIANTS[variant]
-    folder = _folder(model, samples)
+    folder = folder_of(model, samples)
     source = folder / "float.onnx"
     if not source.exists():
         shutil.copyfile(SUBJECTS[model].path, source)

@@ -241,7 +241,7 @@ def test_convolutional_networks_run_in_integers_from_end_to_end(
     kinds = [n.op_type for n in proof.nodes]
     assert kinds.count("QLinearConv") == layers
     assert kinds.count("QuantizeLinear") == 1
-    assert {n.op_type for n in proof.nodes if n.runs not in ("integer", "moves int8", "conversion")} <= {"Pad"}
+    assert {n.op_type for n in proof.nodes if n.runs not in ("integer", "moves int8", "conversion")} <= {"SpaceToDepth"}
 
 
 @pytest.mark.parametrize("form", FORMATS)
