@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from onnxq.passes.pad_channels import integer_conv
+from onnxq.integer_conv import integer_conv
 
 if TYPE_CHECKING:
     from onnxq.graph import Dim, Graph, Node
-    from onnxq.passes.pad_channels import IntegerConv
+    from onnxq.integer_conv import IntegerConv
 
 RANK = 4
 """Of an image: samples, channels, height, width."""
