@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "targets",
         "statistics",
         "patterns",
+        "integer_conv",
         "linear",
         "centring",
         "caches",
