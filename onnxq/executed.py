@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from onnxq.operators import RECURRENT_AS_RUN
+from onnxq.work import convolution, product, recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -172,7 +173,7 @@ def _dequantized(name: str, tensors: _Tensors) -> bool:
 def _macs(node: NodeProto, tensors: _Tensors) -> int:
     if node.op_type in RECURRENT_AS_RUN:  # all of W and R at each step
         steps, *weights = (tensors.shapes.get(name, (0,)) for name in node.input[:3])
-        return prod(steps[:2]) * sum(map(prod, weights))
+        return recurrent(steps, weights)
     return _product_macs(node, tensors) if node.op_type in PRODUCTS else 0
 
 
@@ -188,8 +189,7 @@ def _product_macs(node: NodeProto, tensors: _Tensors) -> int:
     if node.op_type == "QAttention":  # [B, S, C] and [C, 3 N H]
         return prod(source) * weight[-1]
     if "Conv" in node.op_type:
-        last = attributes.get("channels_last", 0)
-        pixels = source if node.op_type == "ConvTranspose" else out
-        return prod(weight) * prod((pixels[0], *(pixels[1:-1] if last else pixels[2:])))
-    contracted = source[-2] if attributes.get("transA", 0) and len(source) > 1 else source[-1]
-    return prod(out) * contracted
+        image = source if node.op_type == "ConvTranspose" else out
+        return convolution(weight, (image[0], image[-1], *image[1:-1]) if attributes.get("channels_last", 0) else image)
+    rows = source[-2] if attributes.get("transA", 0) and len(source) > 1 else source[-1]  # weights may be packed
+    return product((rows,), out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from onnxq.checks.dtypes import FLOATS, type_name
@@ -13,6 +12,7 @@ from onnxq.checks.index import CONVS, WEIGHTED, integer, is_integer_operator, is
 from onnxq.checks.islands import Transition, low_precision, precision, transitions
 from onnxq.checks.scales import qtype
 from onnxq.operators import RECURRENT, RECURRENT_AS_RUN
+from onnxq.work import convolution, product, recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -84,27 +84,19 @@ def coverage(model: Model) -> Iterator[Breach]:
 
 
 def macs(model: Model, node: NodeProto) -> int:
-    """Multiply-accumulates of one run: output elements times the length of each one's sum.
-
-    The sum goes over I/g channels and the kernel for a Conv, over K for a product; for a ConvTranspose it is counted
-    from the input. A recurrent operator multiplies by all its weights at each step. Unknown dimensions and ranks count
-    as 1.
-    """
+    """Multiply-accumulates of one run, see `onnxq.work`; unknown dimensions and ranks count as 1."""
     if node.op_type in RECURRENT_AS_RUN:
-        return prod(_sizes(model, node.input[0])[:2]) * sum(prod(_sizes(model, name)) for name in node.input[1:3])
+        return recurrent(model.shapes.get(node.input[0]), (model.shapes.get(name, ()) for name in node.input[1:3]))
     kind, slot = _INTEGER_PRODUCTS.get(node.op_type, (node.op_type, 1))
-    weight = _sizes(model, node.input[slot] if slot < len(node.input) else "")
-    out = _sizes(model, node.input[0] if kind == "ConvTranspose" else node.output[0])
+    weight = model.shapes.get(node.input[slot]) if slot < len(node.input) else None
+    out = model.shapes.get(node.input[0] if kind == "ConvTranspose" else node.output[0]) or None
     if not weight:
         return 0
     if packed := integer(node, "K", 0):  # MatMulNBits and MatMulBnb4 say it; their weights are packed
-        return (prod(out) if out else integer(node, "N", 1)) * packed
+        return product((packed, integer(node, "N", 1)), out)
     if kind in CONVS:
-        return prod(weight) * prod((out[0], *out[2:]) if out else ())
-    contracted, columns = weight[-2:][0], weight[-1:] if len(weight) > 1 else ()
-    if integer(node, "transB", 0):
-        contracted, columns = weight[-1], weight[:1]
-    return prod(out or columns) * contracted
+        return convolution(weight, out)
+    return product(weight, out, transposed=bool(integer(node, "transB", 0)))
 
 
 def _products(model: Model) -> Iterator[NodeProto]:
@@ -118,10 +110,6 @@ def is_product(node: NodeProto) -> bool:
     if is_integer_operator(node):
         return node.op_type in {*_INTEGER_PRODUCTS, *RECURRENT_AS_RUN}
     return is_onnx(node) and node.op_type in WEIGHTED | RECURRENT
-
-
-def _sizes(model: Model, name: str) -> tuple[int, ...]:
-    return tuple(1 if dim is None else dim for dim in model.shapes.get(name, ()))
 
 
 def _reason(model: Model, node: NodeProto) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxq.operators import RECURRENT
 from onnxq.patterns.pairs import arrives_quantized
+from onnxq.work import convolution, product, recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -170,22 +171,15 @@ def macs(graph: Graph, node: Node, target: Target, shapes: Mapping[str, Sequence
     weight, out = graph.shape(second), None if sized is None else shapes.get(str(sized.name), graph.shape(sized))
     if weight is None or len(weight) < 1:
         return 0
-    sizes = [d if isinstance(d, int) else 1 for d in weight]
     if node.op_type in ("Conv", "ConvTranspose"):
-        return prod(sizes) * prod(d if isinstance(d, int) else 1 for d in (() if out is None else (out[0], *out[2:])))
-    transposed = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
-    contracted = sizes[1] if transposed else sizes[-2:][0]
-    if out is None:  # nothing is known of the rows
-        out = () if len(sizes) == 1 else (sizes[0 if transposed else -1],)
-    return prod(d if isinstance(d, int) else 1 for d in out) * contracted
+        return convolution(weight, out)
+    return product(weight, out, transposed=node.op_type == "Gemm" and bool(graph.attribute(node, "transB", 0)))
 
 
 def _recurrent_macs(graph: Graph, node: Node, shapes: Mapping[str, Sequence[int]]) -> int:
-    """All weights once for each step of each sequence: W [directions, gates, inputs], R [directions, gates, hidden]."""
     source, *weights = node.inputs[:3]
     read = None if source is None else shapes.get(str(source.name), graph.shape(source))
-    steps = prod(d if isinstance(d, int) else 1 for d in (read or ())[:2])
-    return steps * sum(graph.size(w) or 0 for w in weights if w is not None)
+    return recurrent(read, [(graph.size(w) or 0,) for w in weights if w is not None])
 
 
 def _why_no_weight(graph: Graph, node: Node, target: Target) -> str:
