@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq import checks, files, pipeline
+from onnxq import files, pipeline
 from onnxq.caches import Cache
 from onnxq.choose import bounds_only, light, resolve, uncached, weights_only, with_codes
 from onnxq.comparison import Comparison, compare_graphs
@@ -33,6 +33,7 @@ from onnxq.weights import chosen_weights, needs_data
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from onnxq import checks
     from onnxq.graph import Graph
     from onnxq.plan import Plan
     from onnxq.search import Evaluation
@@ -187,6 +188,8 @@ def check(model: Model, target: str = "tensorrt", shapes: str = "") -> checks.Re
         ModelError: the model cannot be read.
         RecipeError: there are no checks for this target, or the shapes do not fit.
     """
+    from onnxq import checks  # rules that no other function of these needs
+
     given = given_shapes(load(model), shapes) if shapes else {}
     with checked(model):
         if isinstance(model, str | os.PathLike) or hasattr(model, "SerializeToString"):
@@ -254,7 +257,10 @@ def measured(
         data = Statistics.load(data)
     if data is None or isinstance(data, Statistics):
         return data
-    if cache is None or needs_data(ready.recipe, ready.plan.mode):
+    needed = needs_data(ready.recipe, ready.plan.mode)
+    if cache is None and not needed and ready.recipe.effort == "fast":
+        return observe(ready, data, monitor, running=running)
+    if cache is None or needed:
         from onnxq.improving import improved  # it is made of the steps below
 
         return improved(ready, data, monitor, running=running)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.checks.dtypes import NUMBERS
+from onnxq.dtypes import NUMBERS
 from onnxq.numerics import numpy_type
 from onnxq.patterns.chains import MASKING, masks
 from onnxq.patterns.islands import islands

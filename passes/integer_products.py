@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.checks.dtypes import FLOAT, NUMBERS
+from onnxq.dtypes import FLOAT, NUMBERS
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from onnxq.checks.ort_cuda_kernels import lack
 from onnxq.restated import DEFAULT, LOWEST, fits, onnx_name, rounds_otherwise, signature, unknown_attributes
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ def _prices(graph: Graph) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _lack(graph: Graph, node: Node, opset: int, domain: str) -> str:
+    from onnxq.checks.ort_cuda_kernels import lack  # with all checks, which other targets need not wait for
+
     found = signature(node.op_type, opset) if domain in DEFAULT else None
     version = 1 if domain not in DEFAULT else opset if found is None else found.version
     kinds = [tuple(_kind(graph, value) for value in side) for side in (node.inputs, node.outputs)]

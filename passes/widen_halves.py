@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.checks.dtypes import FLOAT, NUMBERS
+from onnxq.dtypes import FLOAT, NUMBERS
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxq.checks.dtypes import FLOATS, type_name
 from onnxq.checks.finding import note
 from onnxq.checks.index import CONVS, WEIGHTED, integer, is_integer_operator, is_onnx
 from onnxq.checks.islands import Transition, low_precision, precision, transitions
 from onnxq.checks.scales import qtype
+from onnxq.dtypes import FLOATS, type_name
 from onnxq.operators import RECURRENT, RECURRENT_AS_RUN
 from onnxq.work import convolution, product, recurrent
 

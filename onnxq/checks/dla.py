@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.checks.dtypes import FLOATS
 from onnxq.checks.finding import Breach
 from onnxq.checks.index import CONVS, DQ, Q, is_qdq
+from onnxq.dtypes import FLOATS
 from onnxq.operators import SHAPES
 
 if TYPE_CHECKING:

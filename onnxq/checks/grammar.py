@@ -7,18 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.checks.dtypes import (
-    FLOAT4E2M1,
-    FLOAT8E4M3FN,
-    FLOATS,
-    FOUR_BITS,
-    HALVES,
-    INT4,
-    QTYPES,
-    SMALLEST_NORMAL,
-    UINT8,
-    type_name,
-)
 from onnxq.checks.finding import Breach, error, label, warning
 from onnxq.checks.index import (
     DQ,
@@ -33,6 +21,18 @@ from onnxq.checks.index import (
 )
 from onnxq.checks.scales import blocks, in_two_levels, is_grid, is_vector, qtype, zero_point
 from onnxq.checks.versions import FIRST_RELEASE
+from onnxq.dtypes import (
+    FLOAT4E2M1,
+    FLOAT8E4M3FN,
+    FLOATS,
+    FOUR_BITS,
+    HALVES,
+    INT4,
+    QTYPES,
+    SMALLEST_NORMAL,
+    UINT8,
+    type_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

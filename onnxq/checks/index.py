@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.checks.dtypes import FLOATS
+from onnxq.dtypes import FLOATS
 from onnxq.operators import is_integer
 
 if TYPE_CHECKING:

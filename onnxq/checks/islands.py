@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.checks.dtypes import FLOAT8E4M3FN, FLOATS, FOUR_BITS, INT8, PRECISION
 from onnxq.checks.finding import label
 from onnxq.checks.index import ACTIVATIONS, COPIES, DQ, GATES, WEIGHTED, Q, is_addition, is_integer_operator
 from onnxq.checks.residual import branch, gated_input
 from onnxq.checks.scales import qtype, same_scale
+from onnxq.dtypes import FLOAT8E4M3FN, FLOATS, FOUR_BITS, INT8, PRECISION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.checks.dtypes import FOUR_BITS
 from onnxq.checks.finding import Breach, label, note, warning
 from onnxq.checks.index import ACTIVATIONS, CONVS, COPIES, DQ, GATES, INTEGER_COPIES, WEIGHTED, Q
 from onnxq.checks.scales import qtype, same_scale
+from onnxq.dtypes import FOUR_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

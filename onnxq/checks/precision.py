@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.checks.dtypes import FLOAT, FLOAT8E4M3FN, FLOATS, HALVES, INT8, type_name
 from onnxq.checks.finding import Breach, error, warning
 from onnxq.checks.index import ACTIVATIONS, CONVS, COPIES, DQ, GATES, WEIGHTED, Q, is_addition, is_onnx
 from onnxq.checks.islands import fused, low_precision, precision
 from onnxq.checks.scales import in_two_levels, qtype
+from onnxq.dtypes import FLOAT, FLOAT8E4M3FN, FLOATS, HALVES, INT8, type_name
 from onnxq.operators import FROM_DATA, SHAPES
 
 if TYPE_CHECKING:

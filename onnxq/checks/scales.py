@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.checks.dtypes import FLOAT4E2M1, FLOAT8E4M3FN
 from onnxq.checks.index import DQ, Q, integer
+from onnxq.dtypes import FLOAT4E2M1, FLOAT8E4M3FN
 
 if TYPE_CHECKING:
     from onnx import NodeProto

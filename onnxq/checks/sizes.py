@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.checks.dtypes import INT8
 from onnxq.checks.finding import note, warning
 from onnxq.checks.index import COPIES, Q, integer
 from onnxq.checks.islands import low_precision
 from onnxq.checks.scales import qtype
+from onnxq.dtypes import INT8
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxq.checks.build import big_constants, bodies, stub
-from onnxq.checks.dtypes import FOUR_BITS, type_name
 from onnxq.checks.finding import Breach, error, note
 from onnxq.customs import is_custom, stand_in
+from onnxq.dtypes import FOUR_BITS, type_name
 from onnxq.inference import check_fully, ranked
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from onnxq.checks.dtypes import FLOAT4E2M1, FLOAT8E4M3FN, INT4
+from onnxq.dtypes import FLOAT4E2M1, FLOAT8E4M3FN, INT4
 from onnxq.errors import RecipeError, known_names
 
 

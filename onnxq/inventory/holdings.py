@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.checks.dtypes import FLOATS
 from onnxq.checks.finding import label
 from onnxq.checks.index import DQ, INTEGER_COPIES, Q, integer, is_integer_operator, is_qdq
 from onnxq.checks.scales import qtype
+from onnxq.dtypes import FLOATS
 from onnxq.inventory.decoding import codes_of
 from onnxq.inventory.layers import NARROW, packed_type
 from onnxq.inventory.types import NAMES, stored_bytes

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxq.checks import coverage
-from onnxq.checks.dtypes import FLOATS
 from onnxq.checks.finding import label
 from onnxq.checks.index import INTEGER_COPIES, WEIGHTED, Q, integer, is_integer_operator, is_qdq
 from onnxq.checks.scales import qtype
+from onnxq.dtypes import FLOATS
 from onnxq.inventory.decoding import codes_of
 from onnxq.inventory.types import NAMES
 from onnxq.inventory.values import Layer

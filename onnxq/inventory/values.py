@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxq.checks.dtypes import FLOATS
+from onnxq.dtypes import FLOATS
 from onnxq.inventory.types import NAMES
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from real_models import DIGITS
 
 import onnxq
-from onnxq.checks import CHECKS, check, dtypes, text
+from onnxq import dtypes
+from onnxq.checks import CHECKS, check, text
 from onnxq.checks.versions import VERSIONS, get_version
 from onnxq.numerics import FLOAT8, numpy_type
 

@@ -1,4 +1,4 @@
-"""The ONNX element types that the checks speak of, as numbers, so that `import onnxq.checks` need not load onnx.
+"""The ONNX element types that checks and passes speak of, as numbers, so that to import them need not load onnx.
 
 Source: enum TensorProto.DataType in onnx.proto; a test compares them.
 """
