@@ -26,19 +26,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram", "pointwise"),
-        *(
-            "monitor",
-            "naming",
-            "operators",
-            "scratch",
-            "shares",
-            "smallest",
-            "timing",
-            "blas",
-            "work",
-            "late",
-            "dtypes",
-        ),
+        *("monitor", "naming", "operators", "scratch", "shares", "smallest", "timing", "blas"),
+        *("work", "late", "dtypes"),
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "inference", "formats", "memory"),
     (
