@@ -1,6 +1,6 @@
 """Quantize the models of subjects.py with other tools, each in a throw-away environment of its own.
 
-    python scripts/peers.py [TOOL ...] [--model NAME ...] [--samples 32]
+    python scripts/peers.py [TOOL ...] [--model NAME ...] [--samples 32] [--limit SECONDS]
 
 TOOL: onnxruntime, modelopt, onnxsim, quark; without one, all. Without a model, digits. Results lie in
 .cache/peers/<model>-<samples>/<variant>.onnx, with the seconds it took or the error beside it in <variant>.json; what
@@ -198,8 +198,11 @@ def of(tool: str) -> list[str]:
 # -- running them ------------------------------------------------------------------------------------------------
 
 
-def made(variant: str, model: str, samples: int) -> tuple[Path | str, float]:
-    """The quantized file, or why there is none, and the seconds it took; made in the tool's environment if missing."""
+def made(variant: str, model: str, samples: int, limit: float | None = None) -> tuple[Path | str, float]:
+    """The quantized file, or why there is none, and the seconds it took; made in the tool's environment if missing.
+
+    `limit` are the seconds after which the tool is stopped, which is why there is none then.
+    """
     folder = folder_of(model, samples)
     note = folder / f"{variant}.json"
     if not note.exists():
@@ -208,7 +211,10 @@ def made(variant: str, model: str, samples: int) -> tuple[Path | str, float]:
         command = (str(python), __file__, "--inside", variant, model, str(samples))
         log = folder / f"{variant}.log"
         with log.open("wb") as output:
-            subprocess.run(command, check=False, stdout=output, stderr=output, cwd=folder)
+            try:
+                subprocess.run(command, check=False, stdout=output, stderr=output, cwd=folder, timeout=limit)
+            except subprocess.TimeoutExpired:
+                note.write_text(json.dumps({"error": f"took more than {limit:g} s", "seconds": limit}))
         if not note.exists():
             note.write_text(json.dumps({"error": log.read_text()[-200:], "seconds": 0.0}))
     found = json.loads(note.read_text())
@@ -259,11 +265,12 @@ def main() -> None:
     parser.add_argument("tools", nargs="*", choices=[*PACKAGES, []], metavar="TOOL")
     parser.add_argument("--model", action="append", default=[], choices=SUBJECTS)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="stop a tool after so long on one setting")
     args = parser.parse_args()
     for model in args.model or ["digits"]:
         for tool in args.tools or PACKAGES:
             for variant in of(tool):
-                path, seconds = made(variant, model, args.samples)
+                path, seconds = made(variant, model, args.samples, args.limit)
                 print(f"{model}, {variant}: {path} ({seconds:.1f} s)", flush=True)
 
 
