@@ -105,3 +105,23 @@ def test_activations_of_half_precision_want_opset_19_where_each_is_quantized(kin
         graph = graph_of(f"({kind}[2] x, {kind}[2] v) => ({kind}[2] y) {{ y = Max(x, v) }}", 13)
         assert RaiseOpset(13, every)(graph) == int(every)
         assert graph.opset == opset
+
+
+GROUPED = "r = Relu(x) y = GroupNormalization<num_groups=2>(r, s, b)"
+
+
+def test_a_group_normalization_of_which_the_channels_are_open_is_refused() -> None:
+    weights = {"s": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
+    graph = graph_of(f"(float[1,C,3] x) => (float[1,C,3] y) {{ {GROUPED} }}", 18, **weights)
+    with pytest.raises(ModelError, match="a scale for each group, which opset 21 lacks"):
+        RaiseOpset(21)(graph)
+
+
+@pytest.mark.parametrize(("opset", "minimum"), [(18, 21), (20, 23), (18, 20), (18, 19)])
+def test_a_group_normalization_keeps_its_function(opset: int, minimum: int) -> None:
+    """From 21 on its scales are of channels, and onnx's converter hands over those of groups."""
+    weights = {"s": np.array([2, -3], np.float32), "b": np.array([0.5, 7], np.float32)}
+    before, after = (graph_of(f"(float[2,6,3] x) => (float[2,6,3] y) {{ {GROUPED} }}", opset, **weights) for _ in "ab")
+    RaiseOpset(minimum)(after)
+    assert after.opset == minimum
+    same_function(before, after, random_feeds(before))
