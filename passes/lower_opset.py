@@ -7,7 +7,8 @@ too: those of Transpose, Reshape, Cast and Conv from 21 and 22 on came in 2025.
 
 QuantizeLinear and DequantizeLinear take float32 only below 19, and have no kernel from 23 on. Those of float16 become
 ONNX Runtime's operators of the same names there (com.microsoft, ContribOperators.md), which compute the same, have
-kernels for float16 on CUDA, and are read by the fusion to MatMulNBits like ONNX's (qdq_util.cc, MatchDQNode).
+kernels for float16 on CUDA, and are read by the fusion to MatMulNBits like ONNX's (qdq_util.cc, MatchDQNode). Weights
+in blocks, which came with 21, become MatMulNBits itself (`onnxq.packed`) where that leaves fewer nodes to the CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from onnxq.packed import is_packable, pack
 from onnxq.restated import DEFAULT, LOWEST, fits, onnx_name, rounds_otherwise, signature, unknown_attributes
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ def _prices(graph: Graph) -> Iterator[tuple[int, int, int, int]]:
         missed: Counter[str] = Counter()
         for part in graph.parts():
             for node in part.nodes:
+                if is_packable(part, node) and (not fits(part, node, opset) or _lack(part, node, opset, "")):
+                    missed["moved"] += len(part.users(node.outputs[0]))
+                    continue
                 becomes = _becomes_contrib(part, node, opset)
                 if not becomes and not fits(part, node, opset):
                     return  # and no older one takes it
@@ -88,6 +93,9 @@ def _becomes_contrib(graph: Graph, node: Node, opset: int) -> bool:
 
 def _restate(graph: Graph, node: Node, opset: int) -> int:
     """Write the node as the opset has it; return 1 if that changes it, else 0."""
+    if is_packable(graph, node) and (not fits(graph, node, opset) or _lack(graph, node, opset, "")):
+        pack(graph, node)
+        return 1
     if not _becomes_contrib(graph, node, opset):
         unknown = unknown_attributes(node, opset)
         for name in unknown:
@@ -99,5 +107,6 @@ def _restate(graph: Graph, node: Node, opset: int) -> int:
     made = graph.add(
         node.op_type, node.inputs, name=f"{output.name}/own", before=node, attributes=axis, like=output, domain=CONTRIB
     )
+    made.shape = made.shape or (node.inputs[0].shape if node.inputs[0] is not None else None)  # onnx infers none for it
     graph.absorb(node, made)
     return 1

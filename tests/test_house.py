@@ -45,6 +45,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "executed",
         "rescaling",
         "restated",
+        "packed",
         "forms",
         "exposing",
         "checkpoint",

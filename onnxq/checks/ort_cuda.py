@@ -213,6 +213,8 @@ def _precision(model: Model, node: NodeProto) -> str | None:
         return "int8"
     if node.op_type in ("QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm"):
         return "CPU"
+    if node.op_type == "MatMulNBits":
+        return f"{_type(model, node.output[0]) or 'unknown'}, narrow weights"
     if node.op_type not in WEIGHTED | RECURRENT or not is_onnx(node):
         return None
     ends = (*node.output, node.input[0])  # of a recurrent operator the first output may be left out
