@@ -34,6 +34,7 @@ TARGETS = {"resnet50": 0.30, "minilm": 0.25, "bert_base": 0.50, "mobilenet_v2": 
 OURS: dict[str, dict[str, Any]] = {
     "onnxq ort-cpu": {"target": "ort-cpu"},
     "onnxq ort-cpu, operators": {"target": "ort-cpu", "format": "qoperator"},
+    "onnxq ort-cpu, a scale per weight": {"target": "ort-cpu", "format": "qoperator", "weights": "int8/tensor"},
     "onnxq ort-cpu, 7 bits": {"target": "ort-cpu", "reduce_range": True},
     "onnxq tensorrt@10": {"target": "tensorrt@10"},
 }
