@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import onnx_ir as ir  # noqa: TID251  this is the wall
 
@@ -28,8 +29,12 @@ def size_of(value: ir.Value) -> int | None:
 def dtype_of(value: ir.Value) -> str | None:
     """Numpy's name of the element type ("float32"), or None where unknown or not a tensor."""
     kind = value.dtype if value.const_value is None else value.const_value.dtype
-    if kind is None or not isinstance(value.type, ir.TensorType | None):
-        return None
+    return None if kind is None or not isinstance(value.type, ir.TensorType | None) else _numpy_name(kind)
+
+
+@cache
+def _numpy_name(kind: ir.DataType) -> str | None:
+    """Numpy works its names out anew each time, and passes ask for those of every value many times."""
     try:
         return kind.numpy().name
     except TypeError:
