@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.dtypes import FLOAT, NUMBERS
 from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onnxq.graph import Graph, Value
+    from onnxq.graph import Graph, Node, Value
 
     Feed = Mapping[str, npt.NDArray[Any]]
 
+
+SIZES = frozenset({"Shape", "Size"})
+"""Operators that read no values of an input."""
 
 _CODES = ("int8", "uint8", "int16", "uint16")
 
@@ -37,7 +41,7 @@ class Port:
         kind: "input" or "output".
         name: its name.
         dtype: numpy name of its codes' type.
-        scale: the step between two codes, exact in `float_type`.
+        scale: the step between two codes, exact in `float_type`, or in float32 where a half was computed in that.
         zero_point: the code of 0.
         float_type: numpy name of the type it had before.
     """
@@ -48,6 +52,11 @@ class Port:
     scale: float
     zero_point: int
     float_type: str = "float32"
+
+    @property
+    def computed(self) -> str:
+        """Numpy name of the type that it was quantized in: the one that holds its scale."""
+        return self.float_type if float(np.dtype(self.float_type).type(self.scale)) == self.scale else "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """The port without its kind and name, as plain values."""
@@ -101,14 +110,21 @@ def with_float_ends(graph: Graph) -> Graph:
     known = {(port.kind, port.name): port for port in ports(graph)}
     for value in made.inputs:
         if (port := known.get(("input", str(value.name)))) is not None:
-            users = made.users(value)
-            codes = made.add("QuantizeLinear", [value, *_steps(made, port)], name=f"{port.name}_codes", like=value)
+            users, read = made.users(value), value
+            if port.computed != port.float_type:
+                read = made.add("Cast", [value], name=f"{port.name}_real", attributes={"to": FLOAT}, like=value)
+                made.retype(read, port.computed)
+            codes = made.add("QuantizeLinear", [read, *_steps(made, port)], name=f"{port.name}_codes", like=value)
             made.replace_uses(value, codes, users)
             made.retype(value, port.float_type)
     for value in made.outputs:
         if (port := known.get(("output", str(value.name)))) is not None and made.dtype(value) == port.dtype:
             real = made.add("DequantizeLinear", [value, *_steps(made, port)], name=f"{port.name}_real", like=value)
-            made.retype(real, port.float_type)
+            made.retype(real, port.computed)
+            if port.computed != port.float_type:
+                to = {"to": NUMBERS[port.float_type]}
+                real = made.add("Cast", [real], name=f"{port.name}_narrow", attributes=to, like=real)
+                made.retype(real, port.float_type)
             made.replace_output(value, real)
     return made
 
@@ -122,6 +138,27 @@ def coded(feed: Feed, found: Iterable[Port]) -> Feed:
             q = np.rint(np.asarray(made[port.name], np.float32) / np.float32(port.scale)) + port.zero_point
             made[port.name] = np.clip(q, info.min, info.max).astype(port.dtype)
     return made
+
+
+def widened_input(graph: Graph, value: Value) -> Value:
+    """What is read of an input: where that is float16 and read through one Cast to float32, what the Cast makes."""
+    readers = [node for node, _ in graph.users(value) if node.op_type not in SIZES]
+    if graph.dtype(value) != "float16" or value.is_graph_output() or len(readers) != 1:
+        return value
+    return made if _widens(graph, readers[0]) and not (made := readers[0].outputs[0]).is_graph_output() else value
+
+
+def widened_output(graph: Graph, value: Value) -> Value:
+    """What an output is made of: where that is float16 and a Cast makes it of a float32, what the Cast reads."""
+    cast = graph.producer(value, "Cast")
+    source = None if cast is None else cast.inputs[0]
+    if graph.dtype(value) != "float16" or source is None or graph.dtype(source) != "float32":
+        return value
+    return value if source.is_graph_input() or graph.is_const(source) or graph.users(value) else source
+
+
+def _widens(graph: Graph, node: Node) -> bool:
+    return node.op_type == "Cast" and not graph.in_body(node) and graph.dtype(node.outputs[0]) == "float32"
 
 
 def _prefix(kind: str, name: str) -> str:
@@ -144,5 +181,5 @@ def _read(said: Mapping[str, str], kind: str, name: str, dtype: str | None) -> P
 
 
 def _steps(graph: Graph, port: Port) -> tuple[Value, Value]:
-    scale = graph.constant(f"{port.name}_{port.kind}_scale", np.array(port.scale, port.float_type))
+    scale = graph.constant(f"{port.name}_{port.kind}_scale", np.array(port.scale, port.computed))
     return scale, graph.constant(f"{port.name}_{port.kind}_zero_point", np.array(port.zero_point, port.dtype))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.interface import Port, record
+from onnxq.interface import SIZES, Port, record, widened_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
 
 _FLOATS = ("float32", "float16")
-_SIZES = frozenset({"Shape", "Size"})
 
 
 def integer_interface(graph: Graph) -> int:
@@ -34,17 +33,18 @@ def integer_interface(graph: Graph) -> int:
 
 def _inputs(graph: Graph) -> Iterator[Port]:
     for value in graph.inputs:
-        readers = [u for u, i in graph.users(value) if _is(u, "QuantizeLinear") and not i and not graph.in_body(u)]
+        read = widened_input(graph, value)
+        readers = [u for u, i in graph.users(read) if _is(u, "QuantizeLinear") and not i and not graph.in_body(u)]
         known = [(q, _port(graph, "input", value, q)) for q in readers]
         port = next((p for _, p in known if p is not None), None)
         if port is None:
             continue
         same = [q for q, p in known if p == port]
-        others = [(u, i) for u, i in graph.users(value) if u not in same and u.op_type not in _SIZES]
+        others = [(u, i) for u, i in graph.users(read) if u not in same and u.op_type not in SIZES]
         if others:
             steps = same[0].inputs[1:]
-            real = graph.add("DequantizeLinear", [value, *steps], name=f"{value.name}_real", like=value)
-            graph.replace_uses(value, real, others)
+            real = graph.add("DequantizeLinear", [value, *steps], name=f"{value.name}_real", like=read)
+            graph.replace_uses(read, real, others)
         for q in same:
             graph.replace_uses(q.outputs[0], value)
             graph.remove(q)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from onnxq.interface import SIZES, widened_input, widened_output
 from onnxq.patterns.pairs import existing_pair, origin
 from onnxq.placement.tensorrt import BOUNDED
 from onnxq.placement.weighted import FLOAT_TYPES
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
     from onnxq.plan import Plan
 
-_SIZES = frozenset({"Shape", "Size"})
 _PARAMETERS = frozenset({"Resize", "Clip", "Pad", "QuantizeLinear", "DequantizeLinear"})
 """Operators whose inputs behind the first are numbers to compute with exactly, not data."""
 
@@ -33,11 +33,12 @@ def with_interface(graph: Graph, plan: Plan) -> Plan:
         plan: its placement, in mode static, not yet resolved.
     """
     points, joins, notes = dict(plan.points), dict.fromkeys(plan.joins), list(plan.notes)
-    for value in graph.inputs:
-        if graph.dtype(value) not in FLOAT_TYPES:
+    for given in graph.inputs:
+        if graph.dtype(given) not in FLOAT_TYPES:
             continue
+        value = widened_input(graph, given)
         if why := _why_float(graph, value):
-            notes.append(f"input {value.name} stays {graph.dtype(value)}: {why}")
+            notes.append(f"input {given.name} stays {graph.dtype(given)}: {why}")
             continue
         uses = tuple((u.name or "", i) for u, i in graph.users(value) if _reads(graph, u))
         if (pair := existing_pair(graph, value)) is not None:
@@ -46,23 +47,32 @@ def with_interface(graph: Graph, plan: Plan) -> Plan:
             known = points.get(str(value.name)) or _point(graph, value, points)
             points[str(value.name)] = replace(known, uses=tuple(dict.fromkeys((*known.uses, *uses))))
     for value in graph.outputs:
-        own = graph.producer(value, "DequantizeLinear")
-        if graph.dtype(value) not in FLOAT_TYPES or value.is_graph_input():
-            continue
-        if graph.is_const(value) or (own is not None and graph.scalar(own.inputs[1]) is None):
-            why = "it is a constant" if own is None else _NO_STEP
-            notes.append(f"output {value.name} stays {graph.dtype(value)}: {why}")
-            continue
-        if own is not None:
-            continue
-        known = points.get(str(value.name)) or _point(graph, value, points)
-        # What leaves the model is not to be clipped because its tails seemed rare.
-        points[str(value.name)] = replace(known, output=True, protected=True)
+        if graph.dtype(value) in FLOAT_TYPES and not value.is_graph_input():
+            _with_output(graph, value, points, notes)
     return replace(plan, points=points, joins=tuple(joins), notes=tuple(notes))
 
 
+def _with_output(graph: Graph, value: Value, points: dict[str, Point], notes: list[str]) -> None:
+    """Add what puts a pair at a float output, or a note on why there can be none."""
+    own = graph.producer(value, "DequantizeLinear")
+    if graph.is_const(value) or (own is not None and graph.scalar(own.inputs[1]) is None):
+        why = "it is a constant" if own is None else _NO_STEP
+        notes.append(f"output {value.name} stays {graph.dtype(value)}: {why}")
+    elif own is None:
+        made = widened_output(graph, value)  # in float32, of which a Cast makes the output
+        known = points.get(str(made.name)) or _point(graph, made, points)
+        uses = () if made is value else tuple((u.name or "", i) for u, i in graph.users(made) if value in u.outputs)
+        # What leaves the model is not to be clipped because its tails seemed rare.
+        points[str(made.name)] = replace(
+            known,
+            uses=tuple(dict.fromkeys((*known.uses, *uses))),
+            output=known.output or made is value,
+            protected=True,
+        )
+
+
 def _reads(graph: Graph, user: Node) -> bool:
-    return not graph.in_body(user) and user.op_type not in _SIZES
+    return not graph.in_body(user) and user.op_type not in SIZES
 
 
 def _quantizes(graph: Graph, value: Value, node: str) -> bool:

@@ -12,9 +12,9 @@ import onnx
 import pytest
 from graphs import graph_of
 
-from onnxq import api, cli
+from onnxq import api, cli, proving
 from onnxq.errors import RecipeError
-from onnxq.interface import coded, ports, with_float_ends
+from onnxq.interface import coded, ports, widened_input, widened_output, with_float_ends
 from onnxq.numerics import sqnr_db
 from onnxq.placement.interface import with_interface
 from onnxq.plan import Plan
@@ -245,3 +245,56 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     proved = call("check", "digits.int8.onnx", "--target", "ort-cpu", "--data", data, "--measure", "--float", model)
     assert "0 nodes lost" in proved
     assert "logits" in call("compare", model, "digits.int8.onnx", "--data", data)
+
+
+# -- half precision for CPUs ------------------------------------------------------------------------------------
+
+
+HALF = """(float16[N,16,8,8] x) => (float16[N,16,8,8] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, w) y = Add(c, x)
+}"""
+
+
+def half_model() -> tuple[Graph, list[dict[str, npt.NDArray[np.float16]]]]:
+    rng = np.random.default_rng(0)
+    graph = graph_of(HALF, 17, w=(rng.normal(size=(16, 16, 3, 3)) / 10).astype(np.float16))
+    return graph, [{"x": rng.normal(size=(1, 16, 8, 8)).astype(np.float16)} for _ in range(8)]
+
+
+def test_ends_in_float16_that_are_computed_in_float32_become_codes_at_once() -> None:
+    graph, feeds = half_model()
+    made, plan = api.quantize(graph, feeds, integer("ort-cpu"))
+    onnx.checker.check_model(made.to_proto(), full_check=True)
+    assert not [n.op_type for n in made.nodes if n.op_type == "Cast"]
+    entry, leave = plan.interface
+    assert [(p.name, p.dtype, p.float_type) for p in plan.interface] == [(n, "uint8", "float16") for n in "xy"]
+    assert [p.computed for p in plan.interface] == ["float32"] * 2
+    assert [with_float_ends(made).dtype(v) for v in with_float_ends(made).inputs] == ["float16"]
+    ran = proving.prove(made).nodes
+    assert [n.op_type for n in ran if n.runs == "integer"] == ["QLinearConv", "QLinearConv", "QLinearAdd"]
+    assert not [n for n in ran if n.runs in ("float", "float behind DQ", "conversion")]
+    low, high = (min(f["x"].min() for f in feeds), max(f["x"].max() for f in feeds))
+    assert entry.scale == pytest.approx((float(high) - float(low)) / 255, rel=0.3)  # of a range near what was seen
+    for feed in feeds:
+        assert np.array_equal(coded(feed, plan.interface)["x"], codes(feed["x"].astype(np.float32), entry))
+        found, exact = values(run(made, dict(coded(feed, plan.interface)))[0], leave), run(graph, feed)[0]
+        assert np.abs(found - exact.astype(np.float64)).max() < 6 * leave.scale
+    (error,) = api.compare(graph, made, feeds).outputs  # with float ends again
+    assert error.sqnr_db > 25
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        # another reader than the Cast, a float32 output behind it, and a Cast to something else
+        ("(float16[4] x) => (float[4] y, float16[4] z) { y = Cast<to=1>(x) z = Neg(x) }", "xz"),
+        ("(float16[4] x) => (float[4] y) { y = Cast<to=1>(x) }", "x"),
+        ("(float16[4] x) => (double[4] y) { y = Cast<to=11>(x) }", "x"),
+    ],
+)
+def test_other_casts_of_ends_are_none_of_that(text: str, kinds: str) -> None:
+    graph = graph_of(text, 17)
+    (value,) = graph.inputs
+    assert widened_input(graph, value) is value
+    assert all(widened_output(graph, value) is value for value in graph.outputs)
+    assert {name for name in with_interface(graph, EMPTY).points if name != "y"} == set(kinds)
