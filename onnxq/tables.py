@@ -26,17 +26,19 @@ def result(plan: Plan, summary: Summary, written: Sequence[Path]) -> Iterator[st
         yield f"{'1 tensor was' if count == 1 else f'{count} tensors were'} quantized already, and kept so"
     yield from summary_lines(summary)
     if plan.judged is not None:
-        yield judged(*plan.judged, half="" if plan.float_type == "float32" else plan.float_type)
+        half = "" if plan.float_type == "float32" else plan.float_type
+        yield judged(*plan.judged, half, ends=bool(plan.interface))
     sizes = f"{size(summary.bytes_before)} -> {size(summary.bytes_after)}"
     model, *others = map(str, written)
     yield f"wrote {model} ({sizes}), {', '.join(others)}"
     yield from (f"note: {remark}" for remark in plan.remarks)
 
 
-def judged(sqnr_db: float, samples: int, half: str = "") -> str:
-    """How near a quantized model is by what judged it; `half`: the type of its float part, if not float32."""
+def judged(sqnr_db: float, samples: int, half: str = "", *, ends: bool = False) -> str:
+    """How near a quantized model is by what judged it: with float32 in place of `half`, and of codes at the ends."""
     where = f"at the worst output, on {samples} samples of the calibration data held back to judge"
-    return f"SQNR {sqnr_db:.1f} dB {where}" + (f", with {half} still in float32" if half else "")
+    wide = [half] * bool(half) + ["inputs and outputs"] * ends
+    return f"SQNR {sqnr_db:.1f} dB {where}" + (f", with {' and '.join(wide)} still in float32" if wide else "")
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:

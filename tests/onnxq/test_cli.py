@@ -212,9 +212,17 @@ def test_a_file_is_named_after_what_it_holds(
     assert stored in {tensor.data_type for tensor in onnx.load(f"m.{held}.onnx").graph.initializer if tensor.dims}
 
 
+INTEGERS = ("--target", "ort-cpu", "--io-types", "int8")
+ENDS = ", with inputs and outputs still in float32"
+
+
 def test_the_summary_says_how_near_by_the_samples_that_judge(here: Path, onnxq: Callable[..., Run]) -> None:
     np.savez(here / "many.npz", x=np.random.default_rng(1).normal(size=(64, 32)).astype(np.float32))
-    for options, half in (((), ", with float16 still in float32"), (("--high-precision", "fp32"), "")):
+    for options, half in (
+        ((), ", with float16 still in float32"),
+        (("--high-precision", "fp32"), ""),
+        (INTEGERS, ENDS),
+    ):
         run = onnxq("quantize", MODEL, "--data", "many.npz", *options)
         (found,) = re.findall(
             r"^SQNR (\S+) dB at the worst output, on (\d+) samples of the .* judge(.*)$", run.out, re.MULTILINE
