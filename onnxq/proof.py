@@ -115,6 +115,7 @@ def prove(
             proto = onnx.load(str(written))
         except OSError as error:
             raise ModelError(f"ONNX Runtime wrote no optimized model of {model}", "Is it larger than 2 GB?") from error
+        _without_axis(proto)
         known = {node.name for node in every_node(onnx.load(str(model), load_external_data=False).graph)}
         inserted = set()
         for index, node in enumerate(every_node(proto.graph)):
@@ -159,6 +160,17 @@ def measure(
     base = statistics.median(times[0])
     low, middle, high = statistics.quantiles(times[1], n=4)
     return Latency(middle / base, low / base, high / base, runs)
+
+
+def _without_axis(model: ModelProto) -> None:
+    """Take `axis` off Q and DQ below opset 13, where there is none: ONNX Runtime writes it, and refuses to read it."""
+    if next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 13) >= 13:
+        return
+    for node in every_node(model.graph):
+        if node.domain in {"", "ai.onnx"} and node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            kept = [each for each in node.attribute if each.name != "axis"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _profile(model: bytes, provider: str, feed: Feed, folder: Path) -> list[dict[str, Any]]:

@@ -212,3 +212,15 @@ def test_pairs_of_another_form_are_told(runs: str) -> None:
     told = [line for line in words.lines(words.Proof("cpu", nodes, {})) if "--target ort-cpu" in line]
     assert len(told) == (runs != "integer")
     assert not any("--target" in line for line in words.lines(words.Proof("cpu", nodes[1:], {})))
+
+
+@pytest.mark.parametrize(("opset", "kept"), [(13, 1), (12, 0)])
+def test_an_axis_where_the_opset_has_none_goes(opset: int, kept: int) -> None:
+    """ONNX Runtime 1.31 writes axis = 1 at the pairs of a model of opset 12 from Quark, and does not read them."""
+    node = onnx.helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"], axis=1)
+    other = onnx.helper.make_node("Flatten", ["y"], ["f"], axis=1)
+    quantized = onnx.helper.make_node("DequantizeLinear", ["x", "s", "z"], ["m"], domain="com.microsoft", axis=1)
+    graph = onnx.helper.make_graph([node, other, quantized], "g", [], [])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    words._without_axis(model)
+    assert [len(n.attribute) for n in model.graph.node] == [kept, 1, 1]
