@@ -130,7 +130,16 @@ def _read_in_float(model: Model, name: str) -> bool:
 
 
 def _takes_low(model: Model, node: NodeProto) -> bool:
-    return node.op_type == Q or bool(low_precision(model, node)) or bool(_residual(model, node))
+    return node.op_type == Q or bool(low_precision(model, node) or _residual(model, node)) or _pads_codes(model, node)
+
+
+def _pads_codes(model: Model, node: NodeProto) -> bool:
+    """Whether it is a Pad between a DQ and Qs of the same scale: DQ, operator, Q, and so on codes."""
+    if node.op_type != "Pad" or not node.output or node.output[0] in model.outputs:
+        return False
+    source, readers = model.dequantizer(node.input[0]), model.users.get(node.output[0], ())
+    quantized = bool(readers) and all(reader.op_type == Q for reader in readers)
+    return source is not None and quantized and same_scale(model, source, *readers)
 
 
 def _residual(model: Model, node: NodeProto) -> list[str]:

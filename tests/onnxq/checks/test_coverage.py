@@ -121,12 +121,21 @@ def test_integer_operators_are_counted_as_refused() -> None:
             [("xd_q", "fp32", "int8"), ("e_q", "int8", "int8")],
         ),
         (f"{pair('xd', 'x')} {pair('e', 'xd')} {pair('wd', 'w', 0)} y = Conv(e, wd)", [("xd_q", "fp32", "int8")]),
+        # a Pad whose readers quantize with the same scale works on codes, one that a convolution reads does not
+        (
+            f"{pair('xd', 'x')} p = Pad(xd, pads, lo) {pair('e', 'p')} {pair('wd', 'w', 0)} y = Conv(e, wd)",
+            [("xd_q", "fp32", "int8")],
+        ),
+        (
+            f"{pair('xd', 'x')} p = Pad(xd, pads, lo) {pair('wd', 'w', 0)} y = Conv(p, wd)",
+            [("xd_q", "fp32", "int8"), ("xd", "int8", "fp32")],
+        ),
         # from one float type to another
         ("h = Cast<to=10>(x) t = Tanh(h) y = Cast<to=1>(t)", [("h", "fp32", "fp16"), ("y", "fp16", "fp32")]),
     ],
 )
 def test_reformats(body: str, changes: list[tuple[str, str, str]]) -> None:
-    found = report(body).summary.reformats
+    found = report(body, extra=("int64[8] pads = {0, 0, 0, 0, 0, 0, 0, 0}",)).summary.reformats
     assert [(change.where, change.before, change.after) for change in found] == changes
 
 
