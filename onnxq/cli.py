@@ -23,7 +23,6 @@ from onnxq.cli_options import recipe_options as _recipe_options
 from onnxq.cli_options import resume_option as _resume_option
 from onnxq.cli_options import talk_options as _talk_options
 from onnxq.errors import OnnxqError, OutputError, RecipeError, what_failed
-from onnxq.late import late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +32,11 @@ if TYPE_CHECKING:
 
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
-UNNEEDED = ("sympy", "onnx_ir._symbolic_shapes")
-"""What onnx_ir computes sizes like 2*N with, which nothing here does: a third of all that is imported."""
 _FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # None: numpy's, of a write that stopped half way
 
 
 def main() -> None:
     """Run the command line; every error meant for the user is printed here, without a traceback."""
-    late(*UNNEEDED)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is as good as Ctrl-C
     try:
         cli(standalone_mode=False)

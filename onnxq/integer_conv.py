@@ -46,6 +46,9 @@ def integer_conv(graph: Graph, conv: Node) -> IntegerConv | None:
         return None
     if graph.only_user(source.outputs[0]) is not conv or graph.only_user(quantize.outputs[0]) is not source:
         return None
+    scales = [v for node in (quantize, source) for v in node.inputs[1:] if v is not None]
+    if any(graph.size(v) != 1 for v in scales) or (quantize.attributes.keys() | source.attributes.keys()) - {"axis"}:
+        return None  # scales along channels, or types of their own, as a model may bring them
     along = int(graph.attribute(weight, "axis", 1)) % codes.ndim == 1 or graph.attribute(weight, "block_size", 0)
     if along and graph.size(weight.inputs[1]) != 1:
         return None  # scales along what changes, as a model may bring them

@@ -49,10 +49,10 @@ def pack(graph: Graph, node: Node) -> None:
     middle = 2 ** (bits - 1)
     offset = middle if codes.dtype.name.startswith("int") else 0
     zero = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
-    zeros = np.full(scale.shape, offset) if zero is None else zero.astype(np.int64) + offset
+    zeros = np.full(scale.shape, offset, np.int16) if zero is None else zero.astype(np.int16) + np.int16(offset)
     blocks, (k, n) = scale.shape[0], codes.shape
     whole = np.repeat(zeros, size, axis=0)  # what fills up the last block stands for 0
-    whole[:k] = codes.astype(np.int64) + offset
+    whole[:k] = codes.astype(np.int16) + np.int16(offset)
     packed = graph.constant(f"{name}_packed", _halves(whole.T.reshape(n, blocks, size), bits))
     inputs = [packed, graph.constant(f"{name}_scales", np.ascontiguousarray(scale.T).reshape(-1))]
     if (zeros != middle).any():

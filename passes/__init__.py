@@ -53,7 +53,7 @@ from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.share_weights import share_weights
 from onnxq.passes.sink_squeezes import sink_squeezes
 from onnxq.passes.smooth import Smooth
-from onnxq.passes.space_to_depth import space_to_depth
+from onnxq.passes.space_to_depth import SpaceToDepth
 from onnxq.passes.split_gemms import split_gemms
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.passes.sum_to_add import sum_to_add
@@ -166,7 +166,7 @@ def finish(target: Target, *, interface: bool = False) -> tuple[Pass, ...]:
         share_weights,
         *((integer_interface,) if interface else ()),
         # last, since they look at what is written; a Flatten that the operator set still lacks a kernel of
-        *((lower_opset, Everywhere(flatten_to_reshape)) if target.placement == "ort-cuda" else ()),
+        *((lower_opset, Everywhere(flatten_to_reshape), remove_unused) if target.placement == "ort-cuda" else ()),
     )
 
 
@@ -217,7 +217,7 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(_without_blocks(plan), weight_grid(target, recipe), recipe.weight_range, "dq"),
         QuantizeTables(plan, recipe.weight_range),
-        space_to_depth,  # an image has three channels, and kernels want many
+        SpaceToDepth(inputs=recipe.io_types != "int8"),  # an image has three channels, and kernels want many
         pad_channels,  # or four at least
         fit_weight_scales,  # before biases are rounded in steps of them
         round_biases,  # what old versions of the provider replace only with an int32 bias

@@ -12,6 +12,7 @@ padded channels). Wider windows and more channels are unrolled in long pieces al
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,9 +38,29 @@ class Side(NamedTuple):
     zeros: tuple[int, int]
 
 
-def space_to_depth(graph: Graph) -> int:
-    """Rewrite each convolution of an image that gains, of known and divisible height and width; return how many."""
-    return sum(_rewrite(graph, node) for node in graph.nodes if node.op_type == "Conv" and not node.domain)
+@dataclass(frozen=True)
+class SpaceToDepth:
+    """The pass.
+
+    Attributes:
+        inputs: whether images that are inputs of the graph count: not where they are to come as codes.
+    """
+
+    inputs: bool = True
+
+    def __call__(self, graph: Graph) -> int:
+        """Rewrite each convolution of an image that gains, of known and divisible height and width; return how many."""
+        convs = [node for node in graph.nodes if node.op_type == "Conv" and not node.domain]
+        return sum(_rewrite(graph, node) for node in convs if self.inputs or not _of_input(graph, node))
+
+
+def _of_input(graph: Graph, conv: Node) -> bool:
+    """Whether a convolution reads codes of an input of the graph, or of one cast to another type."""
+    found = integer_conv(graph, conv)
+    image = None if found is None else found.quantize.inputs[0]
+    cast = graph.producer(image, "Cast")
+    source = image if cast is None else cast.inputs[0]
+    return source is not None and source.is_graph_input()
 
 
 def _side(size: Dim, kernel: int, stride: int, pads: tuple[int, int]) -> Side | None:

@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram", "pointwise"),
         *("monitor", "naming", "operators", "scratch", "shares", "smallest", "timing", "blas"),
-        *("work", "late", "dtypes"),
+        *("work", "dtypes"),
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "inference", "formats", "memory"),
     (

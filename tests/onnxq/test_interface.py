@@ -298,3 +298,14 @@ def test_other_casts_of_ends_are_none_of_that(text: str, kinds: str) -> None:
     assert widened_input(graph, value) is value
     assert all(widened_output(graph, value) is value for value in graph.outputs)
     assert {name for name in with_interface(graph, EMPTY).points if name != "y"} == set(kinds)
+
+
+def test_images_that_strided_convolutions_read_come_as_codes() -> None:
+    w = RNG.normal(size=(16, 3, 5, 5)).astype(np.float32)
+    text = "(float[1,3,32,32] x) => (float[1,16,16,16] y) { y = Conv<strides=[2, 2], pads=[2, 2, 2, 2]>(x, w) }"
+    feeds = [{"x": RNG.normal(size=(1, 3, 32, 32)).astype(np.float32)} for _ in range(4)]
+    graph, plan = api.quantize(graph_of(text, 17, w=w).to_proto(), feeds, integer("ort-cpu"))
+    assert [port.name for port in plan.interface] == ["x", "y"]
+    assert graph.dtype(graph.inputs[0]) == "uint8"
+    other, _ = api.quantize(graph_of(text, 17, w=w).to_proto(), feeds, replace(integer("ort-cpu"), io_types="float32"))
+    assert "SpaceToDepth" in [n.op_type for n in other.nodes]

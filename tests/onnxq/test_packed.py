@@ -12,6 +12,7 @@ from graphs import graph_of, random_feeds, run
 from onnxq import api
 from onnxq.packed import is_packable
 from onnxq.passes.lower_opset import lower_opset
+from onnxq.recipe import Recipe
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
@@ -100,3 +101,15 @@ def test_a_weight_of_two_products_is_packed_once() -> None:
     assert one.inputs[1:] == two.inputs[1:]
     feeds = random_feeds(before)
     np.testing.assert_allclose(run(after, feeds)[0], run(before, feeds)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_written_file_holds_a_packed_weight_once() -> None:
+    w = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    text = "(float[4,62] x) => (float[4,32] y) { d = Pad(x, p) y = MatMul(d, w) }"
+    model = graph_of(text, 23, w=w, p=np.array([0, 1, 0, 1])).to_proto()
+    recipe = Recipe(target="ort-cuda", mode="weight-only", weights="int4/block:32")
+    graph, _ = api.quantize(model, None, recipe)
+    assert "MatMulNBits" in [n.op_type for n in graph.nodes]
+    proto = graph.to_proto().graph
+    read = {name for node in proto.node for name in node.input}
+    assert {tensor.name for tensor in proto.initializer} <= read

@@ -10,7 +10,7 @@ from graphs import graph_of, lines, random_feeds, same_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.passes.space_to_depth import space_to_depth
+from onnxq.passes.space_to_depth import SpaceToDepth
 from onnxq.runtime import Session
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ def conv(*, zero: int = 93, weight_zero: int = 0, tail: str = "", sizes: str | N
 )
 def test_others_are_left_alone(graph: Graph) -> None:
     before = lines(graph)
-    assert space_to_depth(graph) == 0
+    assert SpaceToDepth()(graph) == 0
     assert lines(graph) == before
 
 
 def test_blocks_are_channels() -> None:
     graph = conv(tail="y = Relu(c)")
     before = graph.copy()
-    assert space_to_depth(graph) == 1
+    assert SpaceToDepth()(graph) == 1
     graph.remove_unused()
     assert [node.op_type for node in graph.nodes][:3] == ["SpaceToDepth", "QuantizeLinear", "DequantizeLinear"]
     weight = graph.const(graph.weights["w_blocks"])
@@ -87,7 +87,7 @@ def test_blocks_are_channels() -> None:
     assert weight.shape == (16, 12, 3, 3)
     graph.infer_shapes()
     same_function(before, graph, random_feeds(graph, N=2), 1e-6)
-    assert space_to_depth(graph) == 0
+    assert SpaceToDepth()(graph) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,9 +105,32 @@ def test_the_sums_are_the_same(
     size = (blocks[0] * stride, blocks[1] * stride)
     graph = conv(channels=channels, kernel=kernel, size=size, more=f"strides=[{stride}, {stride}], pads={pads}")
     before = Session(graph.to_proto().SerializeToString())
-    if space_to_depth(graph):
+    if SpaceToDepth()(graph):
         graph.remove_unused()
         graph.infer_shapes()
         feeds = random_feeds(graph, N=2)
         after = Session(graph.to_proto().SerializeToString())
         assert all(np.array_equal(a, b) for a, b in zip(before.run(feeds), after.run(feeds), strict=True))
+
+
+def test_images_that_are_to_come_as_codes_are_left_alone() -> None:
+    assert SpaceToDepth(inputs=False)(conv()) == 0
+    inner = conv()
+    quantize = inner.nodes[0]
+    inner.set_input(quantize, 0, inner.add("Sigmoid", [quantize.inputs[0]], name="inner", before=quantize))
+    inner.infer_shapes()
+    assert SpaceToDepth(inputs=False)(inner) == 1
+
+
+def test_pairs_with_a_type_of_their_own_are_left_alone() -> None:
+    graph = conv()
+    graph.set_attribute(graph.nodes[0], "saturate", 0)
+    assert SpaceToDepth()(graph) == 0
+
+
+def test_pairs_with_scales_along_channels_are_left_alone() -> None:
+    graph = conv()
+    for node in graph.nodes[:2]:
+        graph.set_input(node, 1, graph.constant("scales", np.full(3, 0.02, F32)))
+        graph.set_input(node, 2, graph.constant("zeros", np.full(3, 93, np.uint8)))
+    assert SpaceToDepth()(graph) == 0
