@@ -166,9 +166,9 @@ def within(search: Search, sensitivity: Sensitivity, floor: float = -math.inf) -
         count = _smallest(search, order, floor)
         everything = count == len(order)
         chosen = _narrowed(search, order, floor) if everything else _restored(search, order[:count], sensitivity, floor)
-        if everything and not any(g.weights for g in chosen):
-            search.judge(order[:-1])  # to say what the best is
-            break
+        nothing_left = everything and not any(g.weights for g in chosen)
+        if nothing_left:  # the best that is a choice; it may hold, where chance raised the floor
+            chosen = order[:-1]
         found = search.judge(chosen)
         if all(v.met for v in found[2]):
             narrow = chosen if everything else _narrowed(search, chosen, search.slack(chosen, found[2]))
@@ -177,6 +177,8 @@ def within(search: Search, sensitivity: Sensitivity, floor: float = -math.inf) -
                 chosen, found = narrow, other
             graph, plan, verdicts = found
             return graph, replace(plan, budget=search.budget(chosen, plan, verdicts, sensitivity))
+        if nothing_left:
+            break
         floor = search.raised(chosen, found[2])
     raise unmet(search)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,21 @@ def test_it_cannot_be_met() -> None:
         AccuracyError, match=r"SQNR >= 120 dB could not be met: the best on 10 held-back samples is \d+"
     ):
         onnxq.quantize(chain(4), samples(40), replace(RECIPE, min_sqnr=120.0))
+
+
+@pytest.mark.parametrize("asked", range(34, 42))
+def test_what_is_refused_does_not_hold(asked: int) -> None:
+    """With two groups the choices between all and nothing are few, and a floor that chance raised may pass them by."""
+    rng = np.random.default_rng(1)
+    text = "(float[1,3,16,16] x) => (float[1,8,P,Q] y) { h = Conv<strides=[2, 2]>(x, w) r = Relu(h) y = Conv(r, v) }"
+    weights = {"w": rng.normal(size=(8, 3, 3, 3)), "v": rng.normal(size=(8, 8, 3, 3))}
+    graph = graph_of(text, 17, **{name: 0.2 * w.astype(np.float32) for name, w in weights.items()})
+    try:
+        onnxq.quantize(graph, "random:64", Recipe(target="ort-cpu", effort="fast", min_sqnr=float(asked)))
+    except AccuracyError as error:
+        bound = re.search(r"sure: >= ([-0-9.]+)", error.message)
+        assert bound is not None
+        assert float(bound[1]) < asked
 
 
 def test_order_and_batches_do_not_matter() -> None:
