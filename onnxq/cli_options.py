@@ -129,7 +129,8 @@ def recipe(options: dict[str, Any]) -> Recipe:
     base = Recipe.from_toml(options["recipe_file"]) if options["recipe_file"] else Recipe()
     rules = tuple(Rule(nodes=glob, quantize=False) for glob in options.get("exclude", ()))
     rules += tuple(Rule(ops=(op,), quantize=False) for op in options.get("exclude_op", ()))
-    given = {name: value for name, value in options.items() if name in _fields() and value is not None}
+    names = _fields()
+    given = {name: value for name, value in options.items() if name in names and value is not None}
     made = dataclasses.replace(base, rules=base.rules + rules, **given)
     if "percentile" in given and "percentile" not in (made.calibrator, *(rule.calibrator for rule in made.rules)):
         raise click.UsageError(f"--percentile is for --calibrator percentile; {made.calibrator} would not heed it")

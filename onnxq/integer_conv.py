@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxq.graph import Graph, Node
+    from onnxq.graph import Graph, Node, Value
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,14 @@ class IntegerConv:
     """What a convolution reads that alone reads its codes, with one scale for each of its outputs or for all.
 
     Attributes:
+        image: the activations.
         quantize: makes the codes of the activations.
         source: makes floats of them.
         weight: makes floats of the weight's codes.
         codes: the weight's, [O, C / group, ...].
     """
 
+    image: Value
     quantize: Node
     source: Node
     weight: Node
@@ -42,7 +44,8 @@ def integer_conv(graph: Graph, conv: Node) -> IntegerConv | None:
     source, weight = (graph.producer(v, "DequantizeLinear") for v in conv.inputs[:2])
     quantize = None if source is None else graph.producer(source.inputs[0], "QuantizeLinear")
     codes = None if weight is None else graph.const(weight.inputs[0])
-    if source is None or weight is None or quantize is None or codes is None:
+    image = None if quantize is None else quantize.inputs[0]
+    if source is None or weight is None or quantize is None or codes is None or image is None:
         return None
     if graph.only_user(source.outputs[0]) is not conv or graph.only_user(quantize.outputs[0]) is not source:
         return None
@@ -52,4 +55,4 @@ def integer_conv(graph: Graph, conv: Node) -> IntegerConv | None:
     along = int(graph.attribute(weight, "axis", 1)) % codes.ndim == 1 or graph.attribute(weight, "block_size", 0)
     if along and graph.size(weight.inputs[1]) != 1:
         return None  # scales along what changes, as a model may bring them
-    return IntegerConv(quantize, source, weight, codes)
+    return IntegerConv(image, quantize, source, weight, codes)

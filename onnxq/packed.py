@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.formats.grammar import SMALLEST_BLOCK
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 DOMAIN = "com.microsoft"
 BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
-_SMALLEST_BLOCK = 16
 
 
 def is_packable(graph: Graph, node: Node) -> bool:
@@ -28,7 +29,7 @@ def is_packable(graph: Graph, node: Node) -> bool:
     if node.op_type != "DequantizeLinear" or node.domain or not all(graph.is_const(v) for v in node.inputs):
         return False
     size, codes, real = graph.attribute(node, "block_size", 0), node.inputs[0], node.outputs[0]
-    blocked = size >= _SMALLEST_BLOCK and not size & (size - 1) and graph.attribute(node, "axis", 1) in (0, -2)
+    blocked = size >= SMALLEST_BLOCK and not size & (size - 1) and graph.attribute(node, "axis", 1) in (0, -2)
     users = graph.users(real)
     return (
         blocked

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from onnxq.packed import is_packable, pack
+from onnxq.packed import DOMAIN, is_packable, pack
 from onnxq.restated import DEFAULT, LOWEST, fits, onnx_name, rounds_otherwise, signature, unknown_attributes
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node, Value
 
-CONTRIB = "com.microsoft"
 NEUTRAL = {"saturate": 1, "block_size": 0, "output_dtype": 0, "precision": 0}
 """Attributes that ONNX Runtime's lack, and what they say there nevertheless."""
 
@@ -50,14 +49,14 @@ def _prices(graph: Graph) -> Iterator[tuple[int, int, int, int]]:
         missed: Counter[str] = Counter()
         for part in graph.parts():
             for node in part.nodes:
-                if is_packable(part, node) and (not fits(part, node, opset) or _lack(part, node, opset, "")):
+                if _becomes_packed(part, node, opset):
                     missed["moved"] += len(part.users(node.outputs[0]))
                     continue
                 becomes = _becomes_contrib(part, node, opset)
                 if not becomes and not fits(part, node, opset):
                     return  # and no older one takes it
                 missed["moved"] += becomes or rounds_otherwise(part, node, opset)
-                missed[_lack(part, node, opset, CONTRIB if becomes else node.domain)] += 1
+                missed[_lack(part, node, opset, DOMAIN if becomes else node.domain)] += 1
         yield missed["E"] + missed["W"], missed["moved"], missed["I"], opset
 
 
@@ -73,6 +72,11 @@ def _lack(graph: Graph, node: Node, opset: int, domain: str) -> str:
 def _kind(graph: Graph, value: Value | None) -> str:
     name = onnx_name(None if value is None else graph.dtype(value))
     return "float32" if name == "float" else name
+
+
+def _becomes_packed(graph: Graph, node: Node, opset: int) -> bool:
+    """Whether it is a weight in blocks that the opset does not take, or has no kernel for."""
+    return is_packable(graph, node) and (not fits(graph, node, opset) or _lack(graph, node, opset, "") != "")
 
 
 def _becomes_contrib(graph: Graph, node: Node, opset: int) -> bool:
@@ -93,7 +97,7 @@ def _becomes_contrib(graph: Graph, node: Node, opset: int) -> bool:
 
 def _restate(graph: Graph, node: Node, opset: int) -> int:
     """Write the node as the opset has it; return 1 if that changes it, else 0."""
-    if is_packable(graph, node) and (not fits(graph, node, opset) or _lack(graph, node, opset, "")):
+    if _becomes_packed(graph, node, opset):
         pack(graph, node)
         return 1
     if not _becomes_contrib(graph, node, opset):
@@ -105,7 +109,7 @@ def _restate(graph: Graph, node: Node, opset: int) -> int:
     axis = {} if graph.size(node.inputs[1]) == 1 else {"axis": int(graph.attribute(node, "axis", 1))}
     output = node.outputs[0]
     made = graph.add(
-        node.op_type, node.inputs, name=f"{output.name}/own", before=node, attributes=axis, like=output, domain=CONTRIB
+        node.op_type, node.inputs, name=f"{output.name}/own", before=node, attributes=axis, like=output, domain=DOMAIN
     )
     made.shape = made.shape or (node.inputs[0].shape if node.inputs[0] is not None else None)  # onnx infers none for it
     graph.absorb(node, made)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onnxq.integer_conv import integer_conv
+from onnxq.interface import widened_input
 
 if TYPE_CHECKING:
     from onnxq.graph import Dim, Graph, Node
@@ -50,17 +51,15 @@ class SpaceToDepth:
 
     def __call__(self, graph: Graph) -> int:
         """Rewrite each convolution of an image that gains, of known and divisible height and width; return how many."""
-        convs = [node for node in graph.nodes if node.op_type == "Conv" and not node.domain]
-        return sum(_rewrite(graph, node) for node in convs if self.inputs or not _of_input(graph, node))
-
-
-def _of_input(graph: Graph, conv: Node) -> bool:
-    """Whether a convolution reads codes of an input of the graph, or of one cast to another type."""
-    found = integer_conv(graph, conv)
-    image = None if found is None else found.quantize.inputs[0]
-    cast = graph.producer(image, "Cast")
-    source = image if cast is None else cast.inputs[0]
-    return source is not None and source.is_graph_input()
+        coded = () if self.inputs else tuple(widened_input(graph, value) for value in graph.inputs)
+        count = 0
+        for conv in [node for node in graph.nodes if node.op_type == "Conv" and not node.domain]:
+            found = integer_conv(graph, conv)
+            sides = None if found is None or found.image in coded else _sides(graph, conv, found)
+            if found is not None and sides is not None:
+                _rewrite(graph, conv, found, *sides)
+                count += 1
+        return count
 
 
 def _side(size: Dim, kernel: int, stride: int, pads: tuple[int, int]) -> Side | None:
@@ -78,28 +77,22 @@ def _side(size: Dim, kernel: int, stride: int, pads: tuple[int, int]) -> Side | 
     return Side(window, (ahead, after), (front, behind)) if outputs > 0 and after >= 0 else None
 
 
-def _rewrite(graph: Graph, conv: Node) -> bool:
-    found = integer_conv(graph, conv)
-    sides = None if found is None else _sides(graph, conv, found)
-    image = None if found is None else found.quantize.inputs[0]
-    if found is None or sides is None or image is None:
-        return False
-    (rows, columns), block = sides, graph.attribute(conv, "strides")[0]
+def _rewrite(graph: Graph, conv: Node, found: IntegerConv, rows: Side, columns: Side) -> None:
+    image, block = found.image, graph.attribute(conv, "strides")[0]
     size = {"blocksize": block}
     blocks = graph.add("SpaceToDepth", [image], name=f"{image.name}_blocks", attributes=size, before=found.quantize)
     narrow = graph.add("QuantizeLinear", [blocks, *found.quantize.inputs[1:]], name=f"{image.name}_blocks_quantized")
     read = graph.add("DequantizeLinear", [narrow, *found.source.inputs[1:]], name=f"{image.name}_blocks_dequantized")
     graph.set_input(conv, 0, read)
-    found.replace_weight(graph, conv, over_blocks(found.codes, block, rows, columns), "blocks")
+    found.replace_weight(graph, conv, _over_blocks(found.codes, block, rows, columns), "blocks")
     graph.set_attribute(conv, "strides", (1, 1))
     graph.set_attribute(conv, "kernel_shape", (rows.window, columns.window))
     graph.set_attribute(conv, "pads", (rows.pads[0], columns.pads[0], rows.pads[1], columns.pads[1]))
-    return True
 
 
 def _sides(graph: Graph, conv: Node, found: IntegerConv) -> tuple[Side, Side] | None:
     """The window over blocks along rows and columns, where that is another form of this convolution, and gains."""
-    image, codes = found.quantize.inputs[0], found.codes
+    image, codes = found.image, found.codes
     shape = graph.shape(image)
     if shape is None or codes.ndim != len(shape) or len(shape) != RANK or graph.dtype(image) != "float32":
         return None
@@ -121,7 +114,7 @@ def _has_zero_point(graph: Graph, found: IntegerConv) -> bool:
     return zero is not None and (known is None or bool(known.any()))
 
 
-def over_blocks(codes: np.ndarray, block: int, rows: Side, columns: Side) -> np.ndarray:
+def _over_blocks(codes: np.ndarray, block: int, rows: Side, columns: Side) -> np.ndarray:
     """[O, C, kh, kw] weights as [O, block block C, rows.window, columns.window], in the order of SpaceToDepth."""
     outputs, channels = codes.shape[:2]
     wide = np.pad(codes, ((0, 0), (0, 0), rows.zeros, columns.zeros))

@@ -14,6 +14,7 @@ from onnxq.checks.finding import Breach, Finding, error, note, warning
 from onnxq.checks.index import CONVS, DQ, WEIGHTED, integer, is_onnx, is_qdq
 from onnxq.checks.ort_cuda_kernels import ABSENT, DOCUMENT, KERNELS, lack
 from onnxq.checks.versions import TENSORRT_11
+from onnxq.formats.grammar import SMALLEST_BLOCK
 from onnxq.operators import RECURRENT
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 ALIGNED = 32
 PRODUCTS = frozenset({"MatMul", "Gemm"})
-_SMALLEST_BLOCK = 16
 
 
 def absent(model: Model) -> Iterator[Breach]:
@@ -44,6 +44,8 @@ def kernels(model: Model) -> Iterator[Breach]:
         domain = "" if is_onnx(node) else node.domain
         inputs, outputs = ([_type(model, name) for name in side] for side in (node.input, node.output))
         missed = lack(domain, node.op_type, _version(model, node), tuple(inputs), tuple(outputs))
+        if not missed:
+            continue
         said = ", ".join(dict.fromkeys(filter(None, (*inputs, *outputs)))) or "unknown types"
         if (domain, node.op_type) not in KERNELS:
             text = f"{node.op_type} is in no row of the table of CUDA kernels"
@@ -53,7 +55,7 @@ def kernels(model: Model) -> Iterator[Breach]:
             yield note(node, f"{text}; integers of shapes are the CPU's business")
         elif missed == "W":
             yield warning(node, text)
-        elif missed == "E":
+        else:
             yield error(node, f"{text} and falls to the CPU provider")
 
 
@@ -122,7 +124,7 @@ def why_apart(model: Model, node: NodeProto, maker: NodeProto) -> str | None:
     if node.op_type == "Gemm" and (integer(node, "transA", 0) or integer(node, "transB", 0) or alpha != 1.0):
         return "a Gemm with transA, transB or alpha"
     size, axis = integer(maker, "block_size", 0), integer(maker, "axis", 1) % 2
-    if size and (axis != 0 or size < _SMALLEST_BLOCK or size & (size - 1)):
+    if size and (axis != 0 or size < SMALLEST_BLOCK or size & (size - 1)):
         return f"blocks of {size} along axis {axis}"
     if not size and any(d != 1 for d in scales) and axis != 1:
         return f"scales along axis {axis}"
