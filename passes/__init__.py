@@ -38,6 +38,7 @@ from onnxq.passes.insert_qdq import InsertQDQ
 from onnxq.passes.integer_interface import integer_interface
 from onnxq.passes.integer_products import integer_products
 from onnxq.passes.loop_weights import loop_weights
+from onnxq.passes.lower_ir_version import lower_ir_version
 from onnxq.passes.lower_opset import lower_opset
 from onnxq.passes.matmul_to_gemm import matmul_to_gemm
 from onnxq.passes.move_codes import move_codes
@@ -167,6 +168,7 @@ def finish(target: Target, *, interface: bool = False) -> tuple[Pass, ...]:
         *((integer_interface,) if interface else ()),
         # last, since they look at what is written; a Flatten that the operator set still lacks a kernel of
         *((lower_opset, Everywhere(flatten_to_reshape), remove_unused) if target.placement == "ort-cuda" else ()),
+        lower_ir_version,  # behind all that brings types or changes the opset
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from onnxq.graph.beginning import begin_at, fix_shapes, remove_unread_inputs
 from onnxq.graph.convert import in_order
 from onnxq.graph.graph import Attribute, Graph, Node, Value
-from onnxq.graph.normal import Body, normalize
+from onnxq.graph.normal import Body, lowest_ir_version, normalize
 from onnxq.graph.sharing import share
 from onnxq.graph.signatures import axes_problem
 from onnxq.graph.validity import check_proto, tensor_bytes
@@ -29,6 +29,7 @@ __all__ = [
     "check_proto",
     "fix_shapes",
     "in_order",
+    "lowest_ir_version",
     "normalize",
     "remove_unread_inputs",
     "share",

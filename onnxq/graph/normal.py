@@ -12,7 +12,7 @@ from onnx_ir.passes import common as ir_passes  # noqa: TID251  this is the wall
 from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Iterable, Iterator, MutableMapping
 
     from onnxq.graph.graph import Graph
 
@@ -52,7 +52,7 @@ def normalize(model: ir.Model, base_dir: str | None = None) -> None:
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     # An input that also has an initializer is a default nobody feeds: old exporters list every weight so.
     ir_passes.RemoveInitializersFromInputsPass()(model)
-    model.ir_version = _ir_version(model)
+    model.ir_version = lowest_ir_version(model)
     _forget_negative_sizes(model.graph)
     _name_nodes(model.graph)
     _name_values(model.graph)
@@ -89,14 +89,32 @@ def _forget_negative_sizes(graph: ir.Graph) -> None:
             value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in dims])
 
 
-def _ir_version(model: ir.Model) -> int:
-    """The model's own between 7 (opset 13's) and 10, more only when its opset needs it: runtimes lag behind."""
+def lowest_ir_version(model: ir.Model) -> int:
+    """The lowest version of the file format that has all that the model holds, 7 (opset 13's) or more: runtimes lag.
+
+    Metadata of nodes, values and weights came with 10; files that say less and have them are read nevertheless.
+    """
     from onnx import helper
 
-    needed = helper.find_min_ir_version_for(
-        [helper.make_opsetid(d, v) for d, v in model.opset_imports.items()], ignore_unknown=True
-    )
-    return max(7, needed, min(model.ir_version or 0, 10))
+    opsets = [helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    values = tuple(all_values(model.graph))
+    needed = [7, helper.find_min_ir_version_for(opsets, ignore_unknown=True)]
+    needed += [_CAME_WITH.get(int(v.dtype), 7) for v in values if v.dtype is not None]
+    needed += [8 for v in values if isinstance(v.type, ir.OptionalType)]
+    if (model.ir_version or 0) >= _REMARKS and _has_remarks(model, values):
+        needed.append(_REMARKS)
+    return max(needed)
+
+
+_CAME_WITH = {17: 9, 18: 9, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 14, 28: 14}
+"""Number of an element type -> the first version of the file format that has it (onnx.proto): float8, int4, float4,
+the scales of MXFP, int2, float6."""
+_REMARKS = 10
+
+
+def _has_remarks(model: ir.Model, values: Iterable[ir.Value]) -> bool:
+    held = (*values, *(v.const_value for v in values), *model.graph.all_nodes(), *model.graphs())
+    return any(one is not None and one.metadata_props for one in held)
 
 
 def all_values(graph: ir.Graph) -> Iterator[ir.Value]:

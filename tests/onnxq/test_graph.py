@@ -145,7 +145,7 @@ def test_remarks_survive() -> None:
     assert graph.to_proto() == model
     assert graph.copy().to_proto() == model
     graph.convert_opset(17)
-    model.opset_import[0].version = 17
+    model.opset_import[0].version, model.ir_version = 17, 8
     proto = graph.to_proto()
     del proto.graph.value_info[:]  # the converter infers shapes
     assert proto == model
