@@ -211,11 +211,12 @@ class Plan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should be told, many narrow tensors as one, of which the plan has the details."""
+        notes = (*self.notes, *self.idle)
         if len(self.narrow) <= _NAMED:
-            return (*self.notes, *map(str, self.narrow))
+            return (*notes, *map(str, self.narrow))
         few = f"share a scale with tensors of a range over {FEW_STEPS} times as wide and keep fewer than 8 of 127 steps"
         named = f"{', '.join(one.tensor for one in self.narrow[:_NAMED])}, ... (the plan has them all)"
-        return (*self.notes, f"{len(self.narrow)} tensors {few}: {named}. {_ALONE}")
+        return (*notes, f"{len(self.narrow)} tensors {few}: {named}. {_ALONE}")
 
     @property
     def macs(self) -> int:
@@ -248,11 +249,25 @@ class Plan:
         if self._integers:
             nodes = ", ".join(f"{count} {op}" for op, count in self._integers.most_common())
             return f"It computes on integers already ({nodes}): quantize the float model that it was made from."
-        of_weights = [r for r in self.reasons() if r[1] in _WEIGHTED]
-        if not of_weights:
+        reasons = self._reasons_of_layers(5)
+        if not reasons:
             return "It holds no Conv, ConvTranspose, Gemm or MatMul."
-        reasons = "; ".join(f"{count} {op}: {reason}" for reason, op, count in of_weights[:5])
         return f"Its weighted operators stay in float: {reasons}."
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """What to say of a model that gains no speed: all its layers stay in float, whatever else has pairs."""
+        layers = [d for d in self.decisions if d.op_type in _WEIGHTED]
+        if self.mode != "static" or self.kept or not layers or any(d.quantized for d in layers):
+            return ()
+        many = "its one layer stays" if len(layers) == 1 else f"all {len(layers)} layers stay"
+        what = "--mode weight-only stores weights alone in few bits; a rule with quantize = true insists on small ones"
+        return (f"NO LAYER RUNS IN INT8: {many} in float ({self._reasons_of_layers(3)}). {what}",)
+
+    def _reasons_of_layers(self, most: int) -> str:
+        """Why layers stay in float, the most frequent reasons first; empty where none does."""
+        found = [r for r in self.reasons() if r[1] in _WEIGHTED]
+        return "; ".join(f"{count} {op}: {reason}" for reason, op, count in found[:most])
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, for `<output>.plan.json`."""
@@ -269,7 +284,7 @@ class Plan:
                 for d in self.decisions
             },
             "already_quantized": list(self.kept),
-            "notes": [*self.notes, *map(str, self.narrow), *self.remarks],
+            "notes": [*self.notes, *self.idle, *map(str, self.narrow), *self.remarks],
             **({"interface": _interface_dict(self.interface)} if self.interface else {}),
             **({"judged": {"sqnr_db": round(self.judged[0], 2), "samples": self.judged[1]}} if self.judged else {}),
         } | ({"budget": self.budget.to_dict()} if self.budget else {})

@@ -218,3 +218,32 @@ def test_sums_that_saturate_on_some_cpus_are_told_of(recipe: Recipe, *, said: bo
     graph, plan = api.quantize(graph_of(TEXT, w=W, small=SMALL), FEEDS, recipe, Monitor(warn=lambda _: None))
     lines = [line for _, line in report.next_steps(plan, recipe, graph, Path("m.onnx"), None)]
     assert (report.EXACT in lines) is said
+
+
+@pytest.mark.parametrize("recipe", [FAST, Recipe(mode="weight-only"), Recipe(mode="float"), Recipe(target="ort-cpu")])
+def test_a_model_with_layers_that_are_quantized_is_not_said_to_have_none(recipe: Recipe) -> None:
+    assert api.make_plan(graph_of(TEXT, w=W, small=SMALL), recipe).idle == ()
+
+
+def test_without_layers_there_is_nothing_to_say_of_them() -> None:
+    relu = graph_of("(float[1,32] x) => (float[1,32] y) { y = Relu(x) }")
+    assert api.make_plan(relu, Recipe(target="tensorrt@10+dla")).idle == ()
+
+
+def test_a_model_of_which_every_layer_stays_in_float_is_told_with_the_reasons() -> None:
+    graph = graph_of(TEXT, w=W, small=SMALL)
+    seen = api.calibrate(graph, FEEDS, FAST)
+    large = tuple(str(n.name) for n in graph.nodes if n.op_type == "MatMul")[:2]
+
+    def told(spared: tuple[str, ...]) -> list[str]:
+        said: list[str] = []
+        _, plan = api.quantize(graph, replace(seen, spared=spared), FAST, Monitor(warn=said.append))
+        found = [text for text in said if "NO LAYER" in text]
+        assert found == [note for note in json.loads(report.plan_json(plan, FAST, seen))["notes"] if "NO LAYER" in note]
+        return found
+
+    assert told(large[:1]) == []
+    (text,) = told(large)
+    assert "all 3 layers stay in float (2 MatMul: left in float: in int8 it makes far more of the error" in text
+    assert "; 1 MatMul: " in text
+    assert "--mode weight-only" in text
