@@ -55,12 +55,17 @@ def _worth_int8(model: Model, node: NodeProto, channels: tuple[int, int, int], k
 
 
 def matrix_size(model: Model) -> Iterator[Breach]:
-    """An int8 product is no matrix-vector one and has K and N of at least 16."""
+    """An int8 product has more than one row, counted over a batch with one weight, and K and N of at least 16.
+
+    As in placement: [seq, 1, K] has seq rows.
+    """
     for node in model.op("Gemm", "MatMul"):
         left, right = (model.shapes.get(name, ()) for name in (*node.input, "")[:2])
         if min(len(left), len(right)) < 2 or model.dequantizer(node.input[0]) is None:
             continue
         m = left[-1] if integer(node, "transA", 0) else left[-2]
+        if all(dim == 1 for dim in right[:-2]) and any(dim != 1 for dim in left[:-2]):
+            m = None  # more rows than one, or as many as only the data tells
         k, n = (right[-1], right[-2]) if integer(node, "transB", 0) else (right[-2], right[-1])
         if m == 1 or n == 1:
             yield warning(node, "matrix-vector product in int8")

@@ -226,7 +226,9 @@ def _why_small_matmul(graph: Graph, node: Node, dims: list[int], target: Target)
     k, n = (dims[1], dims[0]) if transposed else (dims[-2], dims[-1])
     if min(k, n) < target.min_channels:
         return f"a {k}x{n} weight, smaller than {target.min_channels}"
-    return "matrix times vector: one row" if _rows(graph.shape(node.outputs[0])) == 1 else None
+    out = graph.shape(node.outputs[0]) or ()
+    alone = out[-2:] if any(d != 1 for d in dims[:-2]) else out  # else the rows of the batch read one weight
+    return "matrix times vector: one row" if _rows(alone) == 1 else None
 
 
 def _rows(shape: tuple[Dim, ...] | None) -> int | None:

@@ -38,7 +38,6 @@ PLACEMENT = frozenset({"P23", "P24", "P25", "P26", "P27", "P28"})  # advice abou
 ADVISED = {
     "shufflenet": {("P26", "t2_quantized/QuantizeLinear")},  # the shuffle lies between two Q of one scale
     "inception": {("P26", "m_quantized/QuantizeLinear")},  # so does the pool
-    "recurrent": {("P28", "MatMul:y")},  # twelve rows, in the batch dimension
 }
 
 

@@ -29,13 +29,17 @@ def sizes() -> Iterator[Case]:
     yield Case("P27", conv("16,1,1,1", 16), {("W", "c")}, conv("16,1,3,3", 16))
     yield Case("P27", conv("16,1,3,3", 16, tail=silu), {("I", "c")}, conv("16,16,3,3", tail=silu))
 
-    def product(m: int, k: int, n: int) -> onnx.ModelProto:
+    def product(m: int | str, k: int, n: int, weight: str = "") -> onnx.ModelProto:
         text = f"{pair('xd', 'x')} {pair('wd', 'm')} y = MatMul(xd, wd)"
-        extra = (const(f"float[{k},{n}] m"),)
+        extra = (const(f"float[{weight or f'{k},{n}'}] m"),)
         return model(text, io(inputs=f"float[{m},{k}] x", outputs=f"float[{m},{n}] y"), extra=extra)
 
     for shape in ((1, 16, 16), (16, 16, 1), (16, 8, 16), (16, 16, 8)):
         yield Case("P28", product(*shape), {("W", "y")}, product(2, 16, 16))
+    for rows in ("12,1", "N,1", "2,1,1", "1,2"):  # in the batch, of which all read one matrix
+        yield Case("P28", product(1, 16, 16), {("W", "y")}, product(rows, 16, 16))
+    yield Case("P28", product("1,1,1", 16, 16), {("W", "y")}, product("2,2", 16, 16, "2,16,16"))
+    yield Case("P28", product("2,1", 16, 16, "2,16,16"), {("W", "y")}, product("2,1", 16, 16, "1,16,16"))
 
 
 def attention() -> Iterator[Case]:

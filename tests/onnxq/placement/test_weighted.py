@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from graphs import graph_of
+from graphs import graph_of, random_feeds
 from placing import TENSORRT, net
 
+from onnxq import api
 from onnxq.placement.weighted import input_site, macs, unquantizable, weight_of, why_float, why_small
+from onnxq.recipe import Recipe, Rule
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node
@@ -163,6 +165,8 @@ MATMUL_LIMITS = {
     "unknown batch": ("MatMul", "N,16", (16, 16), True),
     "unknown length": ("MatMul", "1,N,16", (16, 16), True),
     "rank 3": ("MatMul", "2,4,16", (2, 16, 16), True),
+    "rank 3, one row for each weight": ("MatMul", "2,1,16", (2, 16, 16), False),
+    "rank 3, rows in the batch for one weight": ("MatMul", "2,1,16", (1, 16, 16), True),
     "rank 3, K of 15": ("MatMul", "2,4,15", (2, 15, 16), False),
     "Gemm": ("Gemm", "2,16", (16, 17), True),
     "Gemm one row": ("Gemm", "1,16", (16, 17), False),
@@ -179,6 +183,18 @@ def test_limits_of_matrix_products(op: str, x: str, w: tuple[int, ...], pays: bo
     graph = one(op, x, w)
     found = why_small(graph, last(graph), TENSORRT)
     assert (found is None) is pays, found
+
+
+MATRICES = {name: case for name, case in MATMUL_LIMITS.items() if "vector" not in name}
+
+
+@pytest.mark.parametrize(("op", "x", "w", "pays"), MATRICES.values(), ids=MATRICES.keys())
+def test_the_check_says_of_products_what_placement_does(op: str, x: str, w: tuple[int, ...], pays: bool) -> None:
+    graph = one(op, x, w)
+    recipe = Recipe(target="tensorrt@10", effort="fast", rules=(Rule(quantize=True),))
+    made, plan = api.quantize(graph, [random_feeds(graph, seed, N=4) for seed in range(9)], recipe)
+    assert plan.int8_share() == 1.0
+    assert ("P28" in {f.id for f in api.check(made, "tensorrt@10").findings}) is not pays
 
 
 # counted by hand: outputs times what each of them sums over
