@@ -76,9 +76,18 @@ def _quantizer(graph: Graph, value: Value, *, mover: bool) -> Node | None:
     return user if user is not None and user.op_type == "QuantizeLinear" else None
 
 
-def _triple(node: Node) -> list[Value | None]:
+def _triple(graph: Graph, node: Node) -> list[Value | None]:
     """(integers, scale, zero point) that a DequantizeLinear reads."""
-    return list(node.inputs[:3])
+    return [node.inputs[0], *_grid(graph, node, node.inputs[0])]
+
+
+def _grid(graph: Graph, node: Node, codes: Value | None) -> list[Value | None]:
+    """(scale, zero point) of a pair's node; the integer operators want the zero point that pairs may leave out."""
+    scale, zero = (*node.inputs[1:3], None)[:2]
+    if zero is None and scale is not None:
+        shape = [d for d in graph.shape(scale) or () if isinstance(d, int)]
+        zero = graph.constant(f"{scale.name}/zero", np.zeros(shape, graph.dtype(codes) or "uint8"))
+    return [scale, zero]
 
 
 def _move(graph: Graph, node: Node, source: Node, written: list[Node]) -> bool:
@@ -90,21 +99,23 @@ def _move(graph: Graph, node: Node, source: Node, written: list[Node]) -> bool:
 
 
 def _integer(graph: Graph, node: Node, read: list[Node], quantizer: Node) -> Value | None:
-    target = list(quantizer.inputs[1:3])
+    target = _grid(graph, quantizer, quantizer.outputs[0])
     if node.op_type in ("Conv", "Gemm"):
         bias = _bias(graph, node, read)
-        triples = [*_triple(read[0]), *_triple(read[1])]
+        triples = [*_triple(graph, read[0]), *_triple(graph, read[1])]
         inputs = [*triples, *target, bias] if node.op_type == "Conv" else [*triples, bias, *target]
         while inputs[-1] is None:
             inputs.pop()
         return _add(graph, node, "QLinearConv" if node.op_type == "Conv" else "QGemm", inputs, quantizer)
     if node.op_type == "MatMul":
-        return _add(graph, node, "QLinearMatMul", [*_triple(read[0]), *_triple(read[1]), *target], quantizer)
+        return _add(
+            graph, node, "QLinearMatMul", [*_triple(graph, read[0]), *_triple(graph, read[1]), *target], quantizer
+        )
     if node.op_type == "Concat":
-        inputs = [*target, *(value for each in read for value in _triple(each))]
+        inputs = [*target, *(value for each in read for value in _triple(graph, each))]
         return _add(graph, node, "QLinearConcat", inputs, quantizer)
     if node.op_type in SIMPLE:
-        inputs = [*(value for each in read for value in _triple(each)), *target]
+        inputs = [*(value for each in read for value in _triple(graph, each)), *target]
         return _add(graph, node, SIMPLE[node.op_type], inputs, quantizer)
     return None
 
@@ -112,13 +123,15 @@ def _integer(graph: Graph, node: Node, read: list[Node], quantizer: Node) -> Val
 def _to_float(graph: Graph, node: Node, read: list[Node]) -> bool:
     """A product that writes float."""
     if node.op_type == "Gemm":
-        made = _add(graph, node, "QGemm", [*_triple(read[0]), *_triple(read[1]), _bias(graph, node, read)], None)
+        made = _add(
+            graph, node, "QGemm", [*_triple(graph, read[0]), *_triple(graph, read[1]), _bias(graph, node, read)], None
+        )
         graph.absorb(node, made)
         return True
     if node.op_type != "MatMul":
         return False
-    scales, zeros = [n.inputs[1] for n in read], [n.inputs[2] for n in read]
-    inputs = [*(n.inputs[0] for n in read), *scales, *zeros]
+    codes, scales, zeros = (list(each) for each in zip(*(_triple(graph, n) for n in read), strict=True))
+    inputs = [*codes, *scales, *zeros]
     last, bias = _biased(graph, node)
     if bias is not None:
         inputs.append(bias)
