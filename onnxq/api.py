@@ -16,7 +16,7 @@ from onnxq.comparison import Comparison, compare_graphs
 from onnxq.errors import RecipeError
 from onnxq.intake import Model, checked, given_shapes, load, open_data, unknown_shapes
 from onnxq.interface import ports
-from onnxq.monitor import QUIET, Monitor
+from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.parts import HERE, Running
 from onnxq.passes import finish, lower, weight_grid
 from onnxq.placement import settled
@@ -361,5 +361,13 @@ def export(graph: Graph, path: str | os.PathLike[str], texts: Mapping[Path, str]
 
 
 def default_output(model: Path, recipe: Recipe = DEFAULT) -> Path:
-    """`<name>.int8.onnx`, or what else it holds, in the current folder: the model's own folder is left as it is."""
-    return Path(f"{model.stem}.{held_in(recipe)}.onnx")
+    """`<name>.int8.onnx`, or what else it holds, in the current folder: the model's own folder is left as it is.
+
+    Raises:
+        OnnxqError: mode auto, which the model decides, and the model cannot be read or prepared.
+    """
+    mode = recipe.mode
+    if mode == "auto":
+        with checked(model):
+            mode = drafted(model, recipe, SILENT).plan.mode
+    return Path(f"{model.stem}.{held_in(recipe, mode)}.onnx")

@@ -135,16 +135,16 @@ def weight_format(recipe: Recipe, target: Target) -> Format:
     return Format(f"int{bits}", "channel" if size is None else "block", size)
 
 
-def held_in(recipe: Recipe) -> str:
+def held_in(recipe: Recipe, mode: str) -> str:
     """The type that a model is known by: that of its weights where no rule says otherwise, of mode float that of all.
 
-    Of mode auto, which chooses by the model, int8.
+    `mode` is the recipe's, or what mode auto stands for in this model.
     """
     target, activations = get_target(recipe.target), parsed(recipe.activations, "activations")
-    if recipe.mode == "float":
+    if mode == "float":
         return recipe.high_precision or target.high_precision
-    if recipe.mode == "auto":
-        return "int8"
+    if recipe.mode == "auto" and mode != "weight-only":
+        return "int8"  # bits and blocks are for mode weight-only
     if recipe.weights is None and activations is not None and activations.type in PARTNERS:
         return PARTNERS[activations.type][0]
     return weight_format(recipe, target).type

@@ -187,6 +187,9 @@ def test_data_beside_the_model_is_taken_and_said(here: Path, onnxq: Callable[...
     assert (here / "m.int8.onnx").read_bytes() == (here / "b.onnx").read_bytes()
 
 
+AUTO = ("--mode", "auto", "--target", "ort-cuda")
+
+
 @pytest.mark.parametrize(
     ("options", "held", "stored"),
     [
@@ -201,6 +204,7 @@ def test_data_beside_the_model_is_taken_and_said(here: Path, onnxq: Callable[...
         (("--activations", "int16", "--effort", "fast", "--target", "ort-cpu"), "int8", TensorProto.INT8),
         (("--mode", "dynamic", "--target", "ort-cpu"), "int8", TensorProto.INT8),
         (("--mode", "auto", "--target", "ort-cuda", "--effort", "fast"), "int8", TensorProto.INT8),
+        ((*AUTO, "--effort", "fast", "--weight-bits", "4"), "int8", TensorProto.INT8),  # rows are open, so static
     ],
 )
 def test_a_file_is_named_after_what_it_holds(
@@ -210,6 +214,16 @@ def test_a_file_is_named_after_what_it_holds(
     assert (run.status, f"wrote m.{held}.onnx" in run.out) == (0, True), run.err
     assert {p.name for p in here.iterdir()} == {f"m.{held}.onnx", f"m.{held}.plan.json"}
     assert stored in {tensor.data_type for tensor in onnx.load(f"m.{held}.onnx").graph.initializer if tensor.dims}
+
+
+def test_what_mode_auto_stands_for_names_the_file(here: Path, onnxq: Callable[..., Run]) -> None:
+    onnx.save(graph_of(TEXT.replace("N", "4"), w=W).to_proto(), "few.onnx")
+    run = onnxq("quantize", "few.onnx", *AUTO, "--weight-bits", "4")
+    assert run.status == 0, run.err
+    assert {p.name for p in here.iterdir()} == {"few.onnx", "few.int4.onnx", "few.int4.plan.json"}
+    assert onnxq("quantize", "few.onnx", *AUTO).status == 0
+    assert (here / "few.int8.onnx").exists()
+    assert onnxq("quantize", "none.onnx", *AUTO).status == 1
 
 
 INTEGERS = ("--target", "ort-cpu", "--io-types", "int8")
