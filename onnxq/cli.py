@@ -130,6 +130,11 @@ def quantize(
             "--measure times the list of a budget (--min-sqnr, --max-drop); there is none": options["measure"]
             and not recipe.budgeted,
             f"--report {page} is the name of another output": page in (output, plan_file),
+            **{
+                f"--{name.replace('_', '-')} is about reading data, and --statistics reads none": options[name]
+                for name in ("max_samples", "skip_bad", "shard", "memory", "resume")
+                if statistics_file and not eval_data
+            },
         }
     )
     for file in (output, plan_file, *_paths(page)):

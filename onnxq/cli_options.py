@@ -45,6 +45,10 @@ RANGING = PLACING - {"shapes"} | {"calibrator", "percentile"}
 """Fields that say of what ranges are asked, and which: of a command that has statistics and writes no model."""
 
 
+WRITING = frozenset(("format", "weight_form"))
+"""Fields that say how the model is written, of which no statistics depend."""
+
+
 def reading_options(command: Callable[..., None]) -> Callable[..., None]:
     """The recipe's flags of `READING`, over --recipe."""
     return _recipe_file(_field_flags(command, READING))
@@ -53,6 +57,11 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 def unjudged_options(command: Callable[..., None]) -> Callable[..., None]:
     """The recipe's flags without those of a budget, for commands that judge nothing. A recipe file may hold one."""
     return _with_rules(command, _fields() - BUDGET)
+
+
+def observing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags of `unjudged_options` without `WRITING`, for a command that writes no model. A recipe may hold them."""
+    return _with_rules(command, _fields() - BUDGET - WRITING)
 
 
 def placing_options(command: Callable[..., None]) -> Callable[..., None]:

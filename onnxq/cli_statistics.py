@@ -13,6 +13,7 @@ import onnxq
 from onnxq.cli_options import (
     importing,
     named,
+    observing_options,
     one_file,
     paths,
     quiet_option,
@@ -20,7 +21,6 @@ from onnxq.cli_options import (
     resumable,
     resume_option,
     talk_options,
-    unjudged_options,
 )
 from onnxq.cli_options import recipe as recipe_of
 
@@ -36,7 +36,7 @@ from onnxq.cli_options import recipe as recipe_of
     is_flag=True,
     help="Observe every float activation, as `export-cache` wants it, with --effort fast.",
 )
-@unjudged_options
+@observing_options
 @talk_options
 def calibrate(
     model: Path,
@@ -90,8 +90,8 @@ def merge(statistics: tuple[str, ...], output: Path, **options: Any) -> None:
 @click.argument("model", type=click.Path(path_type=Path))
 @one_file("--statistics", "statistics_file", required=True, help="From `onnxq calibrate --all-tensors --effort fast`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Cache to write.")
-@click.option("--algorithm", default="entropy2", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
-@click.option("--trt-version", default="8.6.1", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")
+@click.option("--algorithm", help="Builder's calibrator: entropy2, entropy, minmax. [entropy2]")
+@click.option("--trt-version", help="Builder's version, as 8.6.1, 8601 or 100300. [8.6.1]")
 @click.option("--layout", type=click.Choice(["tensorrt", "ort"]), default="tensorrt", show_default=True)
 @ranging_options
 @quiet_option
@@ -99,8 +99,8 @@ def export_cache(
     model: Path,
     statistics_file: str,
     output: Path,
-    algorithm: str,
-    trt_version: str,
+    algorithm: str | None,
+    trt_version: str | None,
     layout: Literal["tensorrt", "ort"],
     **options: Any,
 ) -> None:
@@ -110,11 +110,14 @@ def export_cache(
     from onnxq.progress import shown
     from onnxq.statistics import Statistics
 
-    recipe = recipe_of(options)
+    if layout == "ort" and (algorithm or trt_version):
+        said = "--algorithm" if algorithm else "--trt-version"
+        raise click.UsageError(f"{said} is for --layout tensorrt: the table of ONNX Runtime names neither")
+    recipe, header = recipe_of(options), {"algorithm": algorithm or "entropy2", "version": trt_version or "8.6.1"}
     files.check_writable(output, *paths(model, statistics_file, options["recipe_file"]))
     seen = Statistics.load(statistics_file)
     with shown(quiet=options["quiet"]) as monitor:
-        cache = exchange.make_cache(model, seen, recipe, algorithm=algorithm, version=trt_version, monitor=monitor)
+        cache = exchange.make_cache(model, seen, recipe, **header, monitor=monitor)
         write_cache(cache, output, layout)
     if options["quiet"]:
         return

@@ -133,6 +133,8 @@ def test_what_the_cache_lacks_is_said(
         (("--trt-version", "11.0.0"), 2, "reads no calibration cache"),
         (("--trt-version", "latest"), 2, "'latest' is no TensorRT version"),
         (("--layout", "json"), 2, "json"),
+        (("--layout", "ort", "--trt-version", "8.6.1"), 2, "--trt-version is for --layout tensorrt"),
+        (("--layout", "ort", "--algorithm", "entropy2"), 2, "--algorithm is for --layout tensorrt"),
     ],
 )
 def test_wrong_options_are_usage_errors(

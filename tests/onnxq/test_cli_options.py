@@ -13,7 +13,7 @@ import pytest
 from graphs import graph_of
 
 from onnxq import api, cli, exchange
-from onnxq.cli_options import BUDGET, PLACING, RANGING, READING
+from onnxq.cli_options import BUDGET, PLACING, RANGING, READING, WRITING
 from onnxq.errors import OnnxqError
 from onnxq.modes import MODES
 from onnxq.monitor import SILENT
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAMES = {field.name for field in fields(Recipe)} - {"rules"}
 HEEDED = {
     "quantize": NAMES,
-    "calibrate": NAMES - BUDGET,
+    "calibrate": NAMES - BUDGET - WRITING,
     "sensitivity": NAMES - BUDGET,
     "plan": PLACING,
     "export-cache": RANGING,
@@ -153,3 +153,24 @@ def test_a_cache_is_of_the_options_that_it_takes(asked: Callable[[Callable[[], o
             seen = api.calibrate(graph, FEEDS, recipe, SILENT, all_tensors=True)
             heeded |= asked(partial(exchange.make_cache, graph, seen, recipe, monitor=SILENT))
     assert heeded - {"fallback"} == RANGING - {"providers"}
+
+
+def test_statistics_are_of_the_options_that_they_take(asked: Callable[[Callable[[], object]], set[str]]) -> None:
+    graph, heeded = small(), set[str]()
+    many = [{"x": RNG.normal(size=(1, 64, 8, 8)).astype(np.float32)} for _ in range(32)]
+    for recipe in recipes("fast"):
+        heeded |= asked(partial(api.calibrate, graph, FEEDS, recipe, SILENT))
+    for recipe in (
+        Recipe(),
+        Recipe(target="ort-cpu"),
+        Recipe(target="ort-cpu", mode="weight-only", weight_method="awq"),
+    ):
+        heeded |= asked(partial(api.calibrate, graph, many, recipe, SILENT))
+    assert heeded - {"fallback"} == NAMES - BUDGET - WRITING
+
+
+@pytest.mark.parametrize("flags", ["--max-samples=8", "--skip-bad", "--shard=1/2", "--memory=4GB", "--resume"])
+def test_what_is_about_data_is_refused_beside_statistics(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    effort = ("--effort", "fast")
+    status, said = call(capsys, "quantize", "m.onnx", "--statistics", "s.npz", *effort, flags)
+    assert (status, f"{flags.partition('=')[0]} is about reading data" in said) == (2, True), said
