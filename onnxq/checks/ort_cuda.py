@@ -18,7 +18,7 @@ from onnxq.formats.grammar import SMALLEST_BLOCK
 from onnxq.operators import RECURRENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from onnx import ModelProto, NodeProto
 
@@ -112,8 +112,9 @@ def weights_fuse(model: Model) -> Iterator[Breach]:
 def why_apart(model: Model, node: NodeProto, maker: NodeProto) -> str | None:
     """Why ONNX Runtime does not fuse a weight's DequantizeLinear with the product; None when it does.
 
-    Its DQMatMulToMatMulNBits selector: a matrix, one scale, a scale per column (axis 1), or blocks along axis 0 of a
-    power of two of at least 16; a Gemm without transA, transB and alpha.
+    Its DQMatMulToMatMulNBits selector: a matrix, one scale (a scalar), a scale per column (axis 1), or blocks along
+    axis 0 of a power of two of at least 16; a Gemm without transA, transB and alpha. An axis counted from the end, as
+    -1 for 1, is another one to it (1.31 and before).
     """
     if node.op_type in CONVS:
         return "no kernel convolves with narrow weights"
@@ -123,12 +124,18 @@ def why_apart(model: Model, node: NodeProto, maker: NodeProto) -> str | None:
     alpha = next((a.f for a in node.attribute if a.name == "alpha"), 1.0)
     if node.op_type == "Gemm" and (integer(node, "transA", 0) or integer(node, "transB", 0) or alpha != 1.0):
         return "a Gemm with transA, transB or alpha"
-    size, axis = integer(maker, "block_size", 0), integer(maker, "axis", 1) % 2
-    if size and (axis != 0 or size < SMALLEST_BLOCK or size & (size - 1)):
-        return f"blocks of {size} along axis {axis}"
-    if not size and any(d != 1 for d in scales) and axis != 1:
-        return f"scales along axis {axis}"
-    return None
+    return _why_scales(maker, scales, columns=shape[1])
+
+
+def _why_scales(maker: NodeProto, scales: Sequence[int | None], columns: int | None) -> str | None:
+    size, axis = integer(maker, "block_size", 0), integer(maker, "axis", 1)
+    wrong = {
+        f"its axis is written as {axis}, which is not read as {axis + 2}": axis < 0 and bool(scales),
+        "its one scale is a vector, not a scalar": tuple(scales) == (1,) and columns != 1,
+        f"blocks of {size} along axis {axis}": size and (axis != 0 or size < SMALLEST_BLOCK or size & (size - 1)),
+        f"scales along axis {axis}": not size and bool(scales) and axis != 1,
+    }
+    return next((why for why, holds in wrong.items() if holds), None)
 
 
 RULES: Mapping[str, tuple[Callable[[Model], Iterator[Breach]], str, str]] = {
@@ -148,7 +155,7 @@ RULES: Mapping[str, tuple[Callable[[Model], Iterator[Breach]], str, str]] = {
     "C6": (whole_tables, "Gather first, or use GatherBlockQuantized.", "QDQ selectors"),
     "C7": (
         weights_fuse,
-        "Store the weight as [K, N] with scales along N, or blocks of 16, 32 ... along K.",
+        "Store the weight as [K, N] with scales along N (axis 1, not -1), or blocks of 16, 32 ... along K (axis 0).",
         "QDQ selectors",
     ),
 }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from graphs import graph_of
 from onnx import defs
+from optimized import operators
 
 from onnxq import api
 from onnxq.checks.ort_cuda import RULES
@@ -131,6 +132,33 @@ def test_a_recurrent_operator_of_which_only_the_last_state_is_read_has_its_type(
 )
 def test_findings(rule: str, severity: str, text: str, opset: int, weights: dict[str, object]) -> None:
     assert (rule, severity) in found(text, opset, **weights)
+
+
+FORMS: list[tuple[str, tuple[int, ...]]] = [
+    ("", ()),
+    ("<axis=-1>", ()),
+    ("", (32,)),
+    ("<axis=1>", (32,)),
+    ("<axis=-1>", (32,)),
+    ("<axis=0>", (64,)),
+    ("<axis=-2>", (64,)),
+    ("<axis=1>", (1,)),
+    ("<axis=0, block_size=32>", (2, 32)),
+    ("<axis=-2, block_size=32>", (2, 32)),
+    ("<axis=0, block_size=8>", (8, 32)),
+    ("<axis=1, block_size=16>", (64, 2)),
+]
+
+
+@pytest.mark.parametrize(("attributes", "shape"), FORMS)
+@pytest.mark.parametrize("product", ["MatMul", "Gemm"])
+def test_weights_are_said_to_fuse_where_onnx_runtime_fuses_them(
+    product: str, attributes: str, shape: tuple[int, ...]
+) -> None:
+    text = f"(float[4, 64] x) => (float[4, 32] y) {{ d = DequantizeLinear{attributes}(w, s) y = {product}(x, d) }}"
+    scales = np.full(shape, 0.01, np.float32)
+    fuses = "MatMulNBits" in operators(graph_of(text, 21, w=W8, s=scales))
+    assert ("C7", "I" if fuses else "W") in found(text, 21, w=W8, s=scales)
 
 
 def test_half_precision_quantizers_need_opset_19() -> None:
