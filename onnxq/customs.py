@@ -12,6 +12,8 @@ from collections import defaultdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from onnxq.operators import CONTRIB
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -24,13 +26,12 @@ STAND_IN = "onnxq.stand_in"
 
 _DEFAULT = ("", "ai.onnx")
 _NO_SCHEMAS = "ai.onnx.training"  # a domain of the standard's, of which a build of onnx may lack the schemas
-_CONTRIB = "com.microsoft"  # and com.microsoft.nchwc and the like: ONNX Runtime's own
 
 
 @lru_cache(maxsize=4096)
 def is_custom(op_type: str, domain: str) -> bool:
     """Whether an operator is neither of the standard nor ONNX Runtime's own, as far as its name and domain tell."""
-    if domain == _NO_SCHEMAS or domain.startswith(_CONTRIB):
+    if domain == _NO_SCHEMAS or domain.startswith(CONTRIB):
         return False
     from onnx import defs
 

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from onnxq.formats.codebooks import CODEBOOKS, E8M0_BIAS, LEVELS, SCALE_BLOCK
+from onnxq.operators import CONTRIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
 
 FLOAT32, INT32 = 1, 6
-DOMAIN = "com.microsoft"
 QUANT_TYPES = {"fp4": 0, "nf4": 1}
 """Type -> MatMulBnb4's attribute."""
 FLOAT4 = ("nvfp4",)
@@ -72,7 +72,7 @@ def write_operator(graph: Graph, name: str, stored: Stored, users: Sequence[Node
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         inputs = [node.inputs[0], packed, scale]
         made = graph.add(
-            "MatMulBnb4", inputs, name=f"{out.name}_product", before=node, attributes=said, like=out, domain=DOMAIN
+            "MatMulBnb4", inputs, name=f"{out.name}_product", before=node, attributes=said, like=out, domain=CONTRIB
         )
         if bias is not None:
             made = graph.add("Add", [made, bias], name=f"{out.name}_biased", before=node, like=out)

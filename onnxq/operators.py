@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
@@ -30,6 +33,6 @@ _INTEGER_CONTRIB = (*_INTEGER, *_CONTRIB, "MatMulBnb4")
 
 def is_integer(op_type: str, domain: str) -> bool:
     """Whether an operator computes on integers by itself or is a quantization operator of ONNX Runtime's own domain."""
-    if domain == "com.microsoft":
+    if domain == CONTRIB:
         return op_type.startswith(_INTEGER_CONTRIB)
     return domain in ("", "ai.onnx") and op_type.startswith(_INTEGER)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.formats.grammar import SMALLEST_BLOCK
+from onnxq.operators import CONTRIB
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
 
-DOMAIN = "com.microsoft"
 BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
 
 
@@ -66,7 +66,7 @@ def pack(graph: Graph, node: Node) -> None:
 def _replace(graph: Graph, user: Node, inputs: list[Value | None], said: dict[str, int]) -> None:
     out = user.outputs[0]
     made = graph.add(
-        "MatMulNBits", inputs, name=f"{out.name}/packed", before=user, attributes=said, like=out, domain=DOMAIN
+        "MatMulNBits", inputs, name=f"{out.name}/packed", before=user, attributes=said, like=out, domain=CONTRIB
     )
     if len(user.inputs) > 2 and user.inputs[2] is not None:
         made = graph.add("Add", [made, user.inputs[2]], name=f"{out.name}/biased", before=user, like=out)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.linear import biased_product
+from onnxq.operators import CONTRIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnxq.graph import Graph, Node, Value
 
-DOMAIN = "com.microsoft"
 ROWS, COLUMNS = (0, 2, 1, 3), (0, 2, 3, 1)
 """Of [B, S, N, H]: as [B, N, S, H], and as [B, N, H, S] for the second operand of Q K^T."""
 
@@ -108,7 +108,7 @@ def _join(graph: Graph, softmax: Node, masks: _Masks) -> bool:
         name=f"{last.outputs[0].name}/attention",
         attributes={"num_heads": query.count, "scale": scores.scale * query.scale * key.scale},
         like=last.outputs[0],
-        domain=DOMAIN,
+        domain=CONTRIB,
     )
     graph.absorb(last, made)
     return True

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.linear import biased_product
+from onnxq.operators import CONTRIB
 from onnxq.patterns import find_patterns
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
 
-DOMAIN = "com.microsoft"
 ERROR = 4.74e-4
 """Largest distance of the two formulas, at |x| = 2.7."""
 
@@ -51,7 +51,7 @@ def _replace(graph: Graph, x: Value, y: Value) -> bool:
         return False
     found = biased_product(graph, x)
     inputs = [x] if found is None else [found[0], graph.constant(f"{y.name}/bias", found[1])]
-    made = graph.add("FastGelu", inputs, name=f"{y.name}/fast", before=last, like=y, domain=DOMAIN)
+    made = graph.add("FastGelu", inputs, name=f"{y.name}/fast", before=last, like=y, domain=CONTRIB)
     graph.absorb(last, made)
     return True
 

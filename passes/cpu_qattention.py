@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.operators import CONTRIB
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-DOMAIN = "com.microsoft"
 INT32 = 6
 """ONNX's number of the type."""
 
@@ -95,7 +96,7 @@ def quantize_attention(graph: Graph) -> int:
 
 def _rewrite(graph: Graph, node: Node, flags: _Flags) -> bool:
     bias, keys, added, *past = [*node.inputs[3:], None, None, None]
-    known = set(node.attributes) <= {"num_heads", "scale"} and len(node.outputs) == 1 and node.domain == DOMAIN
+    known = set(node.attributes) <= {"num_heads", "scale"} and len(node.outputs) == 1 and node.domain == CONTRIB
     mask = None if added is None else _mask(graph, added)
     if not known or keys is not None or any(past) or (mask is None and added is not None):
         return False
@@ -124,7 +125,7 @@ def _put(graph: Graph, node: Node, found: tuple[_Product, ...], kept: Value | No
         name=f"{last.name}/integer",
         attributes={"num_heads": graph.attribute(node, "num_heads"), **attributes},
         like=last,
-        domain=DOMAIN,
+        domain=CONTRIB,
     )
     graph.absorb(node, made)
 

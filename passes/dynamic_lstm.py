@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.operators import CONTRIB
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from onnxq.numerics import QType
     from onnxq.plan import Plan
 
-DOMAIN = "com.microsoft"
 ATTRIBUTES = ("activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "input_forget")
 STATES = 8  # inputs of an LSTM: X, W, R, B, sequence_lens, initial_h, initial_c, P
 
@@ -56,7 +57,7 @@ class DynamicLSTM:
             before=node,
             attributes={a: list(v) if isinstance(v, tuple) else v for a, v in said.items() if v is not None},
             like=node.outputs[0],
-            domain=DOMAIN,
+            domain=CONTRIB,
         )
         maker = first.producer()
         assert maker is not None  # noqa: S101  it was just made

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from onnxq.packed import DOMAIN, is_packable, pack
+from onnxq.operators import CONTRIB
+from onnxq.packed import is_packable, pack
 from onnxq.restated import DEFAULT, LOWEST, fits, onnx_name, rounds_otherwise, signature, unknown_attributes
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _prices(graph: Graph) -> Iterator[tuple[int, int, int, int]]:
                 if not becomes and not fits(part, node, opset):
                     return  # and no older one takes it
                 missed["moved"] += becomes or rounds_otherwise(part, node, opset)
-                missed[_lack(part, node, opset, DOMAIN if becomes else node.domain)] += 1
+                missed[_lack(part, node, opset, CONTRIB if becomes else node.domain)] += 1
         yield missed["E"] + missed["W"], missed["moved"], missed["I"], opset
 
 
@@ -109,7 +110,7 @@ def _restate(graph: Graph, node: Node, opset: int) -> int:
     axis = {} if graph.size(node.inputs[1]) == 1 else {"axis": int(graph.attribute(node, "axis", 1))}
     output = node.outputs[0]
     made = graph.add(
-        node.op_type, node.inputs, name=f"{output.name}/own", before=node, attributes=axis, like=output, domain=DOMAIN
+        node.op_type, node.inputs, name=f"{output.name}/own", before=node, attributes=axis, like=output, domain=CONTRIB
     )
     made.shape = made.shape or (node.inputs[0].shape if node.inputs[0] is not None else None)  # onnx infers none for it
     graph.absorb(node, made)

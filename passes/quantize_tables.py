@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.blocks import quantize_blocks
+from onnxq.operators import CONTRIB
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
     from onnxq.plan import Plan
 
-DOMAIN = "com.microsoft"
 MIDDLE = 128
 
 
@@ -66,6 +66,6 @@ class QuantizeTables:
             before=node,
             attributes=attributes,
             like=node.outputs[0],
-            domain=DOMAIN,
+            domain=CONTRIB,
         )
         graph.absorb(node, rows)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.operators import CONTRIB
+
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
 
-CONTRIB = "com.microsoft"
 DOMAINS = {"Conv": "", "MatMul": ""}
 """The two integer operators that ONNX itself has; the others are ONNX Runtime's."""
 SIMPLE = {

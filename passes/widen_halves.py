@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.dtypes import FLOAT, NUMBERS
+from onnxq.operators import CONTRIB
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 HALVES = {name: number for name, number in NUMBERS.items() if name != "float32"}
 
 _NUMBERS = ("to", "dtype", "output_dtype", "output_datatype")
-_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", CONTRIB)
 
 
 def widen_halves(graph: Graph) -> int:

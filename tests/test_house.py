@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import onnxq
+from onnxq import operators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,6 +223,12 @@ def test_floors_are_compared() -> None:
     assert too_high("plan", names) == {"onnxq.api", "onnxq", "onnxq.Recipe"}
     assert too_high("errors", names) == names - {"onnxq.errors.DataError", "numpy", "onnx.helper"}
     assert too_high("cli", names) == set()
+
+
+@EACH
+def test_the_domain_of_onnx_runtime_is_written_in_one_place(module: str) -> None:
+    texts = {n.value for n in ast.walk(ast.parse(SHIPPED[module].read_text())) if isinstance(n, ast.Constant)}
+    assert (operators.CONTRIB in texts) is (module == "onnxq.operators"), "from onnxq.operators import CONTRIB"
 
 
 # --- import and folders ------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
-from onnxq.checks.index import CONTRIB, COPIES, DQ, Model, Shape, is_onnx, is_qdq
+from onnxq.checks.index import COPIES, DQ, Model, Shape, is_onnx, is_qdq
 from onnxq.errors import ModelError, no_onnx, refuse_no_file
 from onnxq.inference import inferred
+from onnxq.operators import CONTRIB
 
 if TYPE_CHECKING:
     import os

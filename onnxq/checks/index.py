@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxq.dtypes import FLOATS
-from onnxq.operators import is_integer
+from onnxq.operators import CONTRIB, is_integer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +26,6 @@ WEIGHTED = CONVS | {"Gemm", "MatMul"}
 # What TensorRT fuses behind a convolution; the gates only together with the Mul of SiLU and HardSwish.
 ACTIVATIONS = frozenset({"BatchNormalization", "Relu", "Clip", "LeakyRelu", "HardSwish"})
 GATES = frozenset({"Sigmoid", "HardSigmoid"})
-CONTRIB = "com.microsoft"
 
 Shape = tuple["int | None", ...]
 """Dimensions; None for one that is not a number."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxq.operators import CONTRIB
+
 DOCUMENT = "docs/OperatorKernels.md, CUDAExecutionProvider"
 FLOATS = frozenset({"float32", "float16", "double"})
 FLOATS_BF = FLOATS | {"bfloat16"}
@@ -189,14 +191,14 @@ KERNELS: dict[tuple[str, str], tuple[Kernel, ...]] = {
         Kernel(a, b, frozenset({"int64"}), output=ANY) for a, b in ((1, 10), (11, 12), (13, 18), (19, 19))
     ),
     ("", "Scan"): tuple(Kernel(a, b, ANY, output=ANY) for a, b in ((9, 10), (11, 15), (16, 18), (19, 19))),
-    ("com.microsoft", "QuantizeLinear"): (_open(1, frozenset({"float16"}), output=_EIGHT),),
-    ("com.microsoft", "DequantizeLinear"): (
+    (CONTRIB, "QuantizeLinear"): (_open(1, frozenset({"float16"}), output=_EIGHT),),
+    (CONTRIB, "DequantizeLinear"): (
         _open(1, _EIGHT, others=((1, frozenset({"float16"})),), output=frozenset({"float16"})),
     ),
-    ("com.microsoft", "MatMulNBits"): (
+    (CONTRIB, "MatMulNBits"): (
         _open(1, _HALF | {"bfloat16"}, others=((1, frozenset({"uint8"})), (2, _HALF | {"bfloat16"}))),
     ),
-    ("com.microsoft", "GatherBlockQuantized"): (
+    (CONTRIB, "GatherBlockQuantized"): (
         _open(
             1,
             frozenset({"int4", "uint4", "uint8"}),
@@ -204,18 +206,18 @@ KERNELS: dict[tuple[str, str], tuple[Kernel, ...]] = {
             output=_HALF | {"bfloat16"},
         ),
     ),
-    ("com.microsoft", "QAttention"): (
+    (CONTRIB, "QAttention"): (
         _open(
             1, INT8, others=((1, INT8),), output=_HALF, source=f"{DOCUMENT}; attention_quantization.cc: zero points 0"
         ),
     ),
-    ("com.microsoft", "QOrderedMatMul"): (_open(1, INT8, others=((1, frozenset({"float32"})),), output=INT8),),
+    (CONTRIB, "QOrderedMatMul"): (_open(1, INT8, others=((1, frozenset({"float32"})),), output=INT8),),
     **{
-        ("com.microsoft", op): (_open(1, FLOATS_BF),)
+        (CONTRIB, op): (_open(1, FLOATS_BF),)
         for op in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "FusedMatMul", "MultiHeadAttention", "Attention")
     },
     **{
-        ("com.microsoft", op): (_open(1, _HALF | {"bfloat16"}),)
+        (CONTRIB, op): (_open(1, _HALF | {"bfloat16"}),)
         for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding")
     },
 }

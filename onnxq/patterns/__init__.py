@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxq.operators import CONTRIB
 from onnxq.patterns.activations import gelu, hard_sigmoid, hard_swish, mish, silu
 from onnxq.patterns.attention import attention, softmax
 from onnxq.patterns.gates import squeeze_excite
@@ -39,24 +40,24 @@ PATTERNS: tuple[tuple[str, tuple[str, ...], Matcher], ...] = (
 
 OPERATORS: Mapping[tuple[str, str], str] = {
     ("", "Gelu"): "GELU",
-    ("com.microsoft", "Gelu"): "GELU",
-    ("com.microsoft", "FastGelu"): "GELU",
-    ("com.microsoft", "BiasGelu"): "GELU",
-    ("com.microsoft", "QuickGelu"): "GELU",
+    (CONTRIB, "Gelu"): "GELU",
+    (CONTRIB, "FastGelu"): "GELU",
+    (CONTRIB, "BiasGelu"): "GELU",
+    (CONTRIB, "QuickGelu"): "GELU",
     ("", "LayerNormalization"): "LayerNorm",
-    ("com.microsoft", "SkipLayerNormalization"): "LayerNorm",
+    (CONTRIB, "SkipLayerNormalization"): "LayerNorm",
     ("", "RMSNormalization"): "RMSNorm",
     ("", "SimplifiedLayerNormalization"): "RMSNorm",
-    ("com.microsoft", "SimplifiedLayerNormalization"): "RMSNorm",
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): "RMSNorm",
+    (CONTRIB, "SimplifiedLayerNormalization"): "RMSNorm",
+    (CONTRIB, "SkipSimplifiedLayerNormalization"): "RMSNorm",
     ("", "Swish"): "SiLU",
     ("", "HardSwish"): "HardSwish",
     ("", "HardSigmoid"): "HardSigmoid",
     ("", "Mish"): "Mish",
     ("", "Attention"): "Softmax attention",
-    ("com.microsoft", "Attention"): "Softmax attention",
-    ("com.microsoft", "MultiHeadAttention"): "Softmax attention",
-    ("com.microsoft", "GroupQueryAttention"): "Softmax attention",
+    (CONTRIB, "Attention"): "Softmax attention",
+    (CONTRIB, "MultiHeadAttention"): "Softmax attention",
+    (CONTRIB, "GroupQueryAttention"): "Softmax attention",
 }
 """(domain, operator) of those that are one such composite by themselves."""
 
