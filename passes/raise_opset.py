@@ -89,7 +89,9 @@ def _scale_by_channel(graph: Graph) -> None:
                 raise ModelError(
                     f"node {node.name!r} is GroupNormalization with a scale for each group, which opset "
                     f"{SCALED_BY_CHANNEL} lacks, and its scales or channels are not known",
-                    f"Export the model again with opset {SCALED_BY_CHANNEL}, or with static channels.",
+                    f"Weights in 4 bits or in blocks want opset {SCALED_BY_CHANNEL}, and so do activations in 16 bits: "
+                    "8 bits without blocks (--weights int8/channel) do not. Or export the model again with opset "
+                    f"{SCALED_BY_CHANNEL}, or with static channels.",
                 )
             each = np.repeat(array, channels // len(array))
             graph.set_input(node, index, graph.constant(f"{value.name}_of_channels", each))
