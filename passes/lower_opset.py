@@ -71,8 +71,8 @@ def _lack(graph: Graph, node: Node, opset: int, domain: str) -> str:
 
 
 def _kind(graph: Graph, value: Value | None) -> str:
-    name = onnx_name(None if value is None else graph.dtype(value))
-    return "float32" if name == "float" else name
+    dtype = None if value is None else graph.dtype(value)
+    return "float32" if dtype == "float32" else onnx_name(dtype)  # the table has ONNX's names but for this one
 
 
 def _becomes_packed(graph: Graph, node: Node, opset: int) -> bool:
