@@ -22,6 +22,8 @@ _PARAMETERS = frozenset({"Resize", "Clip", "Pad", "QuantizeLinear", "DequantizeL
 """Operators whose inputs behind the first are numbers to compute with exactly, not data."""
 
 
+_OTHER_FLOATS = frozenset({"bfloat16", "float64"})
+_NO_CODES = "codes stand for float32 and float16 alone; a model exported in one of these has integer ends"
 _NO_STEP = "the scale that the model has for it is not one constant"
 
 
@@ -34,6 +36,8 @@ def with_interface(graph: Graph, plan: Plan) -> Plan:
     """
     points, joins, notes = dict(plan.points), dict.fromkeys(plan.joins), list(plan.notes)
     for given in graph.inputs:
+        if graph.dtype(given) in _OTHER_FLOATS:
+            notes.append(f"input {given.name} stays {graph.dtype(given)}: {_NO_CODES}")
         if graph.dtype(given) not in FLOAT_TYPES:
             continue
         value = widened_input(graph, given)
@@ -47,6 +51,8 @@ def with_interface(graph: Graph, plan: Plan) -> Plan:
             known = points.get(str(value.name)) or _point(graph, value, points)
             points[str(value.name)] = replace(known, uses=tuple(dict.fromkeys((*known.uses, *uses))))
     for value in graph.outputs:
+        if graph.dtype(value) in _OTHER_FLOATS:
+            notes.append(f"output {value.name} stays {graph.dtype(value)}: {_NO_CODES}")
         if graph.dtype(value) in FLOAT_TYPES and not value.is_graph_input():
             _with_output(graph, value, points, notes)
     return replace(plan, points=points, joins=tuple(joins), notes=tuple(notes))

@@ -15,6 +15,7 @@ from graphs import graph_of
 from onnxq import api, cli, proving
 from onnxq.errors import RecipeError
 from onnxq.interface import coded, ports, widened_input, widened_output, with_float_ends
+from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.placement.interface import with_interface
 from onnxq.plan import Plan
@@ -107,6 +108,29 @@ def test_ends_that_stay(text: str, left: set[str]) -> None:
     floats = {str(v.name) for v in graph.inputs if graph.dtype(v) == "float32"}
     assert floats - set(plan.points) == left
     assert {note.split()[1] for note in plan.notes} == left
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "double"])
+def test_ends_of_other_floats_stay_and_are_told(kind: str) -> None:
+    text = f"""({kind}[4,32] x, float[4,32] z) => ({kind}[4,32] u, float[4,32] y) {{
+        a = Cast<to=1>(x) b = Add(a, z) y = MatMul(b, w) u = Neg(x) }}"""
+    graph = graph_of(text, w=W)
+    said: list[str] = []
+    name = "float64" if kind == "double" else kind
+    plan = api.make_plan(graph, integer("tensorrt@10"))
+    assert [note.partition(":")[0] for note in plan.notes] == [f"input x stays {name}", f"output u stays {name}"]
+    if kind == "bfloat16":
+        return  # ONNX Runtime takes no such array from Python
+    feeds = [{"x": RNG.normal(size=(4, 32)), "z": W[:4]} for _ in range(9)]
+    made, plan = api.quantize(graph, feeds, integer("tensorrt@10"), Monitor(warn=said.append))
+    assert {p.name for p in plan.interface} == {"z", "y"}
+    assert {str(v.name): made.dtype(v) for v in (*made.inputs, *made.outputs)} == {
+        "x": name,
+        "z": "int8",
+        "u": name,
+        "y": "int8",
+    }
+    assert sum(f"stays {name}" in text for text in said) == 2
 
 
 def test_outputs_that_stay() -> None:
