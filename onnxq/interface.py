@@ -4,6 +4,8 @@ It is written into the model's metadata, so that whoever feeds the model needs n
 
     onnxq.input.<name>.scale, .zero_point, .float_type     q = clip(round(x / scale) + zero_point), halves to even
     onnxq.output.<name>.scale, .zero_point, .float_type    y = (q - zero_point) * scale
+
+`.scale_type` stands beside them where Q or DQ computed in another type than `.float_type`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxq.dtypes import FLOAT, NUMBERS
+from onnxq.dtypes import NUMBERS
 from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
@@ -41,9 +43,10 @@ class Port:
         kind: "input" or "output".
         name: its name.
         dtype: numpy name of its codes' type.
-        scale: the step between two codes, exact in `float_type`, or in float32 where a half was computed in that.
+        scale: the step between two codes.
         zero_point: the code of 0.
         float_type: numpy name of the type it had before.
+        scale_type: numpy name of the type of its Q's or DQ's scale, in which those computed.
     """
 
     kind: str
@@ -52,26 +55,23 @@ class Port:
     scale: float
     zero_point: int
     float_type: str = "float32"
-
-    @property
-    def computed(self) -> str:
-        """Numpy name of the type that it was quantized in: the one that holds its scale."""
-        return self.float_type if float(np.dtype(self.float_type).type(self.scale)) == self.scale else "float32"
+    scale_type: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """The port without its kind and name, as plain values."""
+        """The port without its kind and name, as plain values; `scale_type` where it is another than `float_type`."""
         return {
             "dtype": self.dtype,
             "scale": self.scale,
             "zero_point": self.zero_point,
             "float_type": self.float_type,
+            **({} if self.scale_type == self.float_type else {"scale_type": self.scale_type}),
         }
 
 
 def record(graph: Graph, ports: Iterable[Port]) -> None:
     """Write the ports into the model's metadata."""
     for port in ports:
-        said = {"scale": repr(port.scale), "zero_point": str(port.zero_point), "float_type": port.float_type}
+        said = {k: str(v) for k, v in port.to_dict().items() if k != "dtype"}
         graph.model.metadata_props.update({f"{_prefix(port.kind, port.name)}.{k}": v for k, v in said.items()})
 
 
@@ -111,17 +111,18 @@ def with_float_ends(graph: Graph) -> Graph:
     for value in made.inputs:
         if (port := known.get(("input", str(value.name)))) is not None:
             users, read = made.users(value), value
-            if port.computed != port.float_type:
-                read = made.add("Cast", [value], name=f"{port.name}_real", attributes={"to": FLOAT}, like=value)
-                made.retype(read, port.computed)
+            if port.scale_type != port.float_type:
+                to = {"to": NUMBERS[port.scale_type]}
+                read = made.add("Cast", [value], name=f"{port.name}_real", attributes=to, like=value)
+                made.retype(read, port.scale_type)
             codes = made.add("QuantizeLinear", [read, *_steps(made, port)], name=f"{port.name}_codes", like=value)
             made.replace_uses(value, codes, users)
             made.retype(value, port.float_type)
     for value in made.outputs:
         if (port := known.get(("output", str(value.name)))) is not None and made.dtype(value) == port.dtype:
             real = made.add("DequantizeLinear", [value, *_steps(made, port)], name=f"{port.name}_real", like=value)
-            made.retype(real, port.computed)
-            if port.computed != port.float_type:
+            made.retype(real, port.scale_type)
+            if port.scale_type != port.float_type:
                 to = {"to": NUMBERS[port.float_type]}
                 real = made.add("Cast", [real], name=f"{port.name}_narrow", attributes=to, like=real)
                 made.retype(real, port.float_type)
@@ -175,11 +176,12 @@ def _read(said: Mapping[str, str], kind: str, name: str, dtype: str | None) -> P
         text = f"the model's metadata {prefix}.scale and .zero_point are no numbers: {error}"
         raise ModelError(text, "Quantize it again.") from error
     float_type = said.get(f"{prefix}.float_type", "float32")
-    if not 0.0 < scale < math.inf or float_type not in ("float32", "float16"):
+    scale_type = said.get(f"{prefix}.scale_type", float_type)
+    if not 0.0 < scale < math.inf or not {float_type, scale_type} <= {"float32", "float16"}:
         raise ModelError(f"the model's metadata {prefix}.* make no sense", "Quantize it again.")
-    return Port(kind, name, dtype, scale, zero_point, float_type)
+    return Port(kind, name, dtype, scale, zero_point, float_type, scale_type)
 
 
 def _steps(graph: Graph, port: Port) -> tuple[Value, Value]:
-    scale = graph.constant(f"{port.name}_{port.kind}_scale", np.array(port.scale, port.computed))
+    scale = graph.constant(f"{port.name}_{port.kind}_scale", np.array(port.scale, port.scale_type))
     return scale, graph.constant(f"{port.name}_{port.kind}_zero_point", np.array(port.zero_point, port.dtype))

@@ -77,11 +77,11 @@ def _is(node: Node, op_type: str) -> bool:
 
 def _port(graph: Graph, kind: str, value: Value, node: Node) -> Port | None:
     """The port that a Q or DQ at the end makes; None where the end or the node is no such thing."""
-    float_type, scale = graph.dtype(value), graph.scalar(node.inputs[1])
+    float_type, scale, scale_type = graph.dtype(value), graph.scalar(node.inputs[1]), graph.dtype(node.inputs[1])
     zero_point = _zero_point(graph, node)
-    if float_type not in _FLOATS or scale is None or zero_point is None:
+    if float_type not in _FLOATS or scale is None or scale_type not in _FLOATS or zero_point is None:
         return None
-    return Port(kind, str(value.name), zero_point.dtype.name, scale, int(zero_point), float_type)
+    return Port(kind, str(value.name), zero_point.dtype.name, scale, int(zero_point), float_type, scale_type)
 
 
 def _zero_point(graph: Graph, node: Node) -> np.ndarray | None:

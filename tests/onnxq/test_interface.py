@@ -292,7 +292,7 @@ def test_ends_in_float16_that_are_computed_in_float32_become_codes_at_once() -> 
     assert not [n.op_type for n in made.nodes if n.op_type == "Cast"]
     entry, leave = plan.interface
     assert [(p.name, p.dtype, p.float_type) for p in plan.interface] == [(n, "uint8", "float16") for n in "xy"]
-    assert [p.computed for p in plan.interface] == ["float32"] * 2
+    assert [p.scale_type for p in plan.interface] == ["float32"] * 2
     assert [with_float_ends(made).dtype(v) for v in with_float_ends(made).inputs] == ["float16"]
     ran = proving.prove(made).nodes
     assert [n.op_type for n in ran if n.runs == "integer"] == ["QLinearConv", "QLinearConv", "QLinearAdd"]

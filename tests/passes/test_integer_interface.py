@@ -165,3 +165,22 @@ def test_metadata_that_is_no_number_is_told() -> None:
     graph.model.metadata_props["onnxq.input.x.scale"] = "wide"
     with pytest.raises(ModelError, match=r"onnxq\.input\.x"):
         ports(graph)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_type_of_the_scale_is_told_and_not_guessed_from_a_scale_that_both_types_hold(half: bool) -> None:
+    pair = "q = QuantizeLinear({}, s, z) {} = DequantizeLinear(q, s, z)"
+    wide = f"a = Cast<to=1>(x) {pair.format('a', 'd')} y = Cast<to=10>(d)"
+    text = f"(float16[4] x) => (float16[4] y) {{ {pair.format('x', 'y') if half else wide} }}"
+    kind = np.float16 if half else np.float32
+    graph = graph_of(text, 19, s=np.array(0.5, kind), z=np.array(3, np.uint8))
+    graph.infer_shapes()
+    assert integer_interface(graph) == 2
+    assert [(p.float_type, p.scale_type) for p in ports(graph)] == [("float16", kind.__name__)] * 2
+    told = {k.rpartition(".")[2] for k in graph.model.metadata_props}
+    assert ("scale_type" in told) is not half
+    again = with_float_ends(graph)
+    assert {again.dtype(v) for v in (*again.inputs, *again.outputs)} == {"float16"}
+    assert [n.op_type for n in again.nodes].count("Cast") == (0 if half else 2)
+    x = np.array([-1.3, 0.2, 0.7, 60000], np.float16)
+    np.testing.assert_array_equal(run(again, {"x": x})[0], np.array([-1.5, 0, 0.5, 126], np.float16))
