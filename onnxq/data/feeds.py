@@ -110,7 +110,11 @@ def check_shape(shape: Shape, spec: InputSpec, where: str) -> None:
         raise DataError(f"{says} (rank {len(shape)}, not {len(spec.shape)})", hint)
     for axis, (length, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
         if isinstance(wanted, int) and length != wanted:
-            hint = "Give data as the model was trained on, its axes in the model's order."
+            hint = (
+                "Give data as the model was trained on, its axes in the model's order. --shapes cannot change a size "
+                f"that the file declares: where the model takes others too, let the file leave axis {axis} open, by an "
+                "export with dynamic axes or with onnx.tools.update_model_dims."
+            )
             raise DataError(f"{says} (axis {axis} is {length}, not {wanted})", hint)
 
 

@@ -3,10 +3,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 from data_samples import F32, F64, FIXED, IDS, ROWS, X, fails
+from graphs import graph_of
+from onnx.tools import update_model_dims
 
+from onnxq import api
 from onnxq.data import InputSpec, check_feed, label_specs, split_batch
 from onnxq.errors import DataError
+from onnxq.monitor import SILENT
+from onnxq.recipe import Recipe
 
 
 def test_feeds_are_checked_for_names() -> None:
@@ -76,3 +82,17 @@ def test_text_is_for_models_that_read_text() -> None:
         check_feed({"s": np.ones((1, 2), F32)}, [spec], "here")
     with fails(DataError, "here: unknown input 'x'; the model's inputs are none"):
         check_feed({"x": words}, [], "here")
+
+
+def test_a_size_that_the_file_declares_is_told_with_the_way_to_leave_it_open() -> None:
+    w = np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype(np.float32)
+    text = """(float[1,16,8,8] x) => (float[1,16,8,8] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w) b = Relu(a) y = Conv<pads=[1,1,1,1]>(b, w) }"""
+    model = onnx.shape_inference.infer_shapes(graph_of(text, w=w).to_proto())
+    feeds = [{"x": np.random.default_rng(n).normal(size=(1, 16, 12, 8)).astype(np.float32)} for n in range(9)]
+    recipe = Recipe(target="ort-cpu", effort="fast")
+    with fails(DataError, "axis 2 is 12, not 8", "--shapes cannot change", "leave axis 2 open"):
+        api.quantize(model, feeds, recipe, SILENT)
+    open_sizes = [1, 16, "H", "W"]
+    opened = update_model_dims.update_inputs_outputs_dims(model, {"x": open_sizes}, {"y": open_sizes})
+    assert api.quantize(opened, feeds, recipe, SILENT)[1].int8_share() == 1.0
