@@ -1,5 +1,6 @@
 /* What calibration does to every value, compiled: bounds, and counts in the bins of a histogram's two sides.
  *
+ * nodes.c does the same to tensors inside a model.
  * The numpy forms of the same two functions, which serve where this was not built, are in onnxq/counting.py; both give
  * the same bits. Neither function holds the interpreter's lock while it works.
  */
@@ -11,7 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#define BINS 4096
+#include "counting.h"
+
 #define PARKED 16 /* slots for zeros: a counter that is hit twice in a row waits for itself */
 #define LANES 2   /* likewise for the bins */
 #define SLOTS (2 * BINS + PARKED)
@@ -27,16 +29,27 @@
 /* The bits of a float as an integer that orders as the floats do: -inf < ... < -0.0 < 0.0 < ... < inf, NaN outside. */
 static inline int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
 
-VECTORS static void find_bounds(const int32_t *bits, Py_ssize_t size, int32_t *low, int32_t *high)
+VECTORS void onnxq_find_bounds(const int32_t *bits, ptrdiff_t size, int32_t *low, int32_t *high)
 {
     int32_t least = INT32_MAX, most = INT32_MIN;
-    for (Py_ssize_t i = 0; i < size; i++) {
+    for (ptrdiff_t i = 0; i < size; i++) {
         int32_t key = ordered(bits[i]);
         least = key < least ? key : least;
         most = key > most ? key : most;
     }
     *low = least;
     *high = most;
+}
+
+int onnxq_as_finite(int32_t low, int32_t high, float *least, float *most)
+{
+    const int32_t infinite = 0x7f800000;
+    if (low > high || low <= ordered(infinite | INT32_MIN) || high >= infinite)
+        return 0;
+    low = ordered(low), high = ordered(high); /* its own inverse */
+    memcpy(least, &low, sizeof *least);
+    memcpy(most, &high, sizeof *most);
+    return 1;
 }
 
 /* Slot of each value: bin of its side, or one of those for zeros. size is at most CHUNK. */
@@ -65,7 +78,7 @@ static void find_slots_wide(const float *values, int size, double factor, int32_
     }
 }
 
-static int64_t add_counts(const float *values, Py_ssize_t size, double factor, int64_t *sides)
+int64_t onnxq_add_counts(const float *values, ptrdiff_t size, double factor, int64_t *sides)
 {
     uint32_t lanes[LANES][SLOTS];
     int32_t slots[CHUNK];
@@ -73,7 +86,7 @@ static int64_t add_counts(const float *values, Py_ssize_t size, double factor, i
     int64_t zeros = 0;
     if (lanes_used)
         memset(lanes, 0, sizeof lanes);
-    for (Py_ssize_t done = 0; done < size; done += CHUNK) {
+    for (ptrdiff_t done = 0; done < size; done += CHUNK) {
         int count = size - done < CHUNK ? (int)(size - done) : CHUNK, i = 0;
         if (narrow)
             find_slots(values + done, count, (float)factor, slots);
@@ -119,20 +132,17 @@ static int get_floats(PyObject *object, Py_buffer *view)
 static PyObject *bounds(PyObject *module, PyObject *object)
 {
     Py_buffer view;
-    int32_t low, high, infinite = 0x7f800000;
+    int32_t low, high;
     float least, most;
     (void)module;
     if (get_floats(object, &view) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    find_bounds(view.buf, view.len / 4, &low, &high);
+    onnxq_find_bounds(view.buf, view.len / 4, &low, &high);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&view);
-    if (low > high || low <= ordered(infinite | INT32_MIN) || high >= infinite)
+    if (!onnxq_as_finite(low, high, &least, &most))
         Py_RETURN_NONE;
-    low = ordered(low), high = ordered(high); /* its own inverse */
-    memcpy(&least, &low, sizeof least);
-    memcpy(&most, &high, sizeof most);
     return Py_BuildValue("ff", least, most);
 }
 
@@ -156,7 +166,7 @@ static PyObject *count(PyObject *module, PyObject *args)
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    zeros = add_counts(view.buf, view.len / 4, factor, sides.buf);
+    zeros = onnxq_add_counts(view.buf, view.len / 4, factor, sides.buf);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&view);
     PyBuffer_Release(&sides);
@@ -172,4 +182,10 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "onnxq._counting", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__counting(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__counting(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "NODES", 1) < 0) /* nodes.c is in here too */
+        Py_CLEAR(module);
+    return module;
+}

@@ -24,6 +24,8 @@ MOST_BYTES = 100_000_000
 """Of the observed tensors of the samples that run at once."""
 LEAST_BYTES = 1_000_000
 """Of a sample: below, the interpreter takes most of the time, and runs one thread at a time."""
+_HELD = 4
+"""Tensors of a sample, the largest among them, that a run is taken to hold at a time."""
 
 _S = TypeVar("_S")
 _F = TypeVar("_F")
@@ -35,26 +37,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def at_once(graph: Graph, tensors: Sequence[str], most: int) -> int:
+def at_once(graph: Graph, tensors: Sequence[str], most: int, *, passing: bool = False) -> int:
     """How many samples to run at once: up to `most` within MOST_BYTES, 1 where it does not pay or sizes are not known.
 
     1 also where an operator gives something else each time: what a sample gets must not depend on which one is faster.
+    Of tensors that are counted in `passing` only a few are held at a time.
     """
     if any(node.op_type in RANDOM for part in graph.parts() for node in part.nodes):
         return 1
-    held = sample_bytes(graph, tensors)
-    return max(1, min(most, MOST_BYTES // held)) if held >= LEAST_BYTES else 1
+    sizes = _sizes(graph, tensors)
+    held = _HELD * max(sizes, default=0) if passing else sum(sizes)
+    return max(1, min(most, MOST_BYTES // held)) if sum(sizes) >= LEAST_BYTES else 1
 
 
 def sample_bytes(graph: Graph, tensors: Sequence[str]) -> int:
-    """Bytes of these tensors of one sample; 0 where the size of one is not known.
+    """Bytes of these tensors of one sample; 0 where the size of one is not known."""
+    return sum(_sizes(graph, tensors))
+
+
+def _sizes(graph: Graph, tensors: Sequence[str]) -> list[int]:
+    """Bytes of each; none where the size of one is not known.
 
     A dimension of the same name as an input's first counts as 1, as batches are run in rows.
     """
     batch = {shape[0] for v in graph.inputs if (shape := graph.shape(v)) and isinstance(shape[0], str)}
     values = {str(v.name): v for v in graph.values()}
     sizes = [nbytes(graph, values[name], batch) if name in values else 0 for name in tensors]
-    return sum(sizes) if all(sizes) else 0
+    return sizes if all(sizes) else []
 
 
 def in_turn(

@@ -16,10 +16,12 @@ from onnxq.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import onnx
 
     from onnxq.graph import Graph
+    from onnxq.runtime import Loadable
 
 _WHOLE = 16
 """Of so many channels, or a multiple, any block is full: no numbers are held beside theirs."""
@@ -43,17 +45,32 @@ def session_in_any_order(model: bytes, *, threads: int = 0) -> Session:
     Raises:
         ModelError: ONNX Runtime cannot load the model.
     """
-    import onnx
-
     try:
         with Scratch() as folder:
-            ordered = Session(model, as_written=True, threads=threads, write_to=folder / "optimized.onnx")
-            proto = onnx.load(folder / "optimized.onnx")
+            ordered, proto = optimized(model, folder, threads=threads)
         if not leave_in_blocks(proto.graph):
             return ordered
         return Session(proto.SerializeToString(), as_written=True, threads=threads, optimize=False)
     except (OSError, ModelError):  # no room for it, or what ONNX Runtime wrote it cannot read
         return Session(model, as_written=True, threads=threads)
+
+
+def optimized(
+    model: bytes | Loadable, folder: Path, *, threads: int = 0, apart: bool = False
+) -> tuple[Session, onnx.ModelProto]:
+    """A session of the model on the CPU, and the model as it was optimized for that, weights and all.
+
+    Kept `apart`, the larger ones lie in a file in `folder`.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        OSError: what it wrote cannot be read.
+    """
+    import onnx
+
+    path = folder / "optimized.onnx"
+    session = Session(model, as_written=True, threads=threads, write_to=path, weights_apart=apart)
+    return session, onnx.load(path, load_external_data=not apart)
 
 
 def leave_in_blocks(graph: onnx.GraphProto) -> int:

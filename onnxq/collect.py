@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from threading import Event
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from onnxq.exposing import expose
 from onnxq.files import runnable
 from onnxq.graph import begin_at, remove_unread_inputs
 from onnxq.monitor import QUIET, Monitor
+from onnxq.rows import Runner, independent, only
 from onnxq.runtime import Session, unused_gpu
 from onnxq.seen import Sample, Seen, asked_for
 from onnxq.smallest import copied
@@ -36,25 +37,13 @@ if TYPE_CHECKING:
     from onnxq.checkpoint import Keeper
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph, Value
+    from onnxq.runtime import Loadable
     from onnxq.statistics import Statistics
 
     Arrays = dict[str, Any]
     """Tensors of a sample, or histograms where it was counted where the model ran."""
 
-_ROWS_TRIED = 8
-
 _T = TypeVar("_T")
-
-
-class Runner(Protocol):
-    """What runs a model: a Session, or what runs it in parts."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the model's inputs."""
-
-    def each(self, feeds: Sequence[Feed]) -> Iterator[list[list[Any]]]:
-        """The outputs for each feed; of a model that is run in parts, those of one part after the other."""
 
 
 def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
@@ -119,12 +108,15 @@ def _runner(
 ) -> tuple[Runner, Callable[[Feed], Arrays], int]:
     """What runs the model, what gives what is to be counted of a sample, and how many of them it may run at once.
 
-    On a GPU what is counted there comes as counts, else as tensors.
+    What is counted where the model runs comes as counts, else as tensors.
     """
-    from onnxq.on_device import LOWEST_OPSET, OnDevice  # it makes a session by what is below
+    from onnxq.on_cpu import on_cpu  # both make sessions by what is below
+    from onnxq.on_device import LOWEST_OPSET, OnDevice
 
     tensors, bounds = names
     every = asked_for(tensors, bounds)
+    if session is None and (passing := on_cpu(graph, tensors, bounds, *runtime)) is not None:
+        return passing, passing.observed, passing.most
     if session is None and tuple(runtime[0][:1]) == ("cuda",) and graph.opset >= LOWEST_OPSET:
         device = OnDevice(graph, tensors, bounds, runtime)
         return device, device.observed, 1
@@ -255,11 +247,20 @@ def session_for(
     threads: int = 0,
     ordered: bool = True,
 ) -> Session:
+    """A session of what `observable` makes; unless `ordered`, the values of a tensor may come in another order."""
+    model = observable(graph, tensors, custom_ops, reads)
+    if not ordered and isinstance(model, bytes) and tuple(providers) == ("cpu",) and not custom_ops:
+        return session_in_any_order(model, threads=threads)
+    return Session(model, providers, as_written=True, custom_ops=custom_ops, threads=threads)
+
+
+def observable(
+    graph: Graph, tensors: Sequence[str], custom_ops: Sequence[str] = (), reads: Sequence[str] = ()
+) -> Loadable | bytes:
     """The graph with exactly the observed tensors as outputs (inputs among them are read from the feed).
 
     Those of bodies come flat, and empty where the body did not run. `reads` names activations that are given like
-    inputs; then nothing of what makes them is left. `threads` as of a Session. Unless `ordered`, the values of a tensor
-    may come in another order.
+    inputs; then nothing of what makes them is left.
     """
     copy = graph.copy()
     begin_at(copy, reads)
@@ -278,10 +279,7 @@ def session_for(
         remove_unread_inputs(copy)
     if not custom_ops:
         _refuse_customs(copy, outputs)
-    model = runnable(copy)
-    if not ordered and isinstance(model, bytes) and tuple(providers) == ("cpu",) and not custom_ops:
-        return session_in_any_order(model, threads=threads)
-    return Session(model, providers, as_written=True, custom_ops=custom_ops, threads=threads)
+    return runnable(copy)
 
 
 def _refuse_customs(graph: Graph, outputs: Sequence[Value]) -> None:
@@ -307,7 +305,7 @@ def samples(session: Runner, source: Source, monitor: Monitor, *, tried: bool = 
     for label, feed in source.samples():
         parts = split_batch(feed, source.inputs)
         if len(parts) > 1 and splits is None:
-            splits = _independent(session, parts)
+            splits = independent(session, parts)
         rows = [(f"{label}, row {row}", part) for row, part in enumerate(parts)]
         for where, part in rows if len(parts) > 1 and splits else [(label, feed)]:
             if not holds_numbers(part, where, source):
@@ -317,58 +315,14 @@ def samples(session: Runner, source: Source, monitor: Monitor, *, tried: bool = 
         monitor.advance()
 
 
-def _independent(session: Runner, parts: Sequence[Feed]) -> bool | None:
-    """Whether rows do not influence one another, so that axis 0 is a batch axis; None where they cannot show it.
-
-    Tried on some rows of a batch, together and alone: a running sum or a state along axis 0 shows in the later ones.
-    """
-    rows = sorted({round(i) for i in np.linspace(0, len(parts) - 1, _ROWS_TRIED)})
-    tried = [_only(session, parts[row]) for row in rows]
-    if all(np.array_equal(tried[0][name], part[name]) for part in tried[1:] for name in tried[0]):
-        return None
-    joined = {name: np.concatenate([part[name] for part in tried]) for name in tried[0]}
-    try:
-        return all(
-            _joins(together, found)
-            for whole, *alone in session.each([joined, *tried])
-            for together, *found in zip(whole, *alone, strict=True)
-        )
-    except DataError:  # a model with its batch size built in; what else is wrong the run of the batch will tell
-        return False
-
-
-def _joins(whole: object, parts: Sequence[npt.NDArray[Any]]) -> bool:
-    """Whether a tensor of some rows holds what the rows give alone, along whichever axis, or the same for any rows."""
-    if not isinstance(whole, np.ndarray) or whole.dtype.kind != "f":
-        return True
-    shape = parts[0].shape
-    if any(part.shape != shape for part in parts):
-        return False
-    if whole.shape == shape:
-        return all(_close(whole, part) for part in parts)
-    grown = [(*shape[:i], length * len(parts), *shape[i + 1 :]) for i, length in enumerate(shape)]
-    axes = [axis for axis, wanted in enumerate(grown) if wanted == whole.shape]
-    return any(_close(whole, np.concatenate(parts, axis)) for axis in axes)
-
-
-def _close(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Equal up to the rounding of another order of summation."""
-    largest = float(np.abs(b[np.isfinite(b)]).max(initial=0))
-    return np.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
-
-
 def observed(session: Session, tensors: Sequence[str], feed: Feed) -> dict[str, npt.NDArray[Any]]:
     """The tensors of one sample. Inputs are copied: whoever made the feed may use its arrays again."""
-    computed = dict(zip(session.outputs, session.run(_only(session, feed), session.outputs), strict=True))
+    computed = dict(zip(session.outputs, session.run(only(session, feed), session.outputs), strict=True))
     return {name: computed[name] if name in computed else feed[name].copy() for name in tensors}
 
 
 def _once(session: Runner, feed: Feed) -> list[list[list[Any]]]:
-    return list(session.each([_only(session, feed)]))
-
-
-def _only(session: Runner, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-    return {name: feed[name] for name in session.inputs}
+    return list(session.each([only(session, feed)]))
 
 
 def holds_numbers(feed: Feed, label: str, source: Source) -> bool:

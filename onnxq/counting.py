@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 COMPILED: Any = _built
 """The compiled module; None where it was not built."""
 
+NODES: str | None = _built.__file__ if hasattr(_built, "NODES") else None
+"""The library of nodes that do the same inside a model (csrc/nodes.c); None where it was not built."""
+
 BINS = 4096
 """Bins a side. The largest value lies in the upper half, so at least 2048 bins resolve [0, amax]."""
 

@@ -26,6 +26,8 @@ _BLOCK = BLOCK
 
 Counts = npt.NDArray[np.int64]
 
+_NOTHING: Counts = np.zeros(BINS, np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
@@ -57,8 +59,7 @@ class Histogram:
     @staticmethod
     def empty() -> Histogram:
         """The histogram of no values: the neutral element of +."""
-        nothing = np.zeros(BINS, np.int64)
-        return Histogram(NO_EXPONENT, nothing, nothing, 0, 0, 0, 0, math.inf, -math.inf)
+        return bounds_alone(math.inf, -math.inf, 0, 0, 0)
 
     @staticmethod
     def of(array: npt.NDArray[Any]) -> Histogram:
@@ -181,6 +182,11 @@ class Histogram:
             raise ValueError(f"not a histogram of {BINS} bins a side")
         exponent, *others = (int(count) for count in counts)
         return Histogram(exponent, sides[0], sides[1], *others, *(float(bound) for bound in bounds))
+
+
+def bounds_alone(low: float, high: float, nan: int, pos_inf: int, neg_inf: int) -> Histogram:
+    """What an `Extent` takes: a histogram of which no bin was counted."""
+    return Histogram(NO_EXPONENT, _NOTHING, _NOTHING, 0, nan, pos_inf, neg_inf, low, high)
 
 
 class Extent:

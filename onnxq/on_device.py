@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxq.collect import session_for
 from onnxq.counting import BINS, LOG2_BINS
-from onnxq.histogram import NO_EXPONENT, Histogram
+from onnxq.histogram import NO_EXPONENT, Histogram, bounds_alone
 from onnxq.seen import asked_for
 
 if TYPE_CHECKING:
@@ -125,9 +125,8 @@ def _histogram(outputs: dict[str, npt.NDArray[Any]], name: str, exponent: int) -
 
 
 def _extent(outputs: dict[str, npt.NDArray[Any]], name: str) -> Histogram:
-    empty = Histogram.empty()
     nan, pos, neg = (int(count) for count in outputs[f"{name}/odd"])
-    return Histogram(NO_EXPONENT, empty.positive, empty.negative, 0, nan, pos, neg, *_bounds(outputs, name))
+    return bounds_alone(*_bounds(outputs, name), nan, pos, neg)
 
 
 def _bounds(outputs: dict[str, npt.NDArray[Any]], name: str) -> tuple[float, float]:

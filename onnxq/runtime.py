@@ -56,8 +56,9 @@ class Session:
     on such CPUs, and their threads do not spin.
     `custom_ops` are shared libraries that export RegisterCustomOps. `output_types` gives numpy's name of the element
     type of every output, None for what is no tensor of numbers. `threads` work on one run, all cores where it is 0; the
-    one that calls is among them. `write_to` is where the optimized model goes,
-    `profile_to` the beginning of the name of the profile that `end_profile` writes.
+    one that calls is among them. `write_to` is where the optimized model goes, with `weights_apart` its larger weights
+    to a file beside it, of that name and ".data". `in_order` runs the nodes in the order in which they are written.
+    `profile_to` is the beginning of the name of the profile that `end_profile` writes.
     """
 
     def __init__(  # noqa: PLR0913  each is a choice of its own
@@ -70,6 +71,8 @@ class Session:
         as_deployed: bool = False,
         custom_ops: Sequence[str] = (),
         write_to: Path | None = None,
+        weights_apart: bool = False,
+        in_order: bool = False,
         profile_to: Path | None = None,
         threads: int = 0,
     ) -> None:
@@ -86,10 +89,9 @@ class Session:
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             if as_written:
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
-            if not optimize:
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             if write_to is not None:
-                options.optimized_model_filepath = str(write_to)
+                _write(options, write_to, apart=weights_apart)
+            _arrange(options, optimize=optimize, in_order=in_order)
             if profile_to is not None:
                 options.enable_profiling = True
                 options.profile_file_prefix = str(profile_to)
@@ -235,7 +237,25 @@ def _start(model: Path | bytes, made: Callable[..., Any], names: Sequence[str], 
 
 
 _EXACT = "session.x64quantprecision"
+_APART = "session.optimized_model_external_initializers_file_name"
 _FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def _arrange(options: Any, *, optimize: bool, in_order: bool) -> None:  # noqa: ANN401  ONNX Runtime ships no types
+    """Which nodes are run, and in which order."""
+    import onnxruntime as ort  # noqa: TID251  this is the wall
+
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+
+
+def _write(options: Any, path: Path, *, apart: bool) -> None:  # noqa: ANN401  ONNX Runtime ships no types
+    """Have the optimized model written to that file, its larger weights to one beside it if `apart`."""
+    options.optimized_model_filepath = str(path)
+    if apart:
+        options.add_session_config_entry(_APART, f"{path.name}.data")
 
 
 def _give(model: Loadable, options: Any) -> list[Any]:  # noqa: ANN401  ONNX Runtime ships no types

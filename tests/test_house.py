@@ -69,9 +69,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "passes",
         "collect",
+        "on_cpu",
         "on_device",
         "parts",
         "relay",
+        "rows",
         "intake",
         "comparison",
         "proof",

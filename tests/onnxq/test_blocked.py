@@ -74,7 +74,7 @@ def test_a_model_without_blocks_runs_as_it_is() -> None:
 
 @pytest.mark.parametrize("error", [OSError("no room"), ModelError("cannot be read")])
 def test_where_it_cannot_be_had_outputs_come_in_order(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(_: object) -> onnx.ModelProto:
+    def fail(*_: object, **__: object) -> onnx.ModelProto:
         raise error
 
     monkeypatch.setattr(onnx, "load", fail)
