@@ -4,7 +4,8 @@
 
 Parts, by processor time, which busy neighbours hardly change: the forward pass in ONNX Runtime's default session, in
 one whose threads do not spin, and in the session that gives the observed tensors; counting them; bounds of what float16
-must hold; bounds alone of the counted ones; the hash of the sample. Then how many samples run at once, and what one
+must hold; bounds alone of the counted ones; the hash; where it is done so, the forward pass of the model that
+counts itself, all or bounds alone, which stands for all but the hash. Then how many samples run at once, and what one
 more sample costs a whole `collect`, by processor time and by the clock: all calibrators' statistics, and bounds alone.
 The clock's column of the forward pass is that of the default session.
 """
@@ -21,6 +22,7 @@ from onnxq import Recipe, api
 from onnxq.collect import collect, observed, sample_hash, session_at_once
 from onnxq.histogram import Extent, Tally
 from onnxq.intake import open_data
+from onnxq.on_cpu import on_cpu
 from onnxq.runtime import Session
 
 if TYPE_CHECKING:
@@ -82,11 +84,14 @@ def parts(path: Path, samples: int) -> list[str]:
     )
     values = [sum(arrays[name].size for name in group) / 1e6 for group in (names, light)]
     others = [*runs, *(cost(partial(add, arrays, totals), feeds) for totals in counts), cost(sample_hash, feeds)]
+    passing = [on_cpu(ready.graph, *asked, ("cpu",), ()) for asked in ((names, light), ((), (*names, *light)))]
+    inside = [f"{cost(made.observed, feeds)[0]:.1f}" if made else "" for made in passing]
+    most = passing[0].most if passing[0] else most
     everything, bounds = (one_more(ready, feeds, *asked) for asked in ((names, light), ((), (*names, *light))))
     clock = [both[1] for both in (forward, everything, bounds)]
     found = [*values, forward[0], *(both[0] for both in others)]
     cells = [f"{value:.1f}" for value in found]
-    return [*cells, str(most), *(f"{value:.1f}" for value in (everything[0], bounds[0], *clock))]
+    return [*cells, *inside, str(most), *(f"{value:.1f}" for value in (everything[0], bounds[0], *clock))]
 
 
 def one_more(
@@ -105,7 +110,17 @@ def one_more(
 
 COLUMNS = (
     *("model", "counted, M", "bounds, M", "forward", "no spinning", "with outputs", "counting", "bounds", "minmax"),
-    *("hash", "at once", "all of collect", "of minmax alone", "clock: forward", "clock: all", "clock: minmax"),
+    *(
+        "hash",
+        "counting itself",
+        "bounds itself",
+        "at once",
+        "all of collect",
+        "of minmax alone",
+        "clock: forward",
+        "clock: all",
+        "clock: minmax",
+    ),
 )
 
 
