@@ -10,7 +10,7 @@ import numpy as np
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import DataError, StatisticsError
 from onnxq.histogram import Histogram
-from onnxq.numerics import INT8, params_from_range
+from onnxq.numerics import INT8, NEAR, params_from_range
 from onnxq.patterns.products import SOFTMAX
 from onnxq.plan import FEW_STEPS, Narrow
 
@@ -121,7 +121,7 @@ def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType) -> Pl
         seen = scales.get((name, 0))
         plain = not others and point.bits == 8 and point.block_size is None and point.qtype is None
         per_channel = (point.axis is not None) == (found.scale.ndim == 1)
-        near = seen is not None and bool(np.isclose(seen, found.input_scale, rtol=_SCALE_TOLERANCE, atol=0))
+        near = seen is not None and bool(np.isclose(seen, found.input_scale, rtol=NEAR, atol=0))
         return plain and per_channel and near and found.limit == weight.qmax
 
     weights = (
@@ -129,10 +129,6 @@ def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType) -> Pl
         for w in plan.weights
     )
     return replace(plan, weights=tuple(weights))
-
-
-_SCALE_TOLERANCE = 2.0**-10
-"""Scales nearer than this are one: float16 rounds them so much."""
 
 
 def uncached(plan: Plan, cache: Cache) -> tuple[Point, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -134,6 +134,36 @@ def held_by(scale: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
         narrow = scale.astype(numpy_type(dtype)).astype(np.float32)
     smallest = np.finfo(np.float16).tiny if dtype == "float16" else SMALLEST_SCALE  # bfloat16 has float32's exponents
     return np.where(np.isfinite(narrow) & (scale >= smallest), narrow, scale)
+
+
+NEAR = 2.0**-5
+"""Scales whose ratio is nearer to 1 than this stand for one another: `with_exact_shift` moves them no further."""
+
+_TOGETHER = 32.0
+"""What an error that all values have weighs against the same in errors that average out: layers sum over hundreds."""
+
+
+def with_exact_shift(params: QuantParams, dtype: str) -> QuantParams:
+    """The parameters of a tensor with a slightly wider grid of which float16 or bfloat16 holds the shift z s.
+
+    What is written in place of a zero point adds z s to a tensor (`passes/centre_codes.py`). float16 rounds that by up
+    to 0.06 s, the same at every value: zeros, which a Relu or HardSwish makes many of, are then all off by it. Of zero
+    points up to 3 around and scales up to 2^-7 above the least that covers the range, those are taken of which
+    (s / s0)^2 / 12 + 32 (error of z s / s)^2 is least. The scale is a number of the type.
+    """
+    zero, scale, found = int(params.zero_point), float(params.scale), []
+    low, high = params.qtype.qmin, params.qtype.qmax
+    for z in range(max(zero - 3, low), min(zero + 3, high) + 1):
+        below, above = (zero - low) / max(z - low, 1e-9), (high - zero) / max(high - z, 1e-9)
+        moved = scale * max(below, above) * (1 + np.linspace(0, 2.0**-7, 65))
+        near = held_by(moved, dtype).astype(np.float64)
+        off = np.abs(held_by(np.abs(z * near), dtype) - np.abs(z * near)) / near
+        cost = np.square(near / scale) / 12 + _TOGETHER * np.square(off)
+        cost[near > scale * (1 + NEAR)] = np.inf
+        best = int(np.argmin(cost))
+        found.append((cost[best], abs(z - zero), z, near[best]))
+    _, _, z, near = min(found)
+    return replace(params, scale=np.asarray(near, np.float32), zero_point=np.asarray(z, params.zero_point.dtype))
 
 
 def params_from_range(lo: float, hi: float, qtype: QType) -> QuantParams:

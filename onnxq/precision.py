@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.exposing import why_hidden
-from onnxq.numerics import held_by
+from onnxq.numerics import INT8_ASYMMETRIC, held_by, with_exact_shift
 from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns
 from onnxq.patterns.bounds import bound, bounds
@@ -82,6 +82,8 @@ def _rounded(point: Point, dtype: str) -> Point:
     """The point with its scale rounded to the type, so that every scale of its group is the same number in both."""
     if point.params is None or point.dtype != "float32":
         return point
+    if point.params.qtype == INT8_ASYMMETRIC and point.params.zero_point:  # written as a shift, to targets without any
+        return replace(point, params=with_exact_shift(point.params, dtype))
     return replace(point, params=replace(point.params, scale=held_by(point.params.scale, dtype)))
 
 

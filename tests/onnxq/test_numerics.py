@@ -20,15 +20,19 @@ from onnxq.numerics import (
     INT8,
     INT8_ASYMMETRIC,
     INT8_WEIGHT,
+    NEAR,
     SMALLEST_SCALE,
     UINT8,
     QType,
     QuantParams,
     dequantize,
+    held_by,
+    numpy_type,
     params_from_range,
     quantize,
     sqnr_db,
     weight_params,
+    with_exact_shift,
 )
 from onnxq.schemes import GRIDS
 
@@ -276,6 +280,47 @@ def test_weights_must_be_finite(bad: float) -> None:
 def test_weights_are_symmetric() -> None:
     with pytest.raises(ValueError, match="symmetric"):
         weight_params(np.ones((2, 2)), 0, qtype=UINT8)
+
+
+@pytest.mark.parametrize("zero_point", [-128, 64, -64, 2])
+def test_a_scale_whose_shift_is_exact_is_only_rounded(zero_point: int) -> None:
+    params = QuantParams(np.asarray(0.017, np.float32), np.asarray(zero_point, np.int8), INT8_ASYMMETRIC)
+    found = with_exact_shift(params, "float16")
+    assert (float(found.scale), int(found.zero_point)) == (float(held_by(params.scale, "float16")), zero_point)
+    assert found.scale.dtype == np.float32
+    assert found.zero_point.dtype == np.int8
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    scale=st.floats(2.0**-10, 8.0, width=32),
+    zero_point=st.integers(-128, 127),
+    dtype=st.sampled_from(["float16", "bfloat16"]),
+)
+def test_a_shift_that_a_type_holds(scale: float, zero_point: int, dtype: str) -> None:
+    """The best of all grids around, found by trying every number of the type, covers the same range."""
+    params = QuantParams(np.asarray(scale, np.float32), np.asarray(zero_point, np.int8), INT8_ASYMMETRIC)
+    made = with_exact_shift(params, dtype)
+    step, zero = float(made.scale), int(made.zero_point)
+    kind = numpy_type(dtype)
+    every = np.arange(0x80, 0x7C00 if dtype == "float16" else 0x7F80, dtype=np.uint16).view(kind).astype(np.float64)
+    half = float(np.spacing(np.ones(1, np.float16))[0]) / 2 if dtype == "float16" else 2.0**-8
+
+    def cost(s: float, z: int) -> float:
+        off = float(np.float64(z * s).astype(kind)) - z * s
+        return (s / scale) ** 2 / 12 + 32 * (off / s) ** 2
+
+    others, most = [math.inf], scale * (1 + NEAR)
+    for z in range(max(zero_point - 3, -128), min(zero_point + 3, 127) + 1):
+        ends = [(zero_point + 128) / (z + 128) if z > -128 else 0.0, (127 - zero_point) / (127 - z) if z < 127 else 0.0]
+        if (z > -128 or zero_point == -128) and (z < 127 or zero_point == 127):
+            least = scale * max(ends)
+            others += [cost(float(s), z) for s in every[(every >= least) & (every <= min(least * (1 + 2.0**-7), most))]]
+    assert step in every
+    assert cost(step, zero) <= min(others) * (1 + 1e-9)
+    assert (-128 - zero) * step <= (-128 - zero_point) * scale * (1 - half)
+    assert (127 - zero) * step >= (127 - zero_point) * scale * (1 - half)
+    assert step <= most
 
 
 def test_sqnr() -> None:

@@ -98,6 +98,28 @@ def test_in_float16() -> None:
     assert_legal(better.to_proto(), target="tensorrt@11")
 
 
+def test_in_float16_the_constants_are_those_that_the_codes_mean() -> None:
+    """What is added to a tensor in place of a zero point is a whole number of steps, or zeros are no code."""
+    text = """(float[N,3,12,12] x) => (float[N,16,12,12] y) {
+              p = Conv<pads = [1,1,1,1]>(x, a, ab) q = HardSwish(p) r = Conv<pads = [1,1,1,1]>(q, b, bb)
+              s = HardSwish(r) y = Conv(s, d) }"""
+    graph = graph_of(text, **{name: WEIGHTS[name] for name in ("a", "ab", "b", "bb", "d")})
+    ready = api.prepared(graph, replace(FAST, high_precision="fp16"))
+    found = replace(api.observe(ready, samples(20)), zero_points=("q", "s"))
+    made, plan = api.lowered(ready, found)
+    assert {p.params.zero_point != 0 for p in plan.points.values() if p.params and p.tensor in "qs"} == {True}
+    offsets = []
+    for node in (n for n in made.nodes if n.op_type == "QuantizeLinear"):
+        add = made.producer(node.inputs[0], "Add")
+        if add is not None:
+            step, offset = (np.asarray(made.const(v)) for v in (node.inputs[1], add.inputs[1]))
+            assert offset.dtype == np.float16
+            offsets.append(float(offset) / float(step))
+    assert len(offsets) == 2
+    np.testing.assert_allclose(offsets, np.rint(offsets), atol=0.01)
+    assert max(np.abs(offsets)) > 64  # where float16 rounds by up to 0.03 steps
+
+
 def test_the_choice_does_not_depend_on_the_order_and_is_kept_in_the_file(tmp_path: Path) -> None:
     graph, data = network(), samples(24)
     one = api.calibrate(graph, data, BALANCED)
