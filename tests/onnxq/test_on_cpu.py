@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,19 +48,17 @@ def runner(graph: Graph, tensors: Sequence[str], bounds: Sequence[str] = ()) -> 
     return OnCpu(1, graph, names, counting_session(graph, names, set(tensors), folder.path, 1), folder)
 
 
-NEGATED = (
-    runner(graph_of("(float[N] x) => (float[N] y, float[N] z) { y = Neg(x) z = Neg(x) }"), "y", "z")
-    if (counting.NODES)
-    else None
-)
+@cache
+def negated() -> OnCpu:
+    """The values of x with their signs changed, counted as y, their bounds as z."""
+    return runner(graph_of("(float[N] x) => (float[N] y, float[N] z) { y = Neg(x) z = Neg(x) }"), ("y",), ("z",))
 
 
 def same(parts: Sequence[Array]) -> None:
     """Counts of y and bounds of z are those of what is added up by numpy's way, in any number of parts."""
     counts, extent, tally, expected = Tally(), Extent(), Tally(), Extent()
-    assert NEGATED is not None
     for part in parts:
-        found = NEGATED.observed({"x": part})
+        found = negated().observed({"x": part})
         assert isinstance(found["y"], Histogram)
         assert isinstance(found["z"], Histogram)
         counts.take(found["y"])
@@ -148,7 +147,8 @@ OBSERVED = ("x", "a", "b", "s", "d", "f")
 def run(
     graph: Graph, feeds: list[dict[str, Array]], said: list[str] | None = None, bounds: Sequence[str] = ("y",)
 ) -> Statistics:
-    monitor = Monitor(warn=[].append if said is None else said.append)
+    heard: list[str] = [] if said is None else said
+    monitor = Monitor(warn=heard.append)
     return collect(graph, OBSERVED, open_source(feeds, input_specs(graph)), bounds=bounds, monitor=monitor)
 
 
@@ -174,7 +174,7 @@ def test_a_collection_is_the_same(monkeypatch: pytest.MonkeyPatch, cores: int, c
     feeds[4]["x"][0, 0, 0, 0] = np.inf
     monkeypatch.setattr(on_cpu, "cores", lambda: cores)
     monkeypatch.setattr(collecting, "cores", lambda: cores)
-    found, said = used(monkeypatch), ([], [])  # type: tuple[list[str], list[str]]
+    found, said = used(monkeypatch), (list[str](), list[str]())
     counted = run(graph, feeds, said[0])
     assert found[0] is not None
     assert found[0].most == cores
