@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from onnxq import checks
     from onnxq.graph import Graph
+    from onnxq.improvement.judging import Kept
     from onnxq.plan import Plan
     from onnxq.search import Evaluation
 
@@ -123,7 +124,7 @@ def calibrate(
     ready = prepared(model, recipe, monitor)
     from onnxq.improving import improved  # it is made of the steps below
 
-    return improved(ready, data, monitor, all_tensors=all_tensors, running=running)
+    return improved(ready, data, monitor, all_tensors=all_tensors, running=running)[0]
 
 
 def make_plan(model: Model, recipe: Recipe = DEFAULT, monitor: Monitor = QUIET) -> Plan:
@@ -253,13 +254,20 @@ def measured(
     Raises:
         DataError: the data cannot be read or does not fit.
     """
+    return _measured(ready, data, monitor, cache, running)[0]
+
+
+def _measured(
+    ready: Prepared, data: object, monitor: Monitor, cache: Cache | None, running: Running
+) -> tuple[Statistics | None, Kept | None]:
+    """`measured`, and what judged an effort, where one did."""
     if isinstance(data, str | os.PathLike) and is_statistics(data):
         data = Statistics.load(data)
     if data is None or isinstance(data, Statistics):
-        return data
+        return data, None
     needed = needs_data(ready.recipe, ready.plan.mode)
     if cache is None and not needed and ready.recipe.effort == "fast":
-        return observe(ready, data, monitor, running=running)
+        return observe(ready, data, monitor, running=running), None
     if cache is None or needed:
         from onnxq.improving import improved  # it is made of the steps below
 
@@ -267,8 +275,8 @@ def measured(
     lacking = uncached(ready.plan, cache)
     if not lacking:
         monitor.warn("the calibration cache has every scale; the data is not read")
-        return None
-    return observe(ready, data, monitor, tuple(dict.fromkeys(p.observe for p in lacking)), running)
+        return None, None
+    return observe(ready, data, monitor, tuple(dict.fromkeys(p.observe for p in lacking)), running), None
 
 
 def carried_out(
@@ -288,13 +296,17 @@ def carried_out(
         from onnxq import search  # it needs this module
 
         return search.within_budget(ready, data, monitor, evaluation or search.Evaluation(), cache, running)
-    statistics = measured(ready, data, monitor, cache, running)
+    statistics, kept = _measured(ready, data, monitor, cache, running)
     if statistics is not None and statistics.ranges and statistics.samples <= FEW:
         said = "one sample" if statistics.samples == 1 else f"{statistics.samples} samples"
         monitor.warn(f"calibrated on only {said}: other data may lie outside these ranges; 100 to 500 are usual")
     graph, plan = lowered(ready, statistics, monitor, cache)
-    judged = None if statistics is None or statistics is data else statistics.judged  # those given: of another recipe
-    return graph, replace(plan, judged=judged), statistics
+    if statistics is None or statistics.judged is None or kept is None:  # or it was given, and is of another recipe
+        return graph, plan, statistics
+    monitor.stage("Judging what is written", None)
+    written = kept.sqnr_db(graph)
+    judged = statistics.judged if written is None else (written, len(kept.feeds))
+    return graph, replace(plan, judged=judged, as_written=written is not None), statistics
 
 
 def lowered(

@@ -327,7 +327,7 @@ def _pair(
     graphs: tuple[Graph, Graph], names: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str]
 ) -> list[Session]:
     """Both models with these tensors as outputs."""
-    sessions = [_session(graph, names, providers, custom_ops) for graph in graphs]
+    sessions = [quantized_session(graph, names, providers, custom_ops) for graph in graphs]
     if extra := {*sessions[1].inputs} - {*sessions[0].inputs}:
         raise ModelError(f"the quantized model has an input of its own, {min(extra)!r}", "Is it the same model?")
     return sessions
@@ -384,7 +384,10 @@ def _quantized_to(graph: Graph) -> set[str]:
     return {str(graph.dtype(n.inputs[2] if len(n.inputs) > 2 else n.outputs[0])) for n in nodes}
 
 
-def _session(graph: Graph, names: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str]) -> Session:
+def quantized_session(
+    graph: Graph, names: Sequence[str], providers: Sequence[str], custom_ops: Sequence[str]
+) -> Session:
+    """A quantized model with these tensors as outputs, run as errors are told of it."""
     kinds = _quantized_to(graph)
     as_written = "uint8" not in kinds  # int8 pairs are for TensorRT: this CPU's kernels are not what it is asked about
     # ONNX Runtime 1.31's optimizer makes nonsense of float8, and ends the process where it turns a float16 product.

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
-    from onnxq.improvement.judging import Floats, Noise
+    from onnxq.improvement.judging import Floats, Kept, Noise
     from onnxq.placement.groups import Group
     from onnxq.placement.zero_points import Candidate
     from onnxq.plan import Plan
@@ -77,8 +77,8 @@ def improved(
     *,
     all_tensors: bool = False,
     running: Running = HERE,
-) -> Statistics:
-    """Statistics of the model after what the recipe's effort improves in it; they carry that.
+) -> tuple[Statistics, Kept | None]:
+    """Statistics of the model after what the recipe's effort improves in it, which they carry; and what judged it.
 
     Raises:
         DataError: the data cannot be read or does not fit.
@@ -91,7 +91,7 @@ def improved(
         source = rereadable(source)
         better, chosen = from_data(ready, source, api.smoothed, monitor)
         names = _names(better, all_tensors=all_tensors)
-        return replace(api.observe(better, source, monitor, names, running), **chosen)
+        return replace(api.observe(better, source, monitor, names, running), **chosen), None
     # Factors and codes are chosen for the steps of 8-bit integers.
     fits = not get_target(recipe.target).every_tensor and backend(recipe).activation.dtype in ("int8", "uint8")
     if recipe.effort != "fast" and ready.plan.mode == "static" and fits:
@@ -102,12 +102,12 @@ def improved(
     found = api.observe(better, source, monitor, names, running)
     found = replace(found, smoothing=factors, unseen=_counted(better.plan, unseen))
     if examined is None:
-        return found
+        return found, None
     try:
-        return _refined(better, found, *examined, monitor)
+        found = _refined(better, found, *examined, monitor)
     except (ModelError, DataError) as error:  # what is looked at cannot be had, or only judging samples reach a tensor
         monitor.warn(f"codes and zero points cannot be chosen by the data: {error.message}")
-        return found
+    return found, None if found.judged is None else examined[1].kept()
 
 
 def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:

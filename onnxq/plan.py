@@ -170,8 +170,8 @@ class Plan:
         modes: body ("If_0/then_branch") -> its mode where that is another.
         budget: how the recipe's budget was kept, and what went back to float for it; None without one.
         interface: the inputs and outputs that are integers, once carried out.
-        judged: how near the float model it was by the samples that judged an effort, in float32 around int8; None where
-            nothing was judged.
+        judged: how near the float model it is by the samples that judged an effort; None where nothing was judged.
+        as_written: whether that is of the model as it is written, and not of one with float32 around int8.
         remarks: what was done that is worth knowing, and no reason to look.
     """
 
@@ -192,6 +192,7 @@ class Plan:
     interface: tuple[Port, ...] = ()
     remarks: tuple[str, ...] = ()
     judged: Judged | None = None
+    as_written: bool = False
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -286,7 +287,7 @@ class Plan:
             "already_quantized": list(self.kept),
             "notes": [*self.notes, *self.idle, *map(str, self.narrow), *self.remarks],
             **({"interface": _interface_dict(self.interface)} if self.interface else {}),
-            **({"judged": {"sqnr_db": round(self.judged[0], 2), "samples": self.judged[1]}} if self.judged else {}),
+            **({"judged": _judged_dict(*self.judged, as_written=self.as_written)} if self.judged else {}),
         } | ({"budget": self.budget.to_dict()} if self.budget else {})
 
 
@@ -298,6 +299,10 @@ def _weight_dict(weight: WeightPoint) -> dict[str, Any]:
     said = {"tensor": weight.tensor, "axis": weight.axis, "uses": [list(u) for u in weight.uses]}
     narrow = {"bits": weight.bits, "block_size": weight.block_size, "format": str(weight.format)}
     return said | {key: value for key, value in narrow.items() if value not in (8, None, str(INT8))}
+
+
+def _judged_dict(sqnr_db: float, samples: int, *, as_written: bool) -> dict[str, Any]:
+    return {"sqnr_db": round(sqnr_db, 2), "samples": samples, "as_written": as_written}
 
 
 def _interface_dict(interface: tuple[Port, ...]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def result(plan: Plan, summary: Summary, written: Sequence[Path]) -> Iterator[st
         yield f"{'1 tensor was' if count == 1 else f'{count} tensors were'} quantized already, and kept so"
     yield from summary_lines(summary)
     if plan.judged is not None:
-        half = "" if plan.float_type == "float32" else plan.float_type
-        yield judged(*plan.judged, half, ends=bool(plan.interface))
+        half = "" if plan.as_written or plan.float_type == "float32" else plan.float_type
+        yield judged(*plan.judged, half, ends=bool(plan.interface) and not plan.as_written)
     sizes = f"{size(summary.bytes_before)} -> {size(summary.bytes_after)}"
     model, *others = map(str, written)
     yield f"wrote {model} ({sizes}), {', '.join(others)}"
@@ -35,7 +35,7 @@ def result(plan: Plan, summary: Summary, written: Sequence[Path]) -> Iterator[st
 
 
 def judged(sqnr_db: float, samples: int, half: str = "", *, ends: bool = False) -> str:
-    """How near a quantized model is by what judged it: with float32 in place of `half`, and of codes at the ends."""
+    """How near a quantized model is by what judged it; with float32 in place of `half`, and of codes at the `ends`."""
     where = f"at the worst output, on {samples} samples of the calibration data held back to judge"
     wide = [half] * bool(half) + ["inputs and outputs"] * ends
     return f"SQNR {sqnr_db:.1f} dB {where}" + (f", with {' and '.join(wide)} still in float32" if wide else "")

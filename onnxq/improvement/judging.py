@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from onnxq.collect import session_for
+from onnxq.comparison import quantized_session
 from onnxq.customs import behind_customs
+from onnxq.errors import OnnxqError
 from onnxq.improvement.picking import run
+from onnxq.interface import with_float_ends
 from onnxq.linear import linear_at
 from onnxq.patterns.pairs import origin
 from onnxq.rescaling import find_sites
@@ -146,6 +150,12 @@ class Judge:
 
         return Noise(len(self._feeds), of, at_outputs)
 
+    def kept(self) -> Kept:
+        """What it takes to judge once more, at the outputs alone."""
+        power = {name: self._power[name] for name in self._found[1] if self._power[name] > 0}
+        exact = [{name: arrays[name] for name in power} for arrays in self._found[3]]
+        return Kept(self._feeds, exact, power, self._model)
+
     def _weighed(self, noise: Mapping[str, Floats]) -> Floats:
         """What the noise of each tensor that is looked at comes to."""
         looked_at, shown, inner, exact = self._found
@@ -158,6 +168,40 @@ class Judge:
         values = min(sum(np.size(exact[0][name]) for name in looked_at), _MANY)
         mean: Floats = np.exp(np.log(np.stack([noise[name] for name in inner]) + _NEAR).mean(axis=0))
         return _blended(mean, outputs, values / (values + _MANY))
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The float model's outputs on samples that judge, to hold the model against as it is written.
+
+    Attributes:
+        feeds: all those samples.
+        exact: output -> its values, of each of them.
+        power: output -> its mean power over them, of those that have any.
+        model: the float model and how it is run.
+    """
+
+    feeds: Sequence[Feed]
+    exact: Sequence[Mapping[str, Any]]
+    power: Mapping[str, float]
+    model: Inspected
+
+    def sqnr_db(self, written: Graph) -> float | None:
+        """SQNR at the worst output; None where ONNX Runtime does not run the model, or a number is not finite."""
+        ends = with_float_ends(written)
+        computed = {str(value.name) for value in ends.values()}  # a weight may be an output
+        power = {name: power for name, power in self.power.items() if name in computed}
+        try:
+            session = quantized_session(ends, tuple(power), self.model.providers, self.model.custom_ops)
+            runs = [run(session, feed) for feed in self.feeds]
+        except OnnxqError:
+            return None  # bfloat16, of which it has few kernels, for one
+        noise = tensor_noise(zip(self.exact, runs, strict=True), power)
+        return _sqnr_db(float(noise.mean(axis=0).max(initial=0.0)))
+
+
+def _sqnr_db(noise: float) -> float | None:
+    return -10 * math.log10(max(noise, _NEAR)) if math.isfinite(noise) else None
 
 
 def _blended(one: Floats, other: Floats, weight: float) -> Floats:
@@ -250,8 +294,8 @@ def how_near(noise: Noise, monitor: Monitor) -> Judged | None:
             "last layers, on samples that judge. `onnxq sensitivity` names the layers that cost most, --min-sqnr "
             "leaves as many in float as it takes"
         )
-    worst = float(np.mean(noise.at_outputs, axis=0).max()) if noise.at_outputs else math.inf
-    return (-10 * math.log10(max(worst, _NEAR)), len(noise.at_outputs)) if math.isfinite(worst) else None
+    sqnr_db = _sqnr_db(float(np.mean(noise.at_outputs, axis=0).max())) if noise.at_outputs else None
+    return None if sqnr_db is None else (sqnr_db, len(noise.at_outputs))
 
 
 def decibels(before: Floats, after: Floats) -> Floats:

@@ -9,9 +9,9 @@ from graphs import Array, graph_of, run
 from legality import assert_legal
 
 from onnxq import Recipe, Rule, api, improving
-from onnxq.errors import StatisticsError
+from onnxq.errors import ModelError, StatisticsError
 from onnxq.exchange import make_cache
-from onnxq.improvement import factors, pick, rounding
+from onnxq.improvement import factors, judging, pick, rounding
 from onnxq.monitor import SILENT, Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics, merge
@@ -251,9 +251,13 @@ def two_outputs() -> Graph:
     return graph_of(text, 17, w=w, v=(w + np.float32(0.2) * v).astype(np.float32))
 
 
-@pytest.mark.parametrize("recipe", [Recipe(high_precision="fp32"), Recipe(target="ort-cpu"), Recipe(effort="best")])
+TOLD = [Recipe(high_precision="fp32"), Recipe(target="ort-cpu"), Recipe(effort="best")]
+TOLD += [Recipe(target="ort-cpu", io_types="int8"), Recipe(target="ort-cpu", format="qoperator")]
+
+
+@pytest.mark.parametrize("recipe", TOLD)
 def test_the_figure_told_is_that_of_the_samples_that_judge(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oracle runs the file's graph itself; kernels differ by rounding, float16 by a little more."""
+    """The oracle runs the file's graph itself, as it is written: in float16 around int8, with codes at the ends."""
     rng = np.random.default_rng(5)
     feeds = [{"x": rng.normal(size=(32, 64)).astype(np.float32)} for _ in range(48)]
     seen: list[Picked] = []
@@ -268,12 +272,23 @@ def test_the_figure_told_is_that_of_the_samples_that_judge(recipe: Recipe, monke
     quantized, plan = api.quantize(graph, feeds, recipe, SILENT)
     assert plan.judged is not None
     sqnr, samples = plan.judged
-    assert 8 <= samples <= len(seen[0].judging)
-    judging = [{"x": feed["x"]} for feed in seen[0].judging[:samples]]
-    errors = {e.tensor: e.sqnr_db for e in api.compare(graph, quantized, judging, monitor=SILENT).outputs}
+    assert samples == len(seen[0].judging)
+    judged = [{"x": feed["x"]} for feed in seen[0].judging]
+    errors = {e.tensor: e.sqnr_db for e in api.compare(graph, quantized, judged, monitor=SILENT).outputs}
     assert errors["y"] < errors["z"] - 3
-    assert sqnr == pytest.approx(errors["y"], abs=0.3)
-    assert plan.to_dict()["judged"] == {"sqnr_db": round(sqnr, 2), "samples": samples}
+    assert sqnr == pytest.approx(errors["y"], abs=0.01)
+    assert plan.to_dict()["judged"] == {"sqnr_db": round(sqnr, 2), "samples": samples, "as_written": True}
+    monkeypatch.setattr(judging, "quantized_session", refused)
+    other, plan = api.quantize(graph, feeds, recipe, SILENT)
+    assert other.to_proto() == quantized.to_proto()  # it is looked at behind all choices
+    assert plan.to_dict()["judged"]["as_written"] is False
+    assert plan.judged is not None
+    assert 8 <= plan.judged[1] <= samples  # no more than it took
+    assert plan.judged[0] == pytest.approx(errors["y"], abs=1.0)  # of float32 around int8
+
+
+def refused(*_: object) -> None:
+    raise ModelError("ONNX Runtime has no kernel for this")
 
 
 def test_no_figure_without_samples_that_judge() -> None:
