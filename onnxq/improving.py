@@ -154,7 +154,6 @@ def _in_float32(ready: api.Prepared) -> api.Prepared:
 def _inspected(ready: api.Prepared) -> Inspected:
     plain = _in_float32(ready)
     recipe = plain.recipe
-
     quick = replace(
         plain, recipe=replace(recipe, calibrator="mse" if recipe.calibrator == "auto" else recipe.calibrator)
     )
@@ -183,6 +182,7 @@ def _inspected(ready: api.Prepared) -> Inspected:
         grid,
         level,
         target.pointwise_db,
+        ready.recipe.float_type == "float16",
     )
 
 

@@ -45,6 +45,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "schemas",
         "executed",
         "rescaling",
+        "half_range",
         "restated",
         "packed",
         "forms",

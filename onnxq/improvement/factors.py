@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.half_range import within_half
 from onnxq.improvement.judging import confirmed, gains, halves
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
@@ -175,7 +176,7 @@ def _chosen(
         if factor is not None:
             found[site] = factor
         monitor.advance()
-    return found
+    return within_half(model.graph, found) if model.half else found
 
 
 def _taken(graph: Graph, wanted: _Wanted, x: Array, seed: int, share: tuple[int, int]) -> Array:

@@ -85,6 +85,7 @@ class Inspected:
         grid: of its activations.
         effort: how much is looked at.
         pointwise_db: what a node of its own in front of a Q must gain, as the target says.
+        half: whether what is not int8 is written in float16.
     """
 
     graph: Graph
@@ -95,6 +96,7 @@ class Inspected:
     grid: QType = INT8
     effort: Effort = LEVELS["balanced"]
     pointwise_db: float = 1.5
+    half: bool = False
 
     @property
     def judges(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from onnxq.errors import DataError, StatisticsError
+from onnxq.half_range import within_half
 from onnxq.linear import Linear, linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.plan import INT8
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.plan import Plan, WeightPoint
     from onnxq.recipe import Recipe
+    from onnxq.rescaling import Site
     from onnxq.statistics import Factor, Statistics
 
     Floats = npt.NDArray[np.float64]
@@ -126,7 +128,7 @@ def awq_factors(seen: Seen, monitor: Monitor = QUIET) -> dict[str, Factor]:
     }
     channels = {tensor: site.channels for tensor, site in sites.items()}
     monitor.stage(f"AWQ factors of {len(channels)} tensors", len(channels))
-    found: dict[str, Factor] = {}
+    found: dict[Site, Factor] = {}
     for tensor, now in _moments(seen, channels, monitor):
         site = sites[tensor]
         layers = [narrow[name] for _, name in site.readers]
@@ -134,8 +136,9 @@ def awq_factors(seen: Seen, monitor: Monitor = QUIET) -> dict[str, Factor]:
         margin = EXPLICIT_DB if site.explicit else 0.0
         factor = awq_factor(matrices, now, layers[0].format, margin)
         if factor is not None:
-            found[site.name] = factor
-    return found
+            found[site] = factor
+    found = within_half(seen.graph, found) if seen.plan.float_type == "float16" else found
+    return {site.name: factor for site, factor in found.items()}
 
 
 class Model(Protocol):
