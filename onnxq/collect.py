@@ -115,8 +115,6 @@ def _runner(
 
     tensors, bounds = names
     every = asked_for(tensors, bounds)
-    if session is None and (passing := on_cpu(graph, tensors, bounds, *runtime)) is not None:
-        return passing, passing.observed, passing.most
     if session is None and tuple(runtime[0][:1]) == ("cuda",) and graph.opset >= LOWEST_OPSET:
         device = OnDevice(graph, tensors, bounds, runtime)
         return device, device.observed, 1
@@ -124,6 +122,8 @@ def _runner(
         monitor.warn(f"tensors are counted on the CPU: opset {graph.opset} cannot, {LOWEST_OPSET} could on the GPU")
     if session is None and unused_gpu(runtime[0]):
         monitor.warn("calibrating on the CPU, although there is a GPU: --providers cuda runs and counts on it")
+    if session is None and (passing := on_cpu(graph, tensors, bounds, *runtime)) is not None:
+        return passing, passing.observed, passing.most
     session, most = session_at_once(graph, every, *runtime) if session is None else (session, 1)
     return session, partial(observed, session, every), most
 

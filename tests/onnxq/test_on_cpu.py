@@ -189,6 +189,14 @@ def test_a_collection_is_the_same(monkeypatch: pytest.MonkeyPatch, cores: int, c
     assert (counted.seen, counted.shapes) == (plain.seen, plain.shapes)
 
 
+def test_a_gpu_that_is_not_used_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "unused_gpu", lambda _: True)
+    found, said = used(monkeypatch), list[str]()
+    run(convolutions(), [{"x": RNG.normal(0, 1, (1, 3, 64, 64)).astype(np.float32)}], said)
+    assert found[0] is not None
+    assert ["although there is a GPU" in text for text in said] == [True]
+
+
 def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = convolutions()
 
