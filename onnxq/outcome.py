@@ -23,6 +23,8 @@ class GroupError:
         output_db: SQNR at the model's outputs with only this group quantized, the worst of them; inf when equal.
         accumulated_db: SQNR at the layers' outputs with every group quantized; None as above.
         ratios: noise over signal of each float output with only this group quantized, as `output_db`.
+        together: how many groups it was measured with, itself among them. Where that is not 1, `output_db` and
+            `ratios` are an estimate: its share, by the groups' own errors, of what they make together.
     """
 
     name: str
@@ -33,10 +35,11 @@ class GroupError:
     output_db: float
     accumulated_db: float | None
     ratios: tuple[float, ...] = ()
+    together: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is infinite is None."""
-        return _finite(asdict(self))
+        """Plain values; what is infinite is None. `together` is left out where it is 1."""
+        return _alone(_finite(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ class Reverted:
         share: of the model's multiply-accumulates, 0 to 1.
         output_db: SQNR of the model with only this group quantized, on the samples that the search goes by.
         weights: the format that its weights keep; empty for float.
+        together: as in `GroupError`; where that is not 1, `output_db` is an estimate.
     """
 
     name: str
@@ -171,18 +175,20 @@ class Reverted:
     share: float
     output_db: float
     weights: str = ""
+    together: int = 1
 
     @property
     def reason(self) -> str:
         """Why, for a person."""
         kept = f"; its weights stay, in {self.weights}" if self.weights else ""
-        return (
-            f"quantized alone it leaves the model {self.output_db:.1f} dB, for {percent(self.share)} of the MACs{kept}"
-        )
+        left = f"leaves the model {self.output_db:.1f} dB"
+        if self.together > 1:
+            left = f"is taken to leave the model {self.output_db:.1f} dB, measured with {self.together - 1} next to it"
+        return f"quantized alone it {left}, for {percent(self.share)} of the MACs{kept}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is infinite is None."""
-        return _finite(asdict(self)) | {"reason": self.reason}
+        return _alone(_finite(asdict(self))) | {"reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -232,6 +238,11 @@ class Budget:
 def _finite(table: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinities."""
     return {k: _plain(v) for k, v in table.items()}
+
+
+def _alone(table: dict[str, Any]) -> dict[str, Any]:
+    """Nothing said of others where there were none."""
+    return {k: v for k, v in table.items() if (k, v) != ("together", 1)}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  whatever a field holds

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxq.comparison import Comparison, TensorError
     from onnxq.interface import Port
     from onnxq.inventory import Holding, Inventory
-    from onnxq.outcome import Budget, Sensitivity
+    from onnxq.outcome import Budget, GroupError, Sensitivity
     from onnxq.plan import Plan
     from onnxq.report import Summary
     from onnxq.timing import Stage
@@ -179,11 +179,15 @@ def size(count: int) -> str:
 def sensitivity(found: Sensitivity, *, every: bool) -> Iterator[str]:
     """The groups, the one that costs most first; 30 of them when not `every` one."""
     shown = found.worst if every else found.worst[:_SHOWN]
-    rows = [(_db(g.output_db), _db(g.own_db), _db(g.accumulated_db), percent(g.share), _group(g.nodes)) for g in shown]
+    rows = [(_cost(g), _db(g.own_db), _db(g.accumulated_db), percent(g.share), _group(g.nodes)) for g in shown]
     yield table(("at outputs dB", "own dB", "accumulated dB", "MACs", "group"), rows)
     more = f"; {len(found.groups)} groups, --verbose for all" if len(shown) < len(found.groups) else ""
     yield f"all quantized: {_db(found.int8_db)} dB, over {found.samples} samples that did not calibrate{more}"
     yield "at outputs: only this group quantized, SQNR of the model; own: of its layers; accumulated: all quantized"
+    if any(g.together > 1 for g in found.groups):
+        alone = sum(g.together == 1 for g in found.groups)
+        yield "~ of N: an estimate: N groups next to each other were measured together; its share, by own errors"
+        yield f"{alone} of {len(found.groups)} groups were measured alone: those that make most of the noise"
 
 
 def interface(found: Sequence[Port]) -> Iterator[str]:
@@ -229,6 +233,11 @@ def budget(found: Budget) -> Iterator[str]:
 
 def _group(nodes: Sequence[str]) -> str:
     return nodes[0] if len(nodes) == 1 else f"{nodes[0]} and {len(nodes) - 1} more"
+
+
+def _cost(group: GroupError) -> str:
+    said = _db(group.output_db)
+    return said if group.together == 1 else f"~ {said} of {group.together}"
 
 
 def _db(value: float | None) -> str:

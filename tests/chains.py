@@ -1,4 +1,4 @@
-"""A chain of layers of which some are hard to quantize, and data for it."""
+"""Layers, in a chain or side by side, of which some are hard to quantize, and data for them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ def chain(layers: int, hard: tuple[int, ...] = ()) -> Graph:
         value = f"t{i}"
     text += f"y = MatMul({value}, w{layers - 1}) "
     arrays: dict[str, Array] = {f"w{i}": w.astype(np.float32) for i, w in enumerate(weights)}
+    return graph_of(f"(float[N,{WIDTH}] x) => (float[N,{WIDTH}] y) {{ {text}}}", **arrays)
+
+
+def branches(layers: int, hard: tuple[int, ...] = ()) -> Graph:
+    """`layers` products side by side, each of an activation of its own, added up: so does what quantizing them does to
+    the output. The hard ones are 30 times as large."""
+    rng = np.random.default_rng(7)
+    arrays: dict[str, Array] = {}
+    text = ""
+    for i in range(layers):
+        size = (30 if i in hard else 1) / np.sqrt(WIDTH)
+        arrays[f"w{i}"] = (rng.normal(size=(WIDTH, WIDTH)) * size).astype(np.float32)
+        text += f"t{i} = LeakyRelu<alpha={i / layers}>(x) m{i} = MatMul(t{i}, w{i}) "
+    text += f"y = Sum({', '.join(f'm{i}' for i in range(layers))}) "
     return graph_of(f"(float[N,{WIDTH}] x) => (float[N,{WIDTH}] y) {{ {text}}}", **arrays)
 
 

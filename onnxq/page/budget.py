@@ -39,6 +39,7 @@ class Cost:
         share: of the multiply-accumulates, 0 to 1.
         output_db: SQNR of the model's outputs; inf when equal.
         own_db: SQNR of what the layers make; None where it was not measured.
+        together: how many groups it was measured with; unless that is 1, `output_db` is an estimate.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Cost:
     share: float
     output_db: float
     own_db: float | None
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _costs(sensitivity: object) -> Iterator[Cost]:
             output_db = _number(group.get("output_db"))
             layers = len(nodes) if isinstance(nodes, list) else 1
             exact = math.inf if output_db is None else output_db  # JSON has no infinities
-            yield Cost(str(group.get("name", "")), layers, share, exact, _number(group.get("own_db")))
+            together = int(_number(group.get("together")) or 1)
+            yield Cost(str(group.get("name", "")), layers, share, exact, _number(group.get("own_db")), together)
 
 
 def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -137,9 +137,8 @@ class Search:
     ) -> Budget:
         """What was found, as values."""
         costs = {} if costs_of is None else {g.name: g for g in costs_of.groups}
-        sent = tuple(
-            Reverted(g.name, g.nodes, costs[g.name].share, costs[g.name].output_db, g.weights) for g in reverted
-        )
+        known = ((g, costs[g.name]) for g in reverted)
+        sent = tuple(Reverted(g.name, g.nodes, c.share, c.output_db, g.weights, c.together) for g, c in known)
         tried = tuple(sorted(self.tried.values(), key=lambda t: (-t.mac_share, t.reverted)))
         count = len(self.judging.feeds)
         share = share_whole(plan, reverted)

@@ -1,4 +1,4 @@
-"""The model without some groups of layers, or with a single one.
+"""The model without some groups of layers, or with a few alone.
 
 A group is never cut out of the quantized graph. The layers are excluded and the float graph is placed again, because
 placement alone knows what else must change on each target: the addition that fused into a convolution, the Concat
@@ -15,7 +15,7 @@ from onnxq.planning import without_nodes
 from onnxq.recipe import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from onnxq.placement.groups import Group
     from onnxq.plan import Plan
@@ -56,8 +56,9 @@ def share_whole(plan: Plan, reverted: Collection[Group]) -> float:
     return whole / plan.macs if plan.macs else 0.0
 
 
-def only(ready: Prepared, every: Collection[Group], kept: Group) -> Prepared:
-    """The prepared model with a single group in int8, even where the target would not find that worth while."""
-    others = nodes_of(group for group in every if group is not kept)
-    rules = tuple(Rule(nodes=glob.escape(name), quantize=True) for name in kept.nodes)
+def only(ready: Prepared, every: Collection[Group], kept: Sequence[Group]) -> Prepared:
+    """The prepared model with these groups alone in int8, even where the target would not find that worth while."""
+    names = nodes_of(kept)
+    others = set(nodes_of(every)) - set(names)
+    rules = tuple(Rule(nodes=glob.escape(name), quantize=True) for name in names)
     return without_nodes(ready, others, REVERTED, rules)

@@ -49,8 +49,8 @@ class Trials:
         graph, plan = self._lowered(without(self.plain, reverted))
         return graph, share_whole(plan, reverted)
 
-    def graph_only(self, every: Collection[Group], kept: Group) -> Graph:
-        """The model with a single group in int8."""
+    def graph_only(self, every: Collection[Group], kept: Sequence[Group]) -> Graph:
+        """The model with these groups alone in int8."""
         return self._lowered(only(self.plain, every, kept))[0]
 
     def final(self, reverted: Collection[Group]) -> tuple[Graph, Plan]:

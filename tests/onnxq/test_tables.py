@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from graphs import graph_of
 
 from onnxq import api, cli, tables
+from onnxq.outcome import GroupError, Sensitivity
 from onnxq.plan import Plan
 from onnxq.recipe import Recipe
 from onnxq.report import Summary, summarize
@@ -29,6 +31,17 @@ def graph() -> Graph:
 
 def test_sizes() -> None:
     assert [tables.size(n) for n in (999, 99_999, 100_000, 12_345_678)] == ["1.0 kB", "100.0 kB", "0.10 MB", "12.35 MB"]
+
+
+def test_a_group_measured_with_others_says_so() -> None:
+    alone = GroupError("a", ("a",), 1, 0.5, 40.0, 30.0, 25.0, (1e-3,))
+    found = Sensitivity((alone, replace(alone, name="b", output_db=35.25)), 3, 20.0, 4)
+    assert not [line for line in tables.sensitivity(found, every=True) if "~" in line or "alone:" in line]
+    shared = replace(found, groups=(alone, replace(alone, name="b", output_db=35.25, together=6)))
+    text = "\n".join(tables.sensitivity(shared, every=True))
+    assert "~ 35.25 of 6" in text
+    assert "~ 30.00" not in text
+    assert "1 of 2 groups were measured alone" in text
 
 
 def test_a_table_holds_every_cell_whole() -> None:

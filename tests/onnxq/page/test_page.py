@@ -118,6 +118,17 @@ def test_the_search_for_a_budget() -> None:
     assert "33.0 dB" in text
 
 
+def test_a_group_measured_with_others_says_so() -> None:
+    assert "≈" not in page.render(whole(), "1")
+    groups = [{**BUDGET["sensitivity"]["groups"][0], "together": 7}, *BUDGET["sensitivity"]["groups"][1:]]
+    budget = BUDGET | {"sensitivity": {"groups": groups}}
+    found = page.gather(FILES, STOCK, None, page.Known(PLAN | {"budget": budget}))
+    assert [cost.together for cost in found.search.costs] == [7, 1]
+    text = page.render(found, "1")
+    assert "≈ 33.0 dB of 7" in text
+    assert "measured together" in text
+
+
 def test_times_are_told_as_measured_or_predicted() -> None:
     tried = [dict(t) for t in BUDGET["pareto"]]
     text = page.render(page.gather(FILES, STOCK, None, page.Known(PLAN | {"budget": BUDGET})), "1")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from chains import chain, samples
+from chains import branches, chain, samples
 from graphs import graph_of
 from legality import assert_legal
 from real_models import DIGITS, cached
@@ -25,6 +26,7 @@ from onnxq.parts import Running
 from onnxq.placement.groups import groups
 from onnxq.report import plan_json
 from onnxq.runtime import Session
+from onnxq.search.budget import RESTORED
 from onnxq.search.groups import without
 
 if TYPE_CHECKING:
@@ -168,6 +170,48 @@ def test_order_and_batches_do_not_matter() -> None:
         found, again = onnxq.quantize(graph, given, recipe)
         assert found.digest() == wanted.digest()
         assert again.budget == plan.budget
+
+
+def few_passes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """As if there were fewer passes than groups; what is quantized to be run is put into the list."""
+    made: list[object] = []
+    lowered = api.lowered
+
+    def counting(*given: Any) -> Any:  # noqa: ANN401  as the function's
+        made.append(given)
+        return lowered(*given)
+
+    monkeypatch.setattr("onnxq.search.measuring.PASSES", 34)
+    monkeypatch.setattr("onnxq.search.stretches.FIRST", 4)
+    monkeypatch.setattr("onnxq.search.trials.lowered", counting)
+    return made
+
+
+def test_with_fewer_passes_than_groups_the_hard_layers_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = few_passes(monkeypatch)
+    graph, data, hard = branches(100, hard=(5, 6, 17)), samples(64), {5, 6, 17}
+    found, plan = onnxq.quantize(graph, data, replace(RECIPE, min_sqnr=44.0))
+    assert len(made) <= 34 + math.ceil(math.log2(100)) + RESTORED + 4  # and not one for each group
+    assert plan.budget is not None
+    assert plan.budget.sensitivity is not None
+    assert max(g.together for g in plan.budget.sensitivity.groups) > 1
+    names = [str(n.name) for n in graph.nodes if n.op_type == "MatMul"]
+    assert {names.index(r.name) for r in plan.budget.reverted} == hard
+    assert sqnr(graph, found, samples(200, seed=5)) >= 44
+    assert all(r.reason.startswith("quantized alone it leaves the model") for r in plan.budget.reverted)
+    assert not any("together" in r.to_dict() for r in plan.budget.reverted)
+
+
+def test_what_was_measured_with_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_passes(monkeypatch)
+    graph, data = branches(40, hard=(5,)), samples(64)
+    found, plan = onnxq.quantize(graph, data, replace(RECIPE, min_sqnr=56.0))
+    assert plan.budget is not None
+    shared = [r for r in plan.budget.reverted if r.together > 1]
+    assert shared
+    assert all(f"measured with {r.together - 1} next to it" in r.reason for r in shared)
+    assert all(r.to_dict()["together"] == r.together for r in shared)
+    assert sqnr(graph, found, samples(200, seed=5)) >= 56
 
 
 def test_a_metric() -> None:

@@ -103,7 +103,7 @@ def test_digits_without_each_group(target: str) -> None:
         graph, _ = api.lowered(reverted, statistics)
         if target.startswith("tensorrt"):
             assert_legal(graph.to_proto())
-        alone = only(ready, found, group)
+        alone = only(ready, found, (group,))
         assert {d.node for d in alone.plan.decisions if d.quantized} >= set(group.nodes)
         api.lowered(alone, statistics)
 
