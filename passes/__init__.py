@@ -22,6 +22,7 @@ from onnxq.passes.cpu_qattention import quantize_attention
 from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
+from onnxq.passes.fit_biases import FitBiases
 from onnxq.passes.fit_pairs import FitPairs
 from onnxq.passes.flatten_to_reshape import flatten_to_reshape
 from onnxq.passes.fold_affine import fold_affine
@@ -197,6 +198,8 @@ def _lower_qdq(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         QuantizeWeights(plan, target.weight, recipe.weight_range, form),
         # zero points that effort chose: behind the weights, since biases make up for them with the codes of those
         *((centre_codes,) if any(p.qtype == INT8_ASYMMETRIC for p in plan.points.values()) else ()),
+        # their sizes are known now; before the type of everything changes
+        *((FitBiases(plan.float_type, frozenset(plan.float32)),) if plan.float_type != "float32" else ()),
         *((half,) if plan.float_type != "float32" else ()),  # behind the pairs, whose scales take its type
         imply_zero_points,  # last of the pairs' changes: the others read them
         remove_unused,  # float weights that nothing reads any more
