@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from onnxq import api, pipeline
+from onnxq import api
 from onnxq.blas import one_thread
-from onnxq.choose import WIDENED, resolve, widened, with_codes
-from onnxq.collect import session_for
+from onnxq.choose import WIDENED
 from onnxq.customs import behind_customs
 from onnxq.data import rereadable
 from onnxq.errors import DataError, ModelError
@@ -25,27 +24,20 @@ from onnxq.improvement import (
     rounded_weights,
     smoothing_axes,
     smoothing_factors,
-    spared,
     weighed_alone,
     widening,
     zero_points,
 )
-from onnxq.improvement.picking import run
-from onnxq.improvement.shifting import names_of, promising
+from onnxq.improvement.shifting import names_of
 from onnxq.intake import open_data
+from onnxq.leaving import Leaving
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.parts import HERE, Running
-from onnxq.passes import InsertQDQ, QuantizeWeights, remove_redundant_qdq, weight_grid
-from onnxq.placement import settled
-from onnxq.placement.bodies import divided
-from onnxq.placement.float_costs import cost, sized, work
-from onnxq.placement.groups import groups, nodes_of
-from onnxq.placement.zero_points import candidates, with_zero_points
-from onnxq.plan import INT8
-from onnxq.planning import SPARED, without_nodes
+from onnxq.passes import weight_grid
 from onnxq.schemes import backend
 from onnxq.targets import get_target
+from onnxq.tried import NEAREST, Ranges, shifts_zero_points
 from onnxq.weights import from_data, needs_data
 
 if TYPE_CHECKING:
@@ -56,17 +48,8 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
     from onnxq.improvement.judging import Floats, Kept, Noise
-    from onnxq.placement.groups import Group
-    from onnxq.placement.zero_points import Candidate
     from onnxq.plan import Plan
-    from onnxq.recipe import Recipe
     from onnxq.statistics import Factor, Rounded, Statistics
-
-CHOOSERS = 8
-"""So many samples, or a quarter of those there are, tell which layers are costly."""
-
-NEAREST: Mapping[str, Rounded] = {}
-"""No codes that were chosen: every weight is rounded to the nearest."""
 
 
 @one_thread()
@@ -166,13 +149,14 @@ def _inspected(ready: api.Prepared) -> Inspected:
             nonlocal seen
             trial = api.smoothed(quick, factors)
             seen = _observed(trial, feeds, seen)
-            ranges = Ranges.of(trial, seen, shifts=_shifts(ready.recipe), known=known)
+            ranges = Ranges.of(trial, seen, shifts=shifts_zero_points(ready.recipe), known=known)
             return ranges.paired(names_of(ranges.promising()))
 
         return quantized
 
     target, level = get_target(recipe.target), LEVELS[recipe.effort]
-    grid = INT8_ASYMMETRIC if _shifts(ready.recipe) else target.activation  # most of what gains by one can have one
+    shifted = shifts_zero_points(ready.recipe)  # most of what gains by a zero point can have one
+    grid = INT8_ASYMMETRIC if shifted else target.activation
     return Inspected(
         plain.graph,
         plain.plan,
@@ -212,7 +196,7 @@ def _refined(
 ) -> Statistics:
     """The statistics with wider ranges, zero points where the target's grid has none, codes, and layers in float."""
     plain, model = _in_float32(better), _inspected(better)
-    ranges = Ranges.of(plain, statistics, shifts=_shifts(better.recipe))
+    ranges = Ranges.of(plain, statistics, shifts=shifts_zero_points(better.recipe))
 
     statistics = replace(statistics, alone=_alone(ranges, statistics, model, judge, monitor))
     ranges = ranges.of_plan(plain, statistics)
@@ -227,9 +211,14 @@ def _refined(
     plan = ranges.plan(points)
     coded = partial(noise, points)
     rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, coded, monitor)
-    found = replace(statistics, zero_points=points, rounding=rounding)
-    floats, least = _spared(ranges, found, model, picked, judge, least, monitor)
-    found = replace(found, spared=floats, judged=how_near(least, monitor))
+    leaving = Leaving(ranges, replace(statistics, zero_points=points, rounding=rounding), model, picked, judge)
+    alone, least = leaving.by_themselves(least, monitor)
+    if alone and not rounding:  # their errors and those of weights may have cancelled out
+        with_them = partial(leaving.judged, alone)
+        rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, with_them, monitor)
+        leaving = replace(leaving, statistics=replace(leaving.statistics, rounding=rounding))
+    floats, least = leaving.beyond(alone, least, monitor)
+    found = replace(leaving.statistics, spared=floats, judged=how_near(least, monitor))
     return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))
 
 
@@ -257,143 +246,3 @@ def _widening(
     others = {name: seen.without(judging[name]) for name, seen in statistics.tensors.items() if name in judging}
     apart = Ranges.of(ranges.plain, replace(statistics, tensors=others), shifts=False)
     return widening(lambda by: judge.noise(apart.widened(by).paired(()), statistics.smoothing), monitor)
-
-
-def _spared(
-    ranges: Ranges,
-    statistics: Statistics,
-    model: Inspected,
-    picked: Picked,
-    judge: Judge,
-    before: Noise,
-    monitor: Monitor,
-) -> tuple[tuple[str, ...], Noise]:
-    """Names of the layers that stay in float, and the noise with these; `before`: the noise with none."""
-    plain = ranges.plain
-    target, recipe = get_target(plain.recipe.target), plain.recipe
-    limit = target.float_share if recipe.float_share is None else recipe.float_share
-    if not limit:
-        return (), before
-    points, codes = statistics.zero_points, statistics.rounding
-    chooser = Judge(model, picked.choosing[: max(CHOOSERS, len(picked.choosing) // 4)])
-
-    # What stands behind a float layer may be float too, and what its pairs were shared with: only placing tells.
-    def placed(chosen: Sequence[Group]) -> api.Prepared:
-        return without_nodes(plain, nodes_of(chosen), SPARED) if chosen else plain
-
-    def made(chosen: Sequence[Group]) -> Graph:
-        return ranges.of_plan(placed(chosen), statistics).paired(points, codes)
-
-    wide = target.placement == "ort-cpu"
-    shapes = _shapes(plain, picked.choosing[0])
-    found, total = _sized(plain, groups(ranges.symmetric), shapes, bodies=not wide)
-    price = (lambda chosen: cost(plain.graph, placed(chosen).plan, plain.plan, shapes)) if wide else None
-    noise = (
-        lambda chosen: chooser.noise(made(chosen), statistics.smoothing),
-        lambda chosen: judge.noise(made(chosen), statistics.smoothing) if chosen else before,
-    )
-    trials = model.effort.spares, model.effort.trials
-    kept, least = spared(found, total, limit, noise, trials, monitor, price)
-    return nodes_of(kept), least
-
-
-def _shapes(plain: api.Prepared, feed: Feed) -> dict[str, tuple[int, ...]]:
-    """The shapes in a sample of what layers read and write: those that are unknown to the graph say nothing of work."""
-    graph, recipe = plain.graph, plain.recipe
-    wanted = sized(graph, plain.plan) - (set() if recipe.custom_ops else behind_customs(graph))
-    names = tuple(name for name in api.activations(graph) if name in wanted)
-    session = session_for(graph, names, recipe.provider_list, recipe.custom_op_list)
-    return {name: array.shape for name, array in run(session, feed).items()}
-
-
-def _sized(
-    plain: api.Prepared, found: Sequence[Group], shapes: Mapping[str, tuple[int, ...]], *, bodies: bool
-) -> tuple[tuple[Group, ...], int]:
-    """The groups with their multiply-accumulates by these shapes, and those of the model.
-
-    Layers inside `bodies` count as the plan has them, or are left out: how often they run no shape tells.
-    """
-    done = work(plain.graph, plain.plan, shapes)
-    outer = {g for g in found if done.keys() >= set(g.nodes)}
-    kept = [g for g in found if bodies or g in outer]
-    total = sum(done.values()) + sum(g.macs for g in kept if g not in outer)
-    return tuple(replace(g, macs=sum(done[n] for n in g.nodes)) if g in outer else g for g in kept), total
-
-
-def _shifts(recipe: Recipe) -> bool:
-    """Whether zero points are written as shifts: the target's grid has none, and inputs are no codes of it."""
-    target = get_target(recipe.target)
-    return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """The ranges of one model, with zero points and without: found once, for all that is tried with them.
-
-    Attributes:
-        plain: the model.
-        seen: what was observed of it.
-        possible: the groups of tensors that can have a zero point by a shift.
-        symmetric: its resolved plan.
-        shifted: the same with a zero point wherever there can be one.
-        known: what calibrators have found, which takes longest.
-        alone: the tensors whose ranges disregard the activation behind them.
-    """
-
-    plain: api.Prepared
-    seen: Mapping[str, Histogram]
-    possible: tuple[Candidate, ...]
-    symmetric: Plan
-    shifted: Plan
-    known: Known = field(default_factory=dict)
-    alone: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, plain: api.Prepared, statistics: Statistics, *, shifts: bool, known: Known | None = None) -> Ranges:
-        """Those of the statistics; without `shifts` no tensor can have a zero point by one."""
-        known = {} if known is None else known
-        recipe, target = plain.recipe, get_target(plain.recipe.target)
-        plan = settled(plain.graph, plain.plan, statistics.met, target, recipe)
-        possible = candidates(plain.graph, plan) if shifts else ()
-        symmetric = shifted = resolve(plan, statistics, recipe, target, known=known)
-        if possible:
-            moved = with_zero_points(plain.graph, plan, names_of(possible))
-            points = {n: symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
-            shifted = resolve(replace(moved, points=points), statistics, recipe, target, known=known)
-        return cls(plain, statistics.tensors, possible, symmetric, shifted, known, statistics.alone)
-
-    def of_plan(self, plain: api.Prepared, statistics: Statistics) -> Ranges:
-        """Those of the model placed again, from the same observations."""
-        if plain is self.plain and statistics.alone == self.alone:
-            return self
-        return Ranges.of(plain, statistics, shifts=bool(self.possible), known=self.known)
-
-    def widened(self, by: float) -> Ranges:
-        """With ranges of least squared error multiplied by this."""
-        return replace(self, symmetric=widened(self.symmetric, by), shifted=widened(self.shifted, by))
-
-    def promising(self) -> tuple[Candidate, ...]:
-        """The groups that promise to gain by a zero point."""
-        return promising(self.possible, (self.symmetric, self.shifted), self.seen)
-
-    def plan(self, tensors: Collection[str]) -> Plan:
-        """The resolved plan with zero points at these tensors."""
-        found = {n: (self.shifted if n in tensors else self.symmetric).points[n] for n in self.symmetric.points}
-        return replace(self.symmetric, points=found)
-
-    def paired(self, tensors: Collection[str], rounding: Mapping[str, Rounded] | None = NEAREST) -> Graph:
-        """The model with pairs of such zero points and with these codes; None: with weights in float.
-
-        What lowering would then do for a backend is left out: it changes no value but for roundings in float, and
-        here every tensor keeps its name. Tables, formats that no effort changes, bodies of other modes: in float.
-        """
-        recipe, graph = self.plain.recipe, self.plain.graph.copy()
-        grid = weight_grid(get_target(recipe.target), recipe)
-        plan = with_codes(self.plan(tensors), rounding or {}, grid)
-        weights = tuple(w for w in plan.weights if w.format == INT8 and rounding is not None)
-        parts = tuple(graph.parts())
-        shares = zip(parts, divided(replace(plan, weights=weights), parts), strict=True)
-        for part, share in reversed([both for both in shares if both[1].mode == "static"]):  # inner ones first
-            steps = (InsertQDQ(share), remove_redundant_qdq, QuantizeWeights(share, grid, recipe.weight_range))
-            pipeline.run(part, steps)
-        return graph

@@ -82,7 +82,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "weights",
         "planning",
     ),
-    ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving", "handout"),
+    ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving", "leaving", "tried", "handout"),
     (
         "cli",
         "cli_options",

@@ -1,13 +1,19 @@
 """Which layers stay in float: those that make far more of the error than of the work.
 
 In many models a few cheap layers, often the first or the last ones, make much of the error. What each makes is
-measured: the model is run with a stretch of layers in float, and where that helps with each half of it. The noise of
-single layers nearly adds up, so that what it falls by is theirs.
+measured in two ways, by stretches of layers that are halved where it matters, and judged on other samples:
+
+- By itself, everything else in float (`by_themselves`). Where much of what a model reads is the same everywhere, such
+  as the background of a line of text, errors are the same everywhere too, and those of several layers happen to cancel
+  out: then each of these layers in float makes the model worse, though all of them together make it much better.
+- By what the noise of the quantized model falls when it is in float (`spared`). That also counts what goes along, such
+  as the pair of a residual addition, and errors that all point one way.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,16 +83,92 @@ def spared(
         if apart and shares[unit] * total >= TIMES * prices[unit] and prices[unit] <= left:
             wanted.append(unit)
             left -= prices[unit]
+    return _kept(groups, wanted, judged, trials[1], PAYS_DB if cost is None else COSTLY_PAYS_DB)
+
+
+def by_themselves(
+    groups: Sequence[Group],
+    total: int,
+    limit: float,
+    noise: tuple[Tried, Tried],
+    trials: tuple[int, int],
+    monitor: Monitor = QUIET,
+    cost: Cost | None = None,
+) -> tuple[tuple[Group, ...], Noise]:
+    """The groups that err far more than their share when everything else is float; as `spared`, but for the noise.
+
+    Those that err most for what they cost come first, and each is held against the noise of those that stay in int8.
+
+    Args:
+        groups: of quantized layers, in the model's order.
+        total: multiply-accumulates of the model.
+        limit: share of them that may stay in float, 0 to 1.
+        noise: that of groups in int8 with all others in float, on samples that choose; and that of groups in float with
+            all others in int8, on those that judge.
+        trials: models that are run at most on the former, and on the latter.
+        monitor: progress.
+        cost: as for `spared`.
+    """
+    (alone, judged), left, price = noise, limit * total, cost or _macs
+    possible = [g for g in groups if g.macs <= left]
+    if not possible:
+        return (), judged(())
+    monitor.stage("Looking for layers that err by themselves", None)
+    large = [g for g in groups if g.macs > left]
+    remaining = _mean(alone(large)) if large else 0.0
+    found = _units(possible, alone, trials[0] - bool(large))
+    remaining += sum(found.values())
+    prices = {unit: price(unit) for unit in found}
+    wanted: list[Unit] = []
+    for unit in sorted(prices, key=lambda u: -found[u] / max(prices[u], 1)):
+        share = found[unit] / remaining
+        if share >= LEAST and share * total >= TIMES * prices[unit] and prices[unit] <= left:
+            wanted.append(unit)
+            left -= prices[unit]
+            remaining -= found[unit]
+    return _kept(groups, wanted, judged, trials[1], PAYS_DB if cost is None else COSTLY_PAYS_DB)
+
+
+def _kept(
+    groups: Sequence[Group], wanted: Sequence[Unit], judged: Tried, trials: int, pays: float
+) -> tuple[tuple[Group, ...], Noise]:
+    """What of these the judges confirm, in the order of the groups."""
     if not wanted:
         return (), judged(())
     kept, least = confirmed(
-        [wanted],
+        [list(wanted)],
         lambda units: judged(_all(units)),
-        lambda _, before, after: gains(before, after, PAYS_DB if cost is None else COSTLY_PAYS_DB),
-        trials[1],
+        lambda _, before, after: gains(before, after, pays),
+        trials,
     )
-    chosen = _all(kept)
+    chosen = set(_all(kept))
     return tuple(g for g in groups if g in chosen), least
+
+
+def _units(groups: Sequence[Group], alone: Tried, trials: int) -> dict[Unit, float]:
+    """Stretches of the groups, those that err most halved most often -> noise over signal of each by itself."""
+    waiting = [(-_mean(alone(stretch)), start, stretch) for start, stretch in _stretches(groups)]
+    heapq.heapify(waiting)
+    single: dict[Unit, float] = {}
+    for _ in range((trials - len(waiting)) // 2):
+        while waiting and len(waiting[0][2]) == 1:
+            noise, _, unit = heapq.heappop(waiting)
+            single[unit] = -noise
+        if not waiting:
+            break
+        _, start, stretch = heapq.heappop(waiting)
+        for half, begin in zip(_halves(stretch), (start, start + len(stretch) // 2), strict=True):
+            heapq.heappush(waiting, (-_mean(alone(half)), begin, half))
+    return single | {unit: -noise for noise, _, unit in waiting}
+
+
+def _mean(noise: Noise) -> float:
+    """The geometric mean over the samples; of few of them where it is known to half of `TIMES`."""
+    for count, t in (*(look for look in LOOKS if look[0] < noise.samples), (noise.samples, 0.0)):
+        logs = np.log(np.maximum(noise.first(count), np.finfo(np.float64).tiny))
+        if t * standard_error(logs) <= math.log(TIMES / 2):
+            break
+    return float(np.exp(logs.mean()))
 
 
 def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, float]:
@@ -101,8 +183,7 @@ def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, flo
         trials: models that are run at most, one with everything in int8 among them.
     """
     before = noise(())
-    size = -(-len(groups) // STRETCHES)
-    waiting = [(-1.0, start, tuple(groups[start : start + size])) for start in range(0, len(groups), size)]
+    waiting = [(-1.0, start, stretch) for start, stretch in _stretches(groups)]
     shares: dict[Unit, float] = {}
     for _ in range(trials - 1):
         if not waiting:
@@ -113,6 +194,11 @@ def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, flo
             for offset, half in enumerate(_halves(stretch)):
                 heapq.heappush(waiting, (-share, start + offset * (len(stretch) // 2), half))
     return {unit: share for unit, share in shares.items() if share >= LEAST and _is_unit(unit, shares)}
+
+
+def _stretches(groups: Sequence[Group]) -> list[tuple[int, Unit]]:
+    size = -(-len(groups) // STRETCHES)
+    return [(start, tuple(groups[start : start + size])) for start in range(0, len(groups), size)]
 
 
 def _halves(stretch: Unit) -> tuple[Unit, Unit]:

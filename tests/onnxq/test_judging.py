@@ -16,10 +16,10 @@ from onnxq.improvement import judging
 from onnxq.improvement.judging import FEATURES, Judge, features, tensor_noise
 from onnxq.improvement.picking import Inspected
 from onnxq.improvement.shifting import names_of
-from onnxq.improving import Ranges
 from onnxq.passes import Smooth
 from onnxq.rescaling import find_sites
 from onnxq.statistics import Factor
+from onnxq.tried import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
