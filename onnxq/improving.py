@@ -212,11 +212,17 @@ def _refined(
     coded = partial(noise, points)
     rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, coded, monitor)
     leaving = Leaving(ranges, replace(statistics, zero_points=points, rounding=rounding), model, picked, judge)
-    alone, least = leaving.by_themselves(least, monitor)
-    if alone and not rounding:  # their errors and those of weights may have cancelled out
+    wanted = leaving.by_themselves(monitor)
+    alone = tuple(group for unit in wanted for group in unit)
+    joint: dict[str, Rounded] = {}
+    if alone and not rounding:  # errors that cancel out hide what codes gain as well: both together, then
         with_them = partial(leaving.judged, alone)
-        rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, with_them, monitor)
+        joint, lacked, after = rounded_weights(model, plan, picked, grid, with_them(NEAREST), with_them, monitor)
+    if joint and leaving.pays(least, after):
+        rounding, lacking, least = joint, lacked, after
         leaving = replace(leaving, statistics=replace(leaving.statistics, rounding=rounding))
+    else:
+        alone, least = leaving.confirmed(wanted, least)
     floats, least = leaving.beyond(alone, least, monitor)
     found = replace(leaving.statistics, spared=floats, judged=how_near(least, monitor))
     return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from onnxq import api
 from onnxq.collect import session_for
 from onnxq.customs import behind_customs
-from onnxq.improvement import Judge, by_themselves, spared
+from onnxq.improvement import Judge, by_themselves, kept, pays, spared
 from onnxq.improvement.picking import run
 from onnxq.placement.float_costs import cost, sized, work
 from onnxq.placement.groups import groups, nodes_of
@@ -17,12 +17,13 @@ from onnxq.planning import SPARED, without_nodes
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.improvement import Inspected, Picked
     from onnxq.improvement.judging import Noise
+    from onnxq.improvement.sparing import Unit
     from onnxq.monitor import Monitor
     from onnxq.placement.groups import Group
     from onnxq.planning import Prepared
@@ -51,18 +52,30 @@ class Leaving:
     picked: Picked
     judge: Judge
 
-    def by_themselves(self, before: Noise, monitor: Monitor) -> tuple[tuple[Group, ...], Noise]:
-        """The layers that err by themselves, and the noise with these in float; `before`: with none."""
+    def by_themselves(self, monitor: Monitor) -> tuple[Unit, ...]:
+        """What errs by itself, as choosing samples tell."""
         if not self._limit:
-            return (), before
-        (found, total), codes = self._groups, self.statistics.rounding
-        noise = (
-            lambda chosen: self._chooser.noise(self._alone(chosen), self.statistics.smoothing),
-            lambda chosen: self.judged(chosen, codes) if chosen else before,
-        )
+            return ()
+        monitor.stage("Looking for layers that err by themselves", None)
+        found, total = self._groups
         return by_themselves(
-            found, total, self._limit, noise, self._trials, monitor, self._cost if self._wide else None
+            found,
+            total,
+            self._limit,
+            lambda chosen: self._chooser.noise(self._alone(chosen), self.statistics.smoothing),
+            self.model.effort.spares,
+            self._price,
         )
+
+    def confirmed(self, wanted: Sequence[Unit], before: Noise) -> tuple[tuple[Group, ...], Noise]:
+        """What of this the judges confirm, and the noise with it; `before`: with nothing in float."""
+        codes = self.statistics.rounding
+        judged = lambda chosen: self.judged(chosen, codes) if chosen else before  # noqa: E731  one expression
+        return kept(self._groups[0], wanted, judged, self.model.effort.trials, self._price)
+
+    def pays(self, before: Noise, after: Noise) -> bool:
+        """Whether that is enough for layers in float."""
+        return pays(before, after, self._price)
 
     def beyond(self, kept: tuple[Group, ...], before: Noise, monitor: Monitor) -> tuple[tuple[str, ...], Noise]:
         """Names of all layers that stay in float, these and others, and the noise then; `before`: with these."""
@@ -75,8 +88,9 @@ class Leaving:
             lambda chosen: self.judged((*kept, *chosen), codes) if chosen else before,
         )
         others = [g for g in found if g not in kept]
-        price = (lambda chosen: self._cost((*kept, *chosen)) - spent) if self._wide else None
-        more, least = spared(others, total, self._limit - spent / total, noise, self._trials, monitor, price)
+        price = (lambda chosen: self._cost((*kept, *chosen)) - spent) if self._price else None
+        trials = self.model.effort.spares, self.model.effort.trials
+        more, least = spared(others, total, self._limit - spent / total, noise, trials, monitor, price)
         return nodes_of(g for g in found if g in {*kept, *more}), least
 
     def judged(self, chosen: Sequence[Group], rounding: Mapping[str, Rounded] | None) -> Noise:
@@ -112,8 +126,8 @@ class Leaving:
         return get_target(self.ranges.plain.recipe.target).placement == "ort-cpu"
 
     @property
-    def _trials(self) -> tuple[int, int]:
-        return self.model.effort.spares, self.model.effort.trials
+    def _price(self) -> Callable[[Sequence[Group]], float] | None:
+        return self._cost if self._wide else None
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from onnxq.improvement.judging import Judge, how_near
 from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_again, rounded_weights
 from onnxq.improvement.shifting import zero_points
-from onnxq.improvement.sparing import by_themselves, spared
+from onnxq.improvement.sparing import by_themselves, kept, pays, spared
 from onnxq.improvement.weighing import weighed_alone
 from onnxq.improvement.widening import widening
 
@@ -22,7 +22,9 @@ __all__ = [
     "Picked",
     "by_themselves",
     "how_near",
+    "kept",
     "left_out",
+    "pays",
     "pick",
     "rounded_again",
     "rounded_weights",

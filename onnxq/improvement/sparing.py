@@ -83,41 +83,28 @@ def spared(
         if apart and shares[unit] * total >= TIMES * prices[unit] and prices[unit] <= left:
             wanted.append(unit)
             left -= prices[unit]
-    return _kept(groups, wanted, judged, trials[1], PAYS_DB if cost is None else COSTLY_PAYS_DB)
+    return kept(groups, wanted, judged, trials[1], cost)
 
 
 def by_themselves(
-    groups: Sequence[Group],
-    total: int,
-    limit: float,
-    noise: tuple[Tried, Tried],
-    trials: tuple[int, int],
-    monitor: Monitor = QUIET,
-    cost: Cost | None = None,
-) -> tuple[tuple[Group, ...], Noise]:
-    """The groups that err far more than their share when everything else is float; as `spared`, but for the noise.
+    groups: Sequence[Group], total: int, limit: float, alone: Tried, trials: int, cost: Cost | None = None
+) -> tuple[Unit, ...]:
+    """The units that err far more than their share of the work when everything else is float, the worst for it first.
 
-    Those that err most for what they cost come first, and each is held against the noise of those that stay in int8.
+    Each is held against the noise of those that stay in int8.
 
     Args:
         groups: of quantized layers, in the model's order.
         total: multiply-accumulates of the model.
         limit: share of them that may stay in float, 0 to 1.
-        noise: that of groups in int8 with all others in float, on samples that choose; and that of groups in float with
-            all others in int8, on those that judge.
-        trials: models that are run at most on the former, and on the latter.
-        monitor: progress.
+        alone: groups in int8, all others in float -> noise over signal, of each sample that chooses.
+        trials: models that are run at most.
         cost: as for `spared`.
     """
-    (alone, judged), left, price = noise, limit * total, cost or _macs
-    possible = [g for g in groups if g.macs <= left]
-    if not possible:
-        return (), judged(())
-    monitor.stage("Looking for layers that err by themselves", None)
-    large = [g for g in groups if g.macs > left]
-    remaining = _mean(alone(large)) if large else 0.0
-    found = _units(possible, alone, trials[0] - bool(large))
-    remaining += sum(found.values())
+    left, price = limit * total, cost or _macs
+    possible, large = [g for g in groups if g.macs <= left], [g for g in groups if g.macs > left]
+    found = _units(possible, alone, trials - bool(large)) if possible else {}
+    remaining = sum(found.values()) + (_mean(alone(large)) if found and large else 0.0)
     prices = {unit: price(unit) for unit in found}
     wanted: list[Unit] = []
     for unit in sorted(prices, key=lambda u: -found[u] / max(prices[u], 1)):
@@ -126,23 +113,28 @@ def by_themselves(
             wanted.append(unit)
             left -= prices[unit]
             remaining -= found[unit]
-    return _kept(groups, wanted, judged, trials[1], PAYS_DB if cost is None else COSTLY_PAYS_DB)
+    return tuple(wanted)
 
 
-def _kept(
-    groups: Sequence[Group], wanted: Sequence[Unit], judged: Tried, trials: int, pays: float
+def kept(
+    groups: Sequence[Group], wanted: Sequence[Unit], judged: Tried, trials: int, cost: Cost | None = None
 ) -> tuple[tuple[Group, ...], Noise]:
-    """What of these the judges confirm, in the order of the groups."""
+    """What of these units the judges confirm, in the order of the groups, and what they see of the model then."""
     if not wanted:
         return (), judged(())
-    kept, least = confirmed(
+    found, least = confirmed(
         [list(wanted)],
         lambda units: judged(_all(units)),
-        lambda _, before, after: gains(before, after, pays),
+        lambda _, before, after: pays(before, after, cost),
         trials,
     )
-    chosen = set(_all(kept))
+    chosen = set(_all(found))
     return tuple(g for g in groups if g in chosen), least
+
+
+def pays(before: Noise, after: Noise, cost: Cost | None = None) -> bool:
+    """Whether layers in float gain enough."""
+    return gains(before, after, PAYS_DB if cost is None else COSTLY_PAYS_DB)
 
 
 def _units(groups: Sequence[Group], alone: Tried, trials: int) -> dict[Unit, float]:
