@@ -16,11 +16,12 @@ from noises import noise_of
 from onnxq import Recipe, RecipeError, StatisticsError, api, improving
 from onnxq.errors import ModelError
 from onnxq.improvement import judging
-from onnxq.improvement.sparing import LEAST, TIMES, costly, spared
+from onnxq.improvement.sparing import LEAST, TIMES, by_themselves, costly, spared
 from onnxq.monitor import Monitor
 from onnxq.placement.groups import Group
 from onnxq.planning import SPARED, without_nodes
 from onnxq.statistics import Statistics
+from onnxq.tried import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,6 +150,116 @@ def test_what_a_layer_costs_beside_its_work_counts() -> None:
     assert kept("g40", 45) == ["g3"]  # 3 goes first, being cheaper for its noise, and no room is left
     assert kept("g40", 51) == ["g3"]
     assert kept("g3", 45) == ["g40"]
+
+
+# -- what errs by itself -----------------------------------------------------------------------------------------
+
+
+def alone(groups: Sequence[Group], error: Sequence[float]) -> Tried:
+    """Groups in int8 -> noise, where all errors point along one line and add up with their signs."""
+    by_group = dict(zip(groups, error, strict=True))
+    return lambda chosen: noise_of([1e-12 + sum(by_group[g] for g in chosen) ** 2] * 4)
+
+
+def errs(groups: Sequence[Group], error: Sequence[float], limit: float, trials: int = 200) -> list[str]:
+    units = by_themselves(groups, sum(g.macs for g in groups), limit, alone(groups, error), trials)
+    return [g.name for unit in units for g in unit]
+
+
+def test_layers_that_err_by_their_share_stay_in_int8() -> None:
+    groups = layers(*[10] * 30)
+    assert errs(groups, [1.0] * 30, limit=0.2) == []
+    assert by_themselves([], 0, 0.2, alone([], []), 10) == ()
+    assert by_themselves(groups, 300, 0.0, alone(groups, [1.0] * 30), 10) == ()
+
+
+def test_errors_that_cancel_out_are_found_though_each_layer_in_float_makes_the_model_worse() -> None:
+    groups = layers(*[10] * 40)
+    error = [0.1] * 40
+    error[4], error[21] = 10.0, -10.0
+    left = alone(groups, error)
+
+    def noise(chosen: Sequence[Group]) -> Noise:
+        return left([g for g in groups if g not in chosen])
+
+    assert errs(groups, error, limit=0.05) == ["g4", "g21"]
+    assert spared(groups, 400, 0.05, (noise, noise), (100, 7))[0] == ()  # in float alone each makes the noise grow
+
+
+def test_what_is_left_of_the_noise_is_what_others_are_held_against() -> None:
+    groups = layers(*[10] * 100)
+    error = [0.01] * 100
+    error[4], error[50] = 100.0, 1.0
+    assert errs(groups, error, limit=0.05) == ["g4", "g50"]  # of all noise the second makes a ten thousandth
+    assert errs(groups, error, limit=0.01) == ["g4"]
+
+
+def test_the_noise_of_layers_too_large_for_float_counts() -> None:
+    groups = layers(1000, *[10] * 50)
+    assert errs(groups, [0.0, 1.0, *[0.001] * 49], limit=0.05) == ["g1"]
+    assert errs(groups, [10.0, 1.0, *[0.001] * 49], limit=0.05) == []
+
+
+def test_a_stretch_stays_whole_where_no_trials_are_left() -> None:
+    groups = layers(*[10] * 64)
+    ran: list[int] = []
+    noise = alone(groups, [9.0, *[0.001] * 63])
+
+    def counted(chosen: Sequence[Group]) -> Noise:
+        ran.append(len(chosen))
+        return noise(chosen)
+
+    assert [len(unit) for unit in by_themselves(groups, 640, 0.2, counted, 8)] == [8]
+    assert ran == [8] * 8
+    ran.clear()
+    assert [len(unit) for unit in by_themselves(groups, 640, 0.2, counted, 13)] == [2]
+    assert ran == [8] * 8 + [4, 4, 2, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.floats(0.0, 10.0)), min_size=1, max_size=40),
+    st.floats(0.0, 0.5),
+    st.integers(9, 90),
+)
+def test_the_limit_holds_and_no_more_is_run_than_allowed(
+    found: list[tuple[int, float]], limit: float, trials: int
+) -> None:
+    groups = layers(*[macs for macs, _ in found])
+    total = sum(g.macs for g in groups)
+    ran: list[int] = []
+
+    def counted(chosen: Sequence[Group]) -> Noise:
+        ran.append(len(chosen))
+        return alone(groups, [error for _, error in found])(chosen)
+
+    units = by_themselves(groups, total, limit, counted, trials)
+    chosen = [g for unit in units for g in unit]
+    assert len(set(chosen)) == len(chosen)
+    assert sum(g.macs for g in chosen) <= limit * total
+    assert len(ran) <= trials
+
+
+def test_only_what_is_named_reads_codes() -> None:
+    """The pairs of one layer: the error is its own, and everything else computes what it does in float."""
+    graph, data = heavy_tailed(), samples(16, 0)
+    ready = api.prepared(graph, RECIPE)
+    ranges = Ranges.of(ready, api.observe(ready, data), shifts=False)
+    first, second, *_ = [str(n.name) for n in ready.graph.nodes if n.op_type == "MatMul"]
+    one = ranges.paired((), {}, [second])
+    read = {str(n.name): [graph_op(one, v) for v in n.inputs] for n in one.nodes if n.op_type == "MatMul"}
+    assert read[second] == ["DequantizeLinear"] * 2
+    assert read[first] == [None, None]
+    none = ranges.paired((), {}, [])
+    assert [n.op_type for n in none.nodes] == [n.op_type for n in ready.graph.nodes]
+    every = ranges.paired((), {}, [str(n.name) for n in ready.graph.nodes])
+    assert [n.op_type for n in every.nodes] == [n.op_type for n in ranges.paired(()).nodes]
+
+
+def graph_op(graph: Graph, value: object) -> str | None:
+    """The operator that makes a tensor."""
+    made = {str(v.name): n.op_type for n in graph.nodes for v in n.outputs}
+    return made.get(str(getattr(value, "name", "")))
 
 
 # -- whole models ----------------------------------------------------------------------------------------------
