@@ -100,10 +100,22 @@ class _Work:
             return False
         if id(node) in self.islands or _needs_float32(self.graph, node) or not self._typed(node, found):
             return False
+        if self._shifts_for_float32(node):
+            return False
         if node.op_type == "Cast":
             return bool(self.graph.attribute(node, "to") == NUMBERS["float32"]) and not self._is_float(node.inputs[0])
         floats = [i for i, v in enumerate(node.outputs) if self._is_float(v) and (v.uses() or v.is_graph_output())]
         return all(found.gives(i) for i in floats) and (bool(floats) or self._reads_half(node, found))
+
+    def _shifts_for_float32(self, node: Node) -> bool:
+        """Whether it adds a constant for QuantizeLinears that read float32 in any case: the type would round it."""
+        users = [user for user, _ in self.graph.users(node.outputs[0])]
+        shifts = node.op_type == "Add" and any(self.graph.size(v) == 1 and self.graph.is_const(v) for v in node.inputs)
+        return (
+            shifts
+            and bool(users)
+            and all(u.op_type == "QuantizeLinear" and not self._holds(u.inputs[1]) for u in users)
+        )
 
     def _typed(self, node: Node, found: Slots) -> bool:
         """Whether all element types are known: what a custom operator or a sequence gives may be float32."""

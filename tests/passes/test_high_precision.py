@@ -473,3 +473,17 @@ def test_nodes_of_the_standard() -> None:
             np.testing.assert_allclose(b, a, rtol=0, atol=limit, err_msg=case.name)
         ran += 1
     assert ran > 150
+
+
+@pytest.mark.parametrize(("step", "dtype"), [(0.1, "float32"), (0.0625, "float16")])
+def test_a_constant_in_front_of_a_pair_is_as_exact_as_its_scale(step: float, dtype: str) -> None:
+    """Where the scale is no number of float16 the pair reads float32, and what is added for it is not rounded."""
+    text = "(float[2,8] x) => (float[2,8] y) { t = Tanh(x) a = Add(t, c) " + PAIR.format(x="a") + " y = MatMul(d, w) }"
+    weights: dict[str, Any] = {"s": np.float32(step), "z": np.int8(0), "c": np.float32(-11.7), "w": W}
+    made = graph(text, **weights)
+    after = made.copy()
+    FLOAT16(after)
+    assert types(after)["t"] == "float16"
+    add = next(n for n in after.nodes if n.op_type == "Add")
+    assert [after.dtype(v) for v in (*add.inputs, *add.outputs)] == [dtype] * 3
+    assert_near(made, after, random_feeds(made, 2), tolerance=8e-3)
