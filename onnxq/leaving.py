@@ -115,10 +115,13 @@ class Leaving:
         choosing = self.picked.choosing
         return Judge(self.model, choosing[: max(CHOOSERS, len(choosing) // 4)])
 
-    @property
+    @cached_property
     def _limit(self) -> float:
-        recipe = self.ranges.plain.recipe
-        return get_target(recipe.target).float_share if recipe.float_share is None else recipe.float_share
+        """The share of the work that may be left in float beside what rules leave, where these leave less than that."""
+        recipe, (found, total) = self.ranges.plain.recipe, self._groups
+        share = get_target(recipe.target).float_share if recipe.float_share is None else recipe.float_share
+        ruled = 1.0 - sum(g.macs for g in found) / max(total, 1)
+        return share - ruled if ruled < share else share
 
     @property
     def _wide(self) -> bool:
