@@ -71,7 +71,8 @@ class OnCpu:
         """
         outputs = self._session.run({name: feed[name] for name in self.inputs}, self._session.outputs)
         made = dict(zip(self._session.outputs, outputs, strict=True))
-        return {name: _found(name, made) if name not in feed else feed[name].copy() for name in self._names}
+        computed = {name for name in self._names if name in made or _FOUND + name in made}  # labels may have such names
+        return {name: _found(name, made) if name in computed else feed[name].copy() for name in self._names}
 
 
 def on_cpu(
@@ -92,10 +93,10 @@ def on_cpu(
     most = at_once(graph, names, cores(), passing=True)
     if weight_bytes(graph) > MOST_WEIGHTS or most == 1 < cores():  # one thread counts for all
         return None
-    folder = Scratch()
     try:
+        folder = Scratch()
         session = counting_session(graph, names, set(tensors), folder.path, max(1, cores() // most))
-    except (OSError, ModelError, RecipeError):  # no room for it, or the library is not for this ONNX Runtime
+    except (OSError, ModelError, RecipeError):  # nowhere to write it, or the library is not for this ONNX Runtime
         return None
     return OnCpu(most, graph, names, session, folder)
 

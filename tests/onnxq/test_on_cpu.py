@@ -105,6 +105,20 @@ def test_what_is_not_float32_comes_as_it_is() -> None:
     assert not np.shares_memory(found["x"], x)  # whoever made the feed may use it again
 
 
+def test_a_label_of_the_name_of_a_tensor_is_not_taken_for_it() -> None:
+    graph, x = (
+        graph_of("(float[N] x) => (float16[N] y) { z = Neg(x) y = Cast<to=10>(z) }"),
+        np.array([1, -3], np.float32),
+    )
+    label = np.array([7], np.float32)
+    found = runner(graph, ("x", "y", "z")).observed({"x": x, "y": label, "z": label})
+    assert found["z"] == Histogram.of(-x)
+    for name, values in (("x", x), ("y", -x)):
+        array = found[name]
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, values)
+
+
 def test_constants_and_what_bodies_make() -> None:
     text = """(float[N] x, bool k) => (float[N] y) {
         y = If (k)
@@ -221,11 +235,13 @@ def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
         assert made() is not None
 
 
-@pytest.mark.parametrize("error", [OSError("no room"), OnnxqError("not for this one", "")])
+@pytest.mark.parametrize("error", [OSError("no room"), OSError("no folder"), OnnxqError("not for this one", "")])
 def test_what_cannot_be_had_is_not_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
     graph, feeds = convolutions(), [{"x": RNG.normal(0, 1, (1, 3, 64, 64)).astype(np.float32)}]
     expected, found = run(graph, feeds), used(monkeypatch)
-    if isinstance(error, OSError):
+    if str(error) == "no folder":
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    elif isinstance(error, OSError):
         monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(error))
     else:
         (tmp_path / "other.so").write_bytes(b"not a library")
