@@ -82,6 +82,8 @@ class Leaving:
         if not self._limit:
             return (), before
         (found, total), codes = self._groups, self.statistics.rounding
+        if not total:  # all layers are in bodies that are left out
+            return nodes_of(kept), before
         spent = self._cost(kept) if kept else 0.0
         noise = (
             lambda chosen: self._chooser.noise(self._made((*kept, *chosen), codes), self.statistics.smoothing),

@@ -105,15 +105,15 @@ def by_themselves(
     left, price = limit * total, cost or _macs
     possible, large = [g for g in groups if g.macs <= left], [g for g in groups if g.macs > left]
     found = _units(possible, alone, trials - bool(large)) if possible else {}
-    remaining = sum(found.values()) + (_mean(alone(large)) if found and large else 0.0)
-    prices = {unit: price(unit) for unit in found}
+    rest = _mean(alone(large)) if found and large else 0.0
+    prices, stays = {unit: price(unit) for unit in found}, dict(found)
     wanted: list[Unit] = []
     for unit in sorted(prices, key=lambda u: -found[u] / max(prices[u], 1)):
-        share = found[unit] / remaining
+        share = found[unit] / (math.fsum(stays.values()) + rest)  # summed anew: what is left may be tiny, not 0
         if share >= LEAST and share * total >= TIMES * prices[unit] and prices[unit] <= left:
             wanted.append(unit)
             left -= prices[unit]
-            remaining -= found[unit]
+            del stays[unit]
     return tuple(wanted)
 
 

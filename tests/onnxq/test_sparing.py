@@ -200,6 +200,16 @@ def test_the_noise_of_layers_too_large_for_float_counts() -> None:
     assert errs(groups, [10.0, 1.0, *[0.001] * 49], limit=0.05) == []
 
 
+def test_layers_without_any_error_are_left_alone() -> None:
+    groups = layers(*[10] * 40)
+
+    def noise(chosen: Sequence[Group]) -> Noise:
+        return noise_of([1e-3 if groups[3] in chosen else 0.0] * 4)
+
+    assert [g.name for unit in by_themselves(groups, 400, 0.5, noise, 200) for g in unit] == ["g3"]
+    assert by_themselves(groups, 400, 0.5, lambda _: noise_of([0.0] * 4), 200) == ()
+
+
 def test_a_stretch_stays_whole_where_no_trials_are_left() -> None:
     groups = layers(*[10] * 64)
     ran: list[int] = []
@@ -323,6 +333,22 @@ def test_how_far_a_model_is_is_told_with_its_layers_in_float(monkeypatch: pytest
         return float(found)
 
     assert told(RECIPE) > told(replace(RECIPE, float_share=0.0)) + 3
+
+
+def test_a_model_whose_layers_are_all_in_bodies_is_improved() -> None:
+    """How often those run no shape tells: none of them is left in float for its cost on a CPU."""
+    rng = np.random.default_rng(5)
+    w = {n: (rng.normal(size=(64, 64)) / 8).astype(np.float32) for n in "abcd"}
+    text = """(float[16,64] x) => (float[16,64] y) { m = ReduceMean<keepdims=0>(x) k = Greater(m, zero) y = If (k)
+        <then_branch = t () => (float[16,64] p) { p1 = MatMul(x, a) p2 = Relu(p1) p = MatMul(p2, b) },
+         else_branch = e () => (float[16,64] q) { q1 = MatMul(x, c) q2 = Relu(q1) q = MatMul(q2, d) }> }"""
+    graph = graph_of(text, 17, zero=np.float32(0), **w)
+    data = [{"x": rng.normal(size=(16, 64)).astype(np.float32)} for _ in range(48)]
+    quantized, plan = api.quantize(graph, data, Recipe(target="ort-cpu"))
+    assert sum(d.quantized for d in plan.decisions if d.op_type == "MatMul") == 4
+    assert floats(plan) == []
+    assert plan.judged is not None
+    assert sqnr(graph, quantized, data[:8]) > 25
 
 
 def test_only_efforts_above_fast_and_targets_that_say_so() -> None:
