@@ -232,6 +232,7 @@ def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed])
 
         def product(layer: _Layer, arrays: Mapping[str, Array] = arrays, seed: int = seed) -> tuple[Array, int]:
             x = _taken(model.graph, layer, arrays[layer.tensor], seed)
+            x = x[~np.isnan(x).any(axis=(1, 2))]  # no code stands for NaN
             x = dequantize(quantize(x, layer.params), layer.params)
             grouped = _by_group(x, layer.sizes[0])
             return grouped.transpose(0, 2, 1) @ grouped, len(x)
@@ -267,9 +268,9 @@ def _taken(graph: Graph, layer: _Layer, x: Array, seed: int) -> Array:
 
 def _by_group(x: Array, groups: int) -> Array:
     """(R, k, C) -> (G, R, k * C / G): the order of `weight_as_rows`."""
-    count, size, _ = x.shape
+    count, size, each = x.shape[0], x.shape[1], x.shape[2] // groups
     return np.ascontiguousarray(
-        x.reshape(count, size, groups, -1).transpose(2, 0, 1, 3).reshape(groups, count, -1), np.float32
+        x.reshape(count, size, groups, each).transpose(2, 0, 1, 3).reshape(groups, count, size * each), np.float32
     )
 
 

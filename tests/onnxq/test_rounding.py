@@ -189,6 +189,33 @@ def test_few_samples_round_again_with_those_that_judged(monkeypatch: pytest.Monk
     assert len(counts) == 1
 
 
+def test_rows_that_hold_nan_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H is that of the other rows; where there are no others there is none."""
+    rng = np.random.default_rng(7)
+    weights = {n: rng.normal(size=(32, 32)).astype(np.float32) for n in "uvw"}
+    text = """(float[N,32] x, float[32] t) => (float[N,32] y, float[N,32] z) {
+              a = MatMul(x, u) h = Relu(a) y = MatMul(h, v) n = Sqrt(t) b = Add(h, n) z = MatMul(b, w) }"""
+    found: list[list[Hessian]] = []
+    collect = rounding._hessians
+
+    def seen(model: Inspected, layers: Sequence[rounding._Layer], data: Sequence[Feed]) -> list[Hessian]:
+        found.append(collect(model, layers, data))
+        return found[-1]
+
+    monkeypatch.setattr(rounding, "_hessians", seen)
+    graph = graph_of(text, 17, **weights)
+    odd, plain = np.full(32, -1, np.float32), np.zeros(32, np.float32)
+    xs = rng.standard_t(3, size=(48, 32, 32)).astype(np.float32)
+    data = [{"x": x, "t": odd if i % 4 else plain} for i, x in enumerate(xs)]
+    statistics = api.calibrate(graph, data, RECIPE)
+    assert statistics.judged is None or np.isfinite(statistics.judged[0])
+    (first, second, third) = found[0]
+    assert second[1] > 2 * third[1] > 0
+    for matrix, _ in (first, second, third):
+        assert matrix is not None
+        assert np.isfinite(matrix).all()
+
+
 @pytest.mark.parametrize("form", ["dq", "qdq"])
 def test_both_forms_hold_the_codes(found: Statistics, form: str) -> None:
     graph, _ = api.quantize(model(), found, replace(RECIPE, weight_form=form))
