@@ -46,6 +46,7 @@ from onnxq.passes.move_codes import move_codes
 from onnxq.passes.narrow_weights import NarrowWeights
 from onnxq.passes.pad_channels import pad_channels
 from onnxq.passes.plain_pairs import plain_pairs
+from onnxq.passes.plain_pools import plain_pools
 from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.raise_opset import RaiseOpset
@@ -169,6 +170,7 @@ def finish(target: Target, *, interface: bool = False) -> tuple[Pass, ...]:
         *((integer_interface,) if interface else ()),
         # last, since they look at what is written; a Flatten that the operator set still lacks a kernel of
         *((lower_opset, Everywhere(flatten_to_reshape), remove_unused) if target.placement == "ort-cuda" else ()),
+        *((Everywhere(plain_pools),) if target.placement == "ort-cpu" else ()),
         lower_ir_version,  # behind all that brings types or changes the opset
     )
 
