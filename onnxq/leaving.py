@@ -77,23 +77,23 @@ class Leaving:
         """Whether that is enough for layers in float."""
         return pays(before, after, self._price)
 
-    def beyond(self, kept: tuple[Group, ...], before: Noise, monitor: Monitor) -> tuple[tuple[str, ...], Noise]:
+    def beyond(self, left: tuple[Group, ...], before: Noise, monitor: Monitor) -> tuple[tuple[str, ...], Noise]:
         """Names of all layers that stay in float, these and others, and the noise then; `before`: with these."""
         if not self._limit:
             return (), before
         (found, total), codes = self._groups, self.statistics.rounding
         if not total:  # all layers are in bodies that are left out
-            return nodes_of(kept), before
-        spent = self._cost(kept) if kept else 0.0
+            return nodes_of(left), before
+        spent = self._cost(left) if left else 0.0
         noise = (
-            lambda chosen: self._chooser.noise(self._made((*kept, *chosen), codes), self.statistics.smoothing),
-            lambda chosen: self.judged((*kept, *chosen), codes) if chosen else before,
+            lambda chosen: self._chooser.noise(self._made((*left, *chosen), codes), self.statistics.smoothing),
+            lambda chosen: self.judged((*left, *chosen), codes) if chosen else before,
         )
-        others = [g for g in found if g not in kept]
-        price = (lambda chosen: self._cost((*kept, *chosen)) - spent) if self._price else None
+        others = [g for g in found if g not in left]
+        price = (lambda chosen: self._cost((*left, *chosen)) - spent) if self._price else None
         trials = self.model.effort.spares, self.model.effort.trials
         more, least = spared(others, total, self._limit - spent / total, noise, trials, monitor, price)
-        return nodes_of(g for g in found if g in {*kept, *more}), least
+        return nodes_of(g for g in found if g in {*left, *more}), least
 
     def judged(self, chosen: Sequence[Group], rounding: Mapping[str, Rounded] | None) -> Noise:
         """The noise on the samples that judge with these layers in float and these codes; None: weights in float."""
@@ -120,8 +120,11 @@ class Leaving:
     @cached_property
     def _limit(self) -> float:
         """The share of the work that may be left in float beside what rules leave, where these leave less than that."""
-        recipe, (found, total) = self.ranges.plain.recipe, self._groups
+        recipe = self.ranges.plain.recipe
         share = get_target(recipe.target).float_share if recipe.float_share is None else recipe.float_share
+        if not share:
+            return 0.0
+        found, total = self._groups
         ruled = 1.0 - sum(g.macs for g in found) / max(total, 1)
         return share - ruled if ruled < share else share
 
