@@ -103,7 +103,8 @@ class Recipe:
     float_share: float | None = _option(
         None,
         "Share of the MACs (0.05 is 5 %) that efforts above fast may leave in float, in layers that err far more than "
-        "their share, for ort-cpu with conversions at their borders; 0 for none. [default: the target's]",
+        "their share, for ort-cpu with conversions at their borders. What rules leave there counts, unless that alone "
+        "is more; 0 for none. [default: the target's]",
     )
     weight_form: str | None = _option(
         None,
