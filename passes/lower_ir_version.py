@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxq.graph import lowest_ir_version
-
 if TYPE_CHECKING:
     from onnxq.graph import Graph
 
 
 def lower_ir_version(graph: Graph) -> int:
     """Change the model's `ir_version`; return whether that changes it."""
+    from onnxq.graph import lowest_ir_version  # it loads onnx, which importing passes does not
+
     before = graph.model.ir_version
     graph.model.ir_version = lowest_ir_version(graph.model)
     return int(graph.model.ir_version != before)
