@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from chains import branches, chain, samples
-from graphs import graph_of, run
+from graphs import Array, graph_of, run
 
 import onnxq
 from onnxq import Recipe, api
@@ -137,6 +137,23 @@ def test_shares_are_as_own_errors_and_add_up_for_every_output(monkeypatch: pytes
         np.testing.assert_allclose(ratios / ratios.sum(), own / own.sum(), rtol=1e-6)
 
 
+def stopped(graph: Graph, data: list[dict[str, Array]], aside: Path, model: int) -> None:
+    """A measurement that is interrupted where it would make that many models."""
+    made: list[object] = []
+    lowered = api.lowered
+
+    def stopping(*given: Any) -> Any:  # noqa: ANN401  as the function's
+        made.append(given)
+        if len(made) == model:
+            raise KeyboardInterrupt
+        return lowered(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxq.search.trials.lowered", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            onnxq.sensitivity(graph, data, RECIPE, aside=aside)
+
+
 def test_stretches_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxq.search.measuring.PASSES", 15)
     monkeypatch.setattr("onnxq.search.stretches.FIRST", 4)
@@ -144,44 +161,20 @@ def test_stretches_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: py
     wanted = onnxq.sensitivity(graph, data, RECIPE)
     assert wanted.worst[0] is wanted.groups[5]
     assert {g.together for g in wanted.groups} == {1, 2, 4}
-    made: list[object] = []
-    lowered = api.lowered
-
-    def stopping(*given: Any) -> Any:  # noqa: ANN401  as the function's
-        made.append(given)
-        if len(made) == 8:
-            raise KeyboardInterrupt
-        return lowered(*given)
-
-    monkeypatch.setattr("onnxq.search.trials.lowered", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        onnxq.sensitivity(graph, data, RECIPE, aside=aside)
-    monkeypatch.setattr("onnxq.search.trials.lowered", lowered)
+    stopped(graph, data, aside, 8)
     found = onnxq.sensitivity(graph, data, RECIPE, aside=aside)
     assert found.groups == wanted.groups
     assert found.passes == wanted.passes - 6
     assert not aside.exists()
 
 
-def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     graph, data, aside = chain(6, hard=(1,)), samples(16), tmp_path / "s.partial"
     wanted = onnxq.sensitivity(graph, data, RECIPE)
-    made: list[object] = []
-    lowered = api.lowered
-
-    def stopping(*given: Any) -> Any:  # noqa: ANN401  as the function's
-        made.append(given)
-        if len(made) == 5:
-            raise KeyboardInterrupt
-        return lowered(*given)
-
-    monkeypatch.setattr("onnxq.search.trials.lowered", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        onnxq.sensitivity(graph, data, RECIPE, aside=aside)
+    stopped(graph, data, aside, 5)
     assert len(aside.read_text().splitlines()) == 4  # the key, and three groups
     with aside.open("a") as file:
         file.write('["/half a li')  # as a machine that lost power leaves it
-    monkeypatch.setattr("onnxq.search.trials.lowered", lowered)
     found = onnxq.sensitivity(graph, data, RECIPE, aside=aside)
     assert found.groups == wanted.groups
     assert found.passes == wanted.passes - 3
