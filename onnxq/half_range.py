@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.linear import Linear
+from onnxq.patterns.ranges import MAX, SMALLEST_SCALE
 from onnxq.rescaling import maker_of, reader_at, tie_making
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from onnxq.statistics import Factor
 
     Array = npt.NDArray[Any]
-
-LEAST = 2.0**-14
-"""The least normal number of float16 (IEEE 754-2019, binary16)."""
-LARGEST = 65504.0
 
 
 def within_half(graph: Graph, found: Mapping[Site, Factor]) -> dict[Site, Factor]:
@@ -59,11 +56,11 @@ def _bounded(factor: Factor, columns: tuple[Array, ...], rows: tuple[Array, ...]
     lowest, highest = np.zeros(factor.scale.size), np.full(factor.scale.size, np.inf)
     with np.errstate(divide="ignore"):  # of channels that hold nothing
         for typical, largest in map(_sizes, columns):
-            lowest = np.maximum(lowest, np.where(typical >= LEAST, LEAST / typical, 0.0))
-            highest = np.minimum(highest, np.where(largest <= LARGEST, LARGEST / largest, np.inf))
+            lowest = np.maximum(lowest, np.where(typical >= SMALLEST_SCALE, SMALLEST_SCALE / typical, 0.0))
+            highest = np.minimum(highest, np.where(largest <= MAX, MAX / largest, np.inf))
         for typical, largest in map(_sizes, rows):
-            highest = np.minimum(highest, np.where(typical >= LEAST, typical / LEAST, np.inf))
-            lowest = np.maximum(lowest, np.where(largest <= LARGEST, largest / LARGEST, 0.0))
+            highest = np.minimum(highest, np.where(typical >= SMALLEST_SCALE, typical / SMALLEST_SCALE, np.inf))
+            lowest = np.maximum(lowest, np.where(largest <= MAX, largest / MAX, 0.0))
     scale = np.clip(factor.scale.astype(np.float64), lowest, highest)
     return replace(factor, scale=scale.astype(np.float32))
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from onnxq.linear import quantized_linear_at
 from onnxq.numerics import numpy_type
+from onnxq.patterns.ranges import SMALLEST_SCALE
 from onnxq.shifted import shifted_tensors
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 _MOVES = sorted(range(-4, 5), key=abs)  # the scale itself first, then the nearest
-_SMALLEST = float(np.finfo(np.float16).tiny)
 _TYPICAL = 32.0
 
 
@@ -85,7 +85,7 @@ def fitted_scales(
         dtype: "float16" or "bfloat16".
     """
     kind, best, least = numpy_type(dtype), scale, np.full(scale.shape, np.inf)
-    held = (scale.astype(kind) == scale) & (scale > 2 * _SMALLEST)
+    held = (scale.astype(kind) == scale) & (scale > 2 * SMALLEST_SCALE)
     for move in _MOVES:
         near = (scale.astype(kind).view(np.uint16) + np.uint16(move % 65536)).view(kind).astype(np.float32)
         by = near.astype(np.float64) - scale

@@ -23,7 +23,7 @@ LIMIT = MAX / 2
 """Largest |x| seen in calibration that is trusted to float16: other data may reach twice as far."""
 
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
-"""Smallest scale that float16 holds with all its digits."""
+"""Smallest scale that float16 holds with all its digits: its least normal number, 2^-14 (IEEE 754-2019, binary16)."""
 
 COUNTABLE = 2048.0
 """The integers that float16 holds exactly end here."""

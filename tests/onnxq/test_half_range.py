@@ -11,9 +11,10 @@ import pytest
 from graphs import graph_of
 
 from onnxq import api
-from onnxq.half_range import LARGEST, LEAST, within_half
+from onnxq.half_range import within_half
 from onnxq.monitor import SILENT
 from onnxq.passes.smooth import Smooth
+from onnxq.patterns.ranges import MAX, SMALLEST_SCALE
 from onnxq.recipe import Recipe
 from onnxq.rescaling import find_sites
 from onnxq.statistics import Factor
@@ -77,12 +78,12 @@ def test_what_was_outside_before_sets_no_bound() -> None:
         ("explicit", "w", 2.0**-8, 2.0**-9, 2.0**-6),
         ("product", "t", 2.0**-8, 2.0**-9, 2.0**-6),
         ("groups", "l", 2.0**-8, 2.0**-9, 2.0**-6),
-        ("norm", "w", 2.0**8, 2.0**10, LARGEST / 2**8),
+        ("norm", "w", 2.0**8, 2.0**10, MAX / 2**8),
         ("norm", "g", 2.0**-8, 2.0**9, 2.0**6),  # g / s
         ("product", "v", 2.0**-8, 2.0**9, 2.0**6),
         ("groups", "k", 2.0**-8, 2.0**9, 2.0**6),
         ("turned", "u", 2.0**-8, 2.0**9, 2.0**6),
-        ("norm", "g", 2.0**8, 2.0**-10, 2.0**8 / LARGEST),
+        ("norm", "g", 2.0**8, 2.0**-10, 2.0**8 / MAX),
     ],
 )
 def test_a_channel_is_bounded_by_what_it_holds(name: str, weight: str, size: float, scale: float, bound: float) -> None:
@@ -118,8 +119,8 @@ def test_the_smoothed_model_in_float16_computes_what_the_float_model_does(name: 
 
 
 def test_the_numbers_are_those_of_float16() -> None:
-    assert np.finfo(np.float16).smallest_normal == LEAST
-    assert np.finfo(np.float16).max == LARGEST
+    assert np.finfo(np.float16).smallest_normal == SMALLEST_SCALE
+    assert np.finfo(np.float16).max == MAX
 
 
 @pytest.mark.parametrize("recipe", [AWQ, Recipe(effort="best")])
@@ -135,5 +136,5 @@ def test_models_in_float16_have_bounded_factors_and_those_in_float32_do_not(reci
         found = api.calibrate(model, feeds, replace(recipe, high_precision=kind), SILENT)
         (factor,) = found.smoothing.values()
         least[kind] = float(np.min(np.sqrt(np.square(weight.astype(np.float64)).mean(axis=1)) * factor.scale))
-    assert least["fp32"] < 0.9 * LEAST
-    assert least["fp16"] == pytest.approx(LEAST, rel=1e-5)
+    assert least["fp32"] < 0.9 * SMALLEST_SCALE
+    assert least["fp16"] == pytest.approx(SMALLEST_SCALE, rel=1e-5)
