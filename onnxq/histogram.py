@@ -27,6 +27,7 @@ _BLOCK = BLOCK
 Counts = npt.NDArray[np.int64]
 
 _NOTHING: Counts = np.zeros(BINS, np.int64)
+_NOTHING.setflags(write=False)  # all empty histograms share it
 
 
 @dataclass(frozen=True, eq=False)
