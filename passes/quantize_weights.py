@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from onnxq.numerics import QuantParams, dequantize, held_by, params_from_range, quantize, weight_params
+from onnxq.numerics import NEAR, QuantParams, dequantize, held_by, params_from_range, quantize, weight_params
+from onnxq.patterns.ranges import SMALLEST_SCALE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph, Value
     from onnxq.numerics import QType
     from onnxq.plan import Plan, WeightPoint
+    from onnxq.statistics import Rounded
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,18 @@ class QuantizeWeights:
             found = weight_params(weight, point.axis, method, point.qtype or self.qtype)
         params = _in_dtype(found, weight.dtype)
         if self._becomes_half(point):
-            params = replace(params, scale=held_by(params.scale, self.plan.float_type))
+            params = replace(params, scale=_as_read(params.scale, self.plan.float_type))
+        held = None if chosen is None else _still_chosen(chosen, params, weight)
         name = point.tensor
         attributes = {"axis": point.axis} if point.axis is not None else None
         scale = graph.constant(f"{name}_scale", params.scale.astype(weight.dtype))
         zero_point = graph.constant(f"{name}_zero_point", params.zero_point)
         if self.form == "dq":
-            codes = graph.constant(f"{name}_quantized", quantize(weight, params) if chosen is None else chosen.codes)
+            codes = graph.constant(f"{name}_quantized", quantize(weight, params) if held is None else held)
         else:
             source = value
-            if chosen is not None:
-                source = graph.constant(f"{name}_rounded", dequantize(chosen.codes, params))
+            if held is not None:
+                source = graph.constant(f"{name}_rounded", dequantize(held, params))
             elif self.method != "absmax":
                 source = graph.constant(f"{name}_clipped", _clipped(weight, params))
             codes = graph.add(
@@ -97,6 +100,24 @@ def _clipped(weight: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[Any]:
     low, high = ((np.float32(code) * scale).astype(weight.dtype) for code in (params.qtype.qmin, params.qtype.qmax))
     clipped: npt.NDArray[Any] = np.clip(weight, low, high)
     return clipped
+
+
+def _as_read(scale: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    """Scales as they are read in half precision; those of its type that would be subnormal become the least normal.
+
+    Codes must be of these: a channel of 1e-6, beside which others are far larger, is 0 and not 100 times too large.
+    """
+    held = held_by(scale, dtype)
+    return np.maximum(held, np.float32(SMALLEST_SCALE)) if dtype == "float16" else held
+
+
+def _still_chosen(chosen: Rounded, params: QuantParams, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The codes that were chosen, or the nearest where the scale is not what they were chosen for, but far larger."""
+    moved = params.scale > chosen.scale * (1 + NEAR)
+    if not moved.any():
+        return chosen.codes
+    along = [-1 if d == params.axis % weight.ndim else 1 for d in range(weight.ndim)] if params.axis is not None else []
+    return np.where(moved.reshape(along), quantize(weight, params), chosen.codes)
 
 
 def _in_dtype(params: QuantParams, dtype: np.dtype[Any]) -> QuantParams:

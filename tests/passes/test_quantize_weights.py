@@ -13,6 +13,7 @@ from onnxq.numerics import INT8_WEIGHT
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.remove_unused import remove_unused
 from onnxq.plan import Plan, WeightPoint
+from onnxq.statistics import Rounded
 
 RNG = np.random.default_rng(11)
 Uses = tuple[tuple[str, int], ...]
@@ -166,10 +167,10 @@ def test_half_precision(form: str) -> None:
     assert (np.abs(got - weight.astype(np.float64)) <= 0.5 * scale * (1 + 127 * 2.0**-10)).all()
 
 
-def in_half(weight: Array, dtype: str, **float32: str) -> tuple[Array, Array]:
+def in_half(weight: Array, dtype: str, rounded: Rounded | None = None, **float32: str) -> tuple[Array, Array]:
     """Codes and scales of a weight whose layer is to be in half precision behind the pass, or by `float32` is not."""
     graph = graph_of("(float[N,K] x) => (float[N,M] y) { y = MatMul(x, w) }", w=weight)
-    point = WeightPoint("w", (("MatMul:y", 1),), 1)
+    point = WeightPoint("w", (("MatMul:y", 1),), 1, rounded=rounded)
     kept = {name.replace("_", ":"): why for name, why in float32.items()}
     QuantizeWeights(Plan("tensorrt", {}, (point,), (), float_type=dtype, float32=kept), INT8_WEIGHT)(graph)
     codes, scale = (graph.const(v) for v in graph.nodes[0].inputs[:2])
@@ -184,11 +185,33 @@ def test_a_layer_that_stays_in_float32_keeps_its_scales() -> None:
     np.testing.assert_array_equal(scale, in_half(weight, "float32")[1])
 
 
-def test_scales_that_float16_cannot_hold_stay() -> None:
+def test_scales_beyond_float16_stay() -> None:
     weight = floats(8, 2)
-    weight *= np.asarray([1e6, 2e-5], np.float32) * 127 / np.abs(weight).max(axis=0)
+    weight *= np.float32(127e6) / np.abs(weight).max(axis=0)
     _, scale = in_half(weight, "float16")
     np.testing.assert_array_equal(scale, in_half(weight, "float32")[1])
+
+
+def test_codes_are_of_the_least_normal_scale_where_float16_would_make_it_subnormal() -> None:
+    least, weight = 2.0**-14, floats(8, 4)
+    weight *= np.asarray([1, 0.3 * least, 1e-3 * least, 0.3 * 2.0**-126], np.float32) * 127 / np.abs(weight).max(axis=0)
+    codes, scale = in_half(weight, "float16")
+    np.testing.assert_array_equal(scale[1:], np.float32(least))
+    assert np.abs(codes[:, 1]).max() == round(127 * 0.3)
+    assert not codes[:, 2:].any()
+    assert (np.abs(codes * scale.astype(np.float64) - weight) <= 0.5 * scale * (1 + 1e-6)).all()
+    assert (in_half(weight, "bfloat16")[1][1:3] < least).all()  # which has the exponents of float32
+
+
+def test_chosen_codes_stay_where_their_scale_does() -> None:
+    least, weight = 2.0**-14, floats(8, 2)
+    weight *= np.asarray([1, 0.3 * least], np.float32) * 127 / np.abs(weight).max(axis=0)
+    nearest, scale = in_half(weight, "float32")
+    chosen = np.clip(nearest + 1, -127, 127).astype(np.int8)
+    rounded = Rounded(chosen, scale, np.asarray(1, np.float32))
+    codes, _ = in_half(weight, "float16", rounded)
+    np.testing.assert_array_equal(codes[:, 0], chosen[:, 0])
+    np.testing.assert_array_equal(codes[:, 1], in_half(weight, "float16")[0][:, 1])
 
 
 @settings(max_examples=60, deadline=None)
