@@ -16,6 +16,7 @@ from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.passes.centre_codes import centre_codes
 from onnxq.passes.cpu_attention import join_attention
 from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
+from onnxq.passes.cpu_clamps import clamps_apart
 from onnxq.passes.cpu_gelu import fast_gelu
 from onnxq.passes.cpu_norms import smooth_in_norms
 from onnxq.passes.cpu_qattention import quantize_attention
@@ -232,6 +233,7 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         sum_before_norm,  # after it: takes the bias along, and keeps the slow SkipLayerNormalization away
         smooth_in_norms,  # after it: the residual is a term of such a sum
         *((ToOperators(target.movers),) if recipe.format == "qoperator" else ()),
+        clamps_apart,  # behind the operators, which need no help
         fast_gelu,  # behind the operators, which take biases along; it and the next take those of Q/DQ graphs
         join_attention,  # the kernels around the products of an attention, which stay in float
         remove_unused,  # float weights that nothing reads any more
