@@ -28,6 +28,11 @@ _BLIND, _SEEING = (13, 14), 15
 """onnx computes no values of what comes from a Shape before opset 15; all that infers shapes is the same from 13 on."""
 
 
+_ALIKE = {"Scaler": "Cast", "Normalizer": "Cast", "Imputer": "Identity"}
+"""Operators of ai.onnx.ml without inference of their own, which keep the shape of what they read, and what says so in
+their stead: the first two write float32 of any type."""
+
+
 def in_order(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its nodes, those of bodies too, in topological order, and nothing else changed.
 
@@ -48,6 +53,7 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
         if (dims := inputs.get(str(value.name))) is not None:
             value.shape = ir.Shape(dims)
     proto = _skeleton(model)[0]
+    _show_alike(proto.graph)
     for entry in proto.opset_import if inputs else ():
         if not entry.domain and entry.version in _BLIND:
             entry.version = _SEEING
@@ -64,6 +70,19 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
         value.shape = value.shape if shape is None else shape
     for value in model.graph.outputs:
         _mend_rank(value)
+
+
+def _show_alike(graph: onnx.GraphProto) -> None:
+    """Put what inference knows in the place of operators that keep the shape and have no inference, bodies included."""
+    from onnx import TensorProto, helper
+
+    for node in graph.node:
+        if node.domain == "ai.onnx.ml" and node.op_type in _ALIKE:
+            node.domain, node.op_type = "", _ALIKE[node.op_type]
+            del node.attribute[:]
+            node.attribute.extend([helper.make_attribute("to", TensorProto.FLOAT)] if node.op_type == "Cast" else [])
+        for body in (a.g for a in node.attribute if a.HasField("g")):
+            _show_alike(body)
 
 
 def _mend_rank(value: ir.Value) -> None:

@@ -401,6 +401,25 @@ def test_infer_shapes_reaches_what_can_be_known() -> None:
     assert names(graph) == (["x"], ["y"])
 
 
+@pytest.mark.parametrize(
+    ("operator", "source", "kind"),
+    [("Scaler", "double", "float32"), ("Normalizer", "int64", "float32"), ("Imputer", "double", "float64")],
+)
+def test_what_onnx_infers_nothing_of_and_keeps_the_shape_has_its_type_and_shape(
+    operator: str, source: str, kind: str
+) -> None:
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]> m ({source}[N,4] x) => (float[N,8] y) {{
+            s = ai.onnx.ml.{operator}(x) f = Cast<to = 1>(s) y = MatMul(f, w) }}"""
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 8), np.float32), "w"))
+    graph = Graph.from_proto(model)
+    graph.infer_shapes()
+    assert (graph.dtype(value(graph, "s")), graph.shape(value(graph, "s"))) == (kind, ("N", 4))
+    assert graph.shape(value(graph, "f")) == ("N", 4)
+    assert (graph.nodes[0].domain, graph.nodes[0].op_type) == ("ai.onnx.ml", operator)
+
+
 def test_convert_opset_keeps_large_weights_bodies_and_other_domains() -> None:
     text = """(float[N,64] x, bool c) => (float[N,64] y) {
       s = com.microsoft.Gelu(x)
