@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import inf, pi, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,16 +53,20 @@ FUNCTIONS: Mapping[str, Callable[..., Floats]] = {
 
 @dataclass(frozen=True)
 class Pointwise:
-    """One of these functions.
+    """One of these functions, and what is cut off behind it.
 
     Attributes:
         kind: its key in `FUNCTIONS`.
         parameters: those that it has: alpha.
+        lowest: all that is below becomes this number.
+        highest: all that is above becomes this number.
     """
 
     kind: str
     parameters: tuple[float, ...] = ()
+    lowest: float = -inf
+    highest: float = inf
 
     def __call__(self, x: Floats) -> Floats:
         """f(x), of any shape, in float64."""
-        return FUNCTIONS[self.kind](x, *self.parameters)
+        return np.clip(FUNCTIONS[self.kind](x, *self.parameters), self.lowest, self.highest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 from onnxq.pointwise import FUNCTIONS, Pointwise
@@ -9,12 +11,12 @@ from onnxq.pointwise import FUNCTIONS, Pointwise
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from onnxq.graph import Graph, Node
+    from onnxq.graph import Graph, Node, Value
     from onnxq.patterns import Pattern
 
 
 def activations_behind(graph: Graph, patterns: Iterable[Pattern]) -> dict[str, Pointwise]:
-    """Tensor -> the activation that is all that reads it.
+    """Tensor -> the activation that is all that reads it, with what a Clip, Relu, Max or Min behind it cuts off.
 
     Gates that end at 1, such as a Sigmoid, are none of these: what they are multiplied with says how much their error
     weighs.
@@ -25,15 +27,16 @@ def activations_behind(graph: Graph, patterns: Iterable[Pattern]) -> dict[str, P
     """
     composites = {p.input: p for p in patterns if p.kind in FUNCTIONS}
     found = {}
-    for value in (v for node in graph.nodes for v in node.outputs):
+    made = {str(v.name): v for node in graph.nodes for v in node.outputs}
+    for value in made.values():
         users = [user for user, _ in graph.users(value)]
         if not users or value.is_graph_output() or any(graph.in_body(user) for user in users):
             continue
         pattern = composites.get(str(value.name))
         if pattern is not None and all(user.name in pattern.nodes for user in users):
-            found[str(value.name)] = Pointwise(pattern.kind)
+            found[str(value.name)] = _cut(graph, Pointwise(pattern.kind), made.get(pattern.output))
         elif (single := _leaky_relu(graph, users)) is not None:
-            found[str(value.name)] = single
+            found[str(value.name)] = _cut(graph, single, users[0].outputs[0])
     return found
 
 
@@ -42,3 +45,29 @@ def _leaky_relu(graph: Graph, users: list[Node]) -> Pointwise | None:
     if len(users) != 1 or node.domain not in ("", "ai.onnx") or node.op_type != "LeakyRelu":
         return None
     return Pointwise("LeakyRelu", (float(graph.attribute(node, "alpha", 0.01)),))
+
+
+def _cut(graph: Graph, function: Pointwise, value: Value | None) -> Pointwise:
+    """The function with the bounds that the nodes behind its result set, as long as each is all that reads on."""
+    while value is not None and not value.is_graph_output():
+        node = graph.only_user(value)
+        bounds = None if node is None or node.domain or graph.in_body(node) else _bounds(graph, node)
+        if node is None or bounds is None:
+            break
+        low, high = (min(max(end, bounds[0]), bounds[1]) for end in (function.lowest, function.highest))
+        function, value = replace(function, lowest=low, highest=high), node.outputs[0]
+    return function
+
+
+def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
+    """The lowest and the highest number that the node leaves; None where it does more, or they are not known."""
+    if node.op_type == "Relu":
+        return 0.0, inf
+    if node.op_type == "Clip":
+        given = [node.inputs[i] if i < len(node.inputs) else None for i in (1, 2)]
+        low, high = (d if v is None else graph.scalar(v) for v, d in zip(given, (-inf, inf), strict=True))
+        return None if low is None or high is None or low > high else (low, high)
+    if node.op_type in ("Max", "Min") and len(node.inputs) == 2:
+        bound = next((b for v in node.inputs if (b := graph.scalar(v)) is not None), None)
+        return None if bound is None else (bound, inf) if node.op_type == "Max" else (-inf, bound)
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,13 +36,15 @@ OPERATORS = {  # function -> how the standard writes it, at opset 22
     Pointwise("HardSwish"): "y = HardSwish(x)",
     Pointwise("GELU"): 'y = Gelu<approximate="tanh">(x)',
     Pointwise("Mish"): "y = Mish(x)",
+    Pointwise("LeakyRelu", (0.2,), -0.4, 2.0): "l = LeakyRelu<alpha=0.2>(x) m = Max(l, low) y = Min(m, high)",
 }
 TAIL = np.concatenate([np.random.default_rng(2).normal(size=20_000), np.linspace(-40, 4, 2_000)]).astype(np.float32)
 
 
 @pytest.mark.parametrize("function", OPERATORS, ids=lambda f: f.kind)
 def test_functions_are_those_of_the_standard(function: Pointwise) -> None:
-    text = f'<ir_version: 10, opset_import: ["": 22]> g (float[9] x) => (float[9] y) {{ {OPERATORS[function]} }}'
+    text = f"""<ir_version: 10, opset_import: ["": 22]> g (float[9] x) => (float[9] y) {{
+        low = Constant<value_float = -0.4>() high = Constant<value_float = 2.0>() {OPERATORS[function]} }}"""
     x = np.array([-80, -8, -3, -1.28, -1e-3, 0, 0.5, 3, 80], np.float32)
     (expected,) = ReferenceEvaluator(onnx.parser.parse_model(text)).run(None, {"x": x})
     np.testing.assert_allclose(function(x.astype(np.float64)), np.asarray(expected, np.float64), atol=2e-6)
@@ -115,6 +118,27 @@ def test_activations_are_found_in_every_spelling() -> None:
     assert behind(written_out) == {"v": Pointwise("HardSwish")}
     assert behind("y = LeakyRelu<alpha=0.5>(v)") == {"v": Pointwise("LeakyRelu", (0.5,))}
     assert behind("y = LeakyRelu(v)")["v"].parameters == pytest.approx((0.01,))
+
+
+@pytest.mark.parametrize(
+    ("body", "limits"),
+    [
+        ("y = Relu(l)", (0.0, inf)),
+        ("m = Max(three, l) y = Min(m, six)", (3.0, 6.0)),
+        ("c = Clip(l, zero, six) y = Min(c, three)", (0.0, 3.0)),
+        ("c = Clip(l, three) y = Min(c, zero)", (0.0, 0.0)),  # all is three, and then zero
+        ("y = Add(l, z)", (-inf, inf)),
+        ("y = Max(l, z)", (-inf, inf)),
+        ("y = Clip(l, bound, six)", (-inf, inf)),
+        ("y = Max(l, three, six)", (-inf, inf)),
+        ("m = Max(l, three) y = Mul(m, m) t = Min(l, six)", (-inf, inf)),
+        ("m = Max(l, three) n = Min(m, six) y = Add(m, n)", (3.0, inf)),
+    ],
+)
+def test_what_is_cut_off_behind_an_activation_costs_nothing(body: str, limits: tuple[float, float]) -> None:
+    for activation in ("l = LeakyRelu<alpha=0.5>(v)", "s = Sigmoid(v) l = Mul(v, s)"):
+        function = behind(f"bound = ReduceMin<keepdims = 0>(z) {activation} {body}")["v"]
+        assert (function.lowest, function.highest) == limits
 
 
 # -- judged --------------------------------------------------------------------------------------------------
