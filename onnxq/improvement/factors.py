@@ -172,7 +172,8 @@ def _chosen(
         readings = [_reading(model.graph, w, taken[w], reach[w.tensor]) for w in want]
         known = all(reach[w.tensor].rows >= LEAST_ROWS and taken[w][0].size for w in want)
         seen = min(reach[w.tensor].rows for w in want)
-        factor = choose(readings, _allowed(site, model, seen)) if known else None
+        reaches = [reach[w.tensor] for w in want]
+        factor = choose(readings, _allowed(site, model, seen), reaches) if known else None
         if factor is not None:
             found[site] = factor
         monitor.advance()

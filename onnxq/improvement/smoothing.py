@@ -23,7 +23,7 @@ from onnxq.numerics import INT8, INT8_WEIGHT, affine
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from onnxq.improvement.picking import ChannelReach
     from onnxq.numerics import QType
@@ -76,12 +76,13 @@ class Allowed:
     grid: QType = INT8
 
 
-def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
+def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[ChannelReach] = ()) -> Factor | None:
     """The factor of least predicted noise, None where none beats leaving the site as it is by the margin.
 
     Args:
         readings: of one site; all have the same channels.
         allowed: what the site can take.
+        reaches: of the tensors; what is cut off new rows of them counts as noise too.
     """
     low = np.min([r.low for r in readings], axis=0).astype(np.float64)
     high = np.max([r.high for r in readings], axis=0).astype(np.float64)
@@ -113,6 +114,7 @@ def choose(readings: Sequence[Reading], allowed: Allowed) -> Factor | None:
     _, shifted = best([still, middle, _means(readings)] if allowed.shift else [still], _PROBES)
     least, found = best([shifted.shift], _EXPONENTS)
     before = noise(Factor(np.ones_like(still), still))
+    least *= 1 + max((cut_off(reach, found) for reach in reaches), default=0.0)
     return found if least < before * 10 ** (-allowed.margin / 10) else None
 
 
@@ -123,26 +125,51 @@ def beyond(reach: ChannelReach, factor: Factor) -> Floats:
     channel would reach m' in place of m, and m' / s' in place of m / s is where its range would end. So v, which is
     v / m' times as far, at most `_BEYOND`, would be (v / m') (m / s). A shift to the middle would be to another one.
     """
-    low, high, next_low, next_high = (
-        a.astype(np.float64) for a in (reach.low, reach.high, reach.next_low, reach.next_high)
-    )
     shift = factor.shift.astype(np.float64)
-    centred = np.array_equal(factor.shift, ((low + high) / 2).astype(np.float32))
-    limit = np.maximum(high - shift, shift - low) / factor.scale
+    limit = np.maximum(reach.high - shift, shift - reach.low) / factor.scale
     found = []
-    for sign, farthest, others, side in ((1.0, high, next_high, low), (-1.0, -low, -next_low, -high)):
-        with np.errstate(divide="ignore", invalid="ignore"):  # others are infinite where there is no other sample
-            middle = (others + side) / 2 if centred else sign * shift
-            there = np.maximum(others - middle, middle - side)
-            ratio = np.minimum((farthest - middle) / there, _BEYOND)
-        farther = np.isfinite(ratio) & (ratio > 1)
-        found.append(sign * ratio[farther] * limit[farther])
+    for sign, ratio in _farther(reach, factor.shift):
+        farther = ratio > 1
+        found.append(sign * np.minimum(ratio[farther], _BEYOND) * limit[farther])
     values: Floats = np.concatenate(found).astype(np.float32)
     return values
 
 
+def cut_off(reach: ChannelReach, factor: Factor) -> float:
+    """Noise of what is cut off x' in new rows, expected likewise, over that of rounding; `beyond` is in the range.
+
+        sum_j max(r_j m_j / s_j - e, 0)^2 / rows    over    C (e / 127)^2 / 12
+
+    with r = v / m', at most `_FARTHEST`, of either side of the C channels, and e where the range ends. Judging samples
+    do not tell: they are among those whose reach makes the factors.
+    """
+    shift = factor.shift.astype(np.float64)
+    limit = np.maximum(reach.high - shift, shift - reach.low) / factor.scale
+    ratios = [ratio for _, ratio in _farther(reach, factor.shift)]
+    end = max(float((np.clip(ratio, 1.0, _BEYOND) * limit).max(initial=0.0)) for ratio in ratios)
+    lost = sum(np.square(np.maximum(np.minimum(r, _FARTHEST) * limit - end, 0.0)).sum() for r in ratios)
+    rounded = limit.size * (end / INT8.qmax) ** 2 / 12
+    return float(lost / max(reach.rows, 1) / rounded) if rounded > 0 else 0.0
+
+
+def _farther(reach: ChannelReach, shift: Floats) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:
+    """Of the upper and of the lower side: (sign, channel -> v / m'), 0 where there is no other sample."""
+    low, high, next_low, next_high = (
+        a.astype(np.float64) for a in (reach.low, reach.high, reach.next_low, reach.next_high)
+    )
+    centred = np.array_equal(shift, ((low + high) / 2).astype(np.float32))
+    for sign, farthest, others, side in ((1.0, high, next_high, low), (-1.0, -low, -next_low, -high)):
+        with np.errstate(divide="ignore", invalid="ignore"):  # others are infinite where there is no other sample
+            middle = (others + side) / 2 if centred else sign * shift.astype(np.float64)
+            ratio = (farthest - middle) / np.maximum(others - middle, middle - side)
+        yield sign, np.where(np.isfinite(others) & ~np.isnan(ratio), ratio, 0.0)
+
+
 _BEYOND = 2.0
 """How far beyond the others one sample counts at most: of a channel that is quiet elsewhere it tells little."""
+
+_FARTHEST = 8.0
+"""The same for what it would lose: a channel that is 0 elsewhere would be lost without end."""
 
 
 def _scale(reach: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], a: float, b: float) -> Floats:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from onnxq import Recipe, api
 from onnxq.calibrators import make_calibrator
 from onnxq.histogram import Histogram
+from onnxq.improvement import smoothing
 from onnxq.improvement.picking import ChannelReach
-from onnxq.improvement.smoothing import beyond
+from onnxq.improvement.smoothing import beyond, cut_off
 from onnxq.numerics import INT8, sqnr_db
 from onnxq.statistics import Factor, Statistics
 
@@ -62,6 +63,28 @@ def test_as_by_leaving_out_every_sample(seed: int, count: int, kind: str) -> Non
     assert np.sort(found) == pytest.approx(wanted, rel=1e-5)
 
 
+@given(st.integers(0, 10_000), st.integers(3, 6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_what_is_cut_off_as_by_leaving_out_every_sample(seed: int, count: int, negative: bool) -> None:
+    rng = np.random.default_rng(seed)
+    sign = -1.0 if negative else 1.0
+    samples = [(sign * rng.gamma(0.5, size=(8, 5)) ** 2).astype(np.float32) for _ in range(count)]
+    for x in samples:
+        x[0] = 0.0
+    reach = reached(samples)
+    scale = np.maximum(reach.high, -reach.low) / np.asarray([1, 1, 1, 0.3, 0.1], np.float32)
+    size, lost = np.abs(np.stack(samples)).max(axis=1) / scale, 0.0  # (samples, channels)
+    ends = np.asarray([1, 1, 1, 0.3, 0.1])
+    others = np.stack([np.delete(size, i, axis=0).max(axis=0) for i in range(count)])
+    far = np.where(size > others, size / others, 0.0)
+    end = max(1.0, float((np.minimum(far, 2) * ends).max()))
+    lost = float(np.square(np.maximum(np.minimum(far, 8) * ends - end, 0)).sum()) / (8 * count)
+    rounded = 5 * (end / 127) ** 2 / 12
+    assert cut_off(reach, Factor(scale.astype(np.float32), np.zeros(5, np.float32))) == pytest.approx(
+        lost / rounded, rel=1e-4
+    )
+
+
 def test_neither_order_nor_grouping_matters() -> None:
     rng = np.random.default_rng(1)
     samples = [rng.normal(size=(4, 6)).astype(np.float32) for _ in range(7)]
@@ -79,7 +102,9 @@ def test_a_channel_that_one_sample_alone_holds_counts_twice_at_most() -> None:
     samples = [np.zeros((2, 1), np.float32), np.full((2, 1), 50, np.float32)]
     factor = Factor(np.full(1, 50, np.float32), np.zeros(1, np.float32))
     assert beyond(reached(samples), factor) == pytest.approx([2.0])
+    assert cut_off(reached(samples), factor) == pytest.approx((8 - 2) ** 2 / 4 / (2 / 127) ** 2 * 12)  # of four rows
     assert beyond(reached(samples[:1]), factor).size == 0  # nothing to leave out
+    assert cut_off(reached(samples[:1]), factor) == 0
 
 
 # -- whole models ----------------------------------------------------------------------------------------------
@@ -141,3 +166,29 @@ def test_a_range_of_what_is_left_when_the_largest_values_are_taken_out(calibrato
     low, high = make_calibrator(calibrator)(rest, INT8)
     assert -900 < low < 0 < high < 900
     assert max(-low, high) >= 0.5 * float(np.abs(small).max())
+
+
+def test_heavy_tails_of_few_rows_are_not_smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities: each channel is near 0 in most rows, and near 1 in a few."""
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(64, 64)) * 0.2, "v": rng.normal(size=(64, 64)) * 0.2}
+    text = "(float[8,64] x) => (float[8,64] y) { a = MatMul(x, w) s = Softmax(a) y = MatMul(s, v) }"
+    recipe = replace(BALANCED, target="ort-cuda")
+    graph = graph_of(text, 17, **{k: v.astype(np.float32) for k, v in arrays.items()})
+
+    def drawn(count: int, seed: int) -> list[dict[str, Array]]:
+        inputs = np.random.default_rng(seed).normal(size=(count, 8, 64)).astype(np.float32)
+        return [{"x": x} for x in inputs]
+
+    def calibrated() -> tuple[bool, float]:
+        statistics = api.calibrate(graph, drawn(24, 1), recipe)
+        quantized, _ = api.quantize(graph, statistics, recipe)
+        pairs = [(run(graph, f)[0], run(quantized, f)[0]) for f in drawn(400, 2)]
+        return bool(statistics.smoothing), sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True)))
+
+    smoothed, near = calibrated()
+    assert not smoothed
+    monkeypatch.setattr(smoothing, "cut_off", lambda *_: 0.0)
+    smoothed, far = calibrated()
+    assert smoothed
+    assert near > far + 3
