@@ -2,24 +2,34 @@
 
     m = mean(x);  y = (x - m) / sqrt(mean((x - m)^2) + eps) * scale + bias
 
-One node accumulates in float32 even in a half-precision graph, and backends have one kernel for it. Only the common
-form is rewritten: the last axes, one root, then at most one factor and one summand of the normalized shape.
+One node accumulates in float32 even in a half-precision graph, backends have one kernel for it, and factors that
+smooth go into its scale. Rewritten is what goes over the last axes, in whatever order it is computed: Keras writes
+x k + (bias - m k) with k = scale / sqrt(...).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxq.patterns import find_patterns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
 
+    Floats = npt.NDArray[np.float32]
+    Sum = dict[tuple[int, int, int], npt.NDArray[Any]]  # exponents of x, of its mean and of the root -> coefficient
+
 OPSET = 17
+_ONE = np.ones((), np.float32)
+_NUMBER = (0, 0, 0)
+"""The exponents of a constant."""
 
 
 def fuse_layer_norm(graph: Graph) -> int:
@@ -42,7 +52,7 @@ def _fuse(graph: Graph, x: Value, y: Value, nodes: list[Node]) -> bool:
     if shape is None or axis is None or epsilon is None or last is None or graph.dtype(x) != "float32":
         return False
     normalized = tuple(d for d in shape[axis:] if isinstance(d, int))
-    tail = _tail(graph, y, nodes)
+    tail = _tail(graph, x, y, nodes)
     if tail is None or len(normalized) != -axis or any(n.op_type == "Cast" for n in nodes):
         return False
     scale, bias = (_as_shape(array, normalized) for array in tail)
@@ -82,29 +92,79 @@ def _axes(graph: Graph, node: Node) -> list[int]:
 def _epsilon(graph: Graph, nodes: list[Node]) -> float | None:
     """The constant under the root, where an Add of it is the root's only argument."""
     for node in nodes:
-        if node.op_type == "Sqrt" or (node.op_type == "Pow" and graph.scalar(node.inputs[1]) == 0.5):
+        if _power(graph, node) is not None:
             added = graph.producer(node.inputs[0], "Add")
             constants = [] if added is None else [graph.scalar(v) for v in added.inputs]
             return next((c for c in constants if c is not None), None)
     return None
 
 
-def _tail(graph: Graph, y: Value, nodes: list[Node]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """(scale, bias) between the division by the root and y, None when other things stand there."""
-    scale, bias = np.ones((), np.float32), np.zeros((), np.float32)
-    value: Value | None = y
-    for op_type in ("Add", "Mul"):
-        node = graph.producer(value, op_type)
-        constants = [] if node is None else [v for v in node.inputs if graph.is_const(v)]
-        array = graph.const(constants[0]) if len(constants) == 1 else None
-        if node is None or node not in nodes or array is None:
-            continue
-        scale, bias = (scale, array) if op_type == "Add" else (array, bias)
-        value = next(v for v in node.inputs if not graph.is_const(v))
-    divided = graph.producer(value, "Div")
-    root = None if divided is None else graph.producer(divided.inputs[1], "Sqrt", "Pow")
-    centred = None if divided is None else graph.producer(divided.inputs[0], "Sub")
-    return (scale, bias) if root in nodes and root is not None and centred in nodes and centred is not None else None
+def _tail(graph: Graph, x: Value, y: Value, nodes: list[Node]) -> tuple[Floats, Floats] | None:
+    """(scale, bias) of y = scale (x - m) / root + bias, however that is written; None when y is something else."""
+    known: dict[Value, Sum] = {x: {(1, 0, 0): _ONE}}
+    for node in nodes:
+        if node.op_type == "ReduceMean" and node.inputs[0] is x:
+            known[node.outputs[0]] = {(0, 1, 0): _ONE}
+        elif (power := _power(graph, node)) is not None:
+            known[node.outputs[0]] = {(0, 0, 1 if power > 0 else -1): _ONE}
+    found = _sum(graph, y, known, nodes) or {}
+    scale, centre, bias = (found.pop(key, None) for key in ((1, 0, -1), (0, 1, -1), _NUMBER))
+    if found or scale is None or centre is None or np.any(scale + centre):
+        return None
+    return scale, np.zeros((), np.float32) if bias is None else bias
+
+
+def _power(graph: Graph, node: Node) -> float | None:
+    """1/2 for a root, -1/2 for one over a root, None for other nodes."""
+    exponent = graph.scalar(node.inputs[1]) if node.op_type == "Pow" else 0.5 if node.op_type == "Sqrt" else None
+    return exponent if exponent in (0.5, -0.5) else None
+
+
+def _sum(graph: Graph, value: Value | None, known: dict[Value, Sum], nodes: list[Node]) -> Sum | None:
+    """The value as a sum over products of powers, None where it is none."""
+    if value is not None and value not in known:
+        array, node = graph.const(value), value.producer()
+        if array is not None:
+            return {_NUMBER: array}
+        if node in nodes and node is not None and node.op_type in _ARITHMETIC:
+            parts = [_sum(graph, v, known, nodes) for v in node.inputs]
+            return None if None in parts else _ARITHMETIC[node.op_type](*parts)
+    return None if value is None else known.get(value)
+
+
+def _plus(one: Sum, other: Sum) -> Sum:
+    return {**one, **other, **{key: one[key] + other[key] for key in one.keys() & other.keys()}}
+
+
+def _minus(value: Sum) -> Sum:
+    return {key: -array for key, array in value.items()}
+
+
+def _times(one: Sum, other: Sum) -> Sum:
+    made: Sum = {}
+    for (a, left), (b, right) in product(one.items(), other.items()):
+        made = _plus(made, {(a[0] + b[0], a[1] + b[1], a[2] + b[2]): left * right})
+    return made
+
+
+def _inverse(value: Sum) -> Sum | None:
+    """Of one product; None of a sum of several."""
+    return {(-a, -b, -c): 1 / array for (a, b, c), array in value.items()} if len(value) == 1 else None
+
+
+def _divided(one: Sum, other: Sum) -> Sum | None:
+    inverse = _inverse(other)
+    return None if inverse is None else _times(one, inverse)
+
+
+_ARITHMETIC: dict[str, Callable[..., Sum | None]] = {
+    "Add": _plus,
+    "Sub": lambda one, other: _plus(one, _minus(other)),
+    "Neg": _minus,
+    "Mul": _times,
+    "Div": _divided,
+    "Reciprocal": _inverse,
+}
 
 
 def _as_shape(array: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:

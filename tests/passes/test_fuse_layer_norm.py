@@ -90,6 +90,41 @@ def test_one_node_with_scale_and_bias(
     same_function(before, graph, {"x": x}, rtol=1e-5)
 
 
+PER_ROOT = f"{HEAD} e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r)"
+
+
+@pytest.mark.parametrize(
+    ("body", "scale", "bias"),
+    [
+        (f"{PER_ROOT} k = Mul(i, g) p = Mul(x, k) n = Mul(m, k) o = Sub(b, n) y = Add(p, o)", SCALE, BIAS),  # Keras 2
+        (
+            f"{PER_ROOT} k = Mul(i, g) p = Mul(x, k) w = Neg(m) n = Mul(w, k) o = Add(n, b) y = Add(p, o)",
+            SCALE,
+            BIAS,
+        ),  # Keras 3
+        (f"{PER_ROOT} p = Mul(x, i) n = Mul(m, i) o = Sub(b, n) y = Add(p, o)", 1.0, BIAS),
+        (f"{PER_ROOT} k = Mul(g, i) p = Mul(k, x) n = Mul(k, m) y = Sub(p, n)", SCALE, 0.0),
+        (f"{HEAD} e = Add(v, eps) i = Pow(e, less) d = Mul(c, i) t = Mul(d, g) y = Add(t, b)", SCALE, BIAS),
+        (f"{HEAD} e = Add(v, eps) r = Sqrt(e) i = Div(one, r) d = Mul(c, i) t = Mul(d, g) y = Add(t, b)", SCALE, BIAS),
+    ],
+)
+def test_every_order_of_the_same_sum_is_one_node(body: str, scale: np.ndarray, bias: np.ndarray) -> None:
+    graph = norm(body, less=np.float32(-0.5), one=np.float32(1))
+    before = graph.copy()
+    assert fuse_layer_norm(graph) == 1
+    graph.remove_unused()
+    (node,) = graph.nodes
+    assert node.op_type == "LayerNormalization"
+    np.testing.assert_array_equal(graph.const(node.inputs[1]), np.broadcast_to(np.float32(scale), 8))
+    np.testing.assert_array_equal(graph.const(node.inputs[2]), np.broadcast_to(np.float32(bias), 8))
+    same_function(before, graph, random_feeds(graph), rtol=1e-5)
+
+
+def test_a_mean_weighed_otherwise_is_left_alone() -> None:
+    body = f"{PER_ROOT} k = Mul(i, g) p = Mul(x, k) n = Mul(m, i) o = Sub(b, n) y = Add(p, o)"
+    assert fuse_layer_norm(norm(body)) == 0
+
+
 def test_two_trailing_axes() -> None:
     graph = norm(CORE.replace("axes=[-1]", "axes=[1,2]") + " y = Mul(d, g)")
     before = graph.copy()
