@@ -19,7 +19,17 @@ from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns
 from onnxq.patterns.bounds import bound, bounds
 from onnxq.patterns.chains import epilogue, exact_nodes, masks
-from onnxq.patterns.ranges import ASSUMED, COUNTED, GROWING, LIMIT, SMALLEST_SCALE, Known, covered, out_of_range
+from onnxq.patterns.ranges import (
+    ASSUMED,
+    COUNTED,
+    GROWING,
+    LIMIT,
+    SMALLEST_SCALE,
+    Known,
+    covered,
+    lost_scales,
+    out_of_range,
+)
 from onnxq.placement.bodies import divided, part_name
 
 if TYPE_CHECKING:
@@ -216,11 +226,7 @@ def _underflowing(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
         array = graph.const(weights[weight.tensor])
         if array is None or array.dtype != np.float32:
             continue
-        axes = tuple(i for i in range(array.ndim) if i != weight.axis)
-        amax = np.maximum(array.max(axis=axes), -array.min(axis=axes))
-        # Channels a hundred times smaller than the largest may lose digits: nobody sees them.
-        lost = (amax > 0) & (amax < 127 * SMALLEST_SCALE) & (amax > amax.max() / 100)
-        if lost.any():
+        if lost_scales(array, weight.axis).size:
             yield from ((node, f"scales of {weight.tensor} are too small for float16") for node, _ in weight.uses)
 
 

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from onnxq.lifting import lift_scales
 from onnxq.numerics import NEAR, QuantParams, dequantize, held_by, params_from_range, quantize, weight_params
 from onnxq.patterns.ranges import SMALLEST_SCALE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
-    from onnxq.graph import Graph, Value
+    from onnxq.graph import Graph, Node, Value
     from onnxq.numerics import QType
     from onnxq.plan import Plan, WeightPoint
     from onnxq.statistics import Rounded
@@ -43,13 +46,28 @@ class QuantizeWeights:
         nodes = {n.name or "": n for n in graph.nodes}
         weights = graph.weights
         for point in self.plan.weights:
-            real = self._dequantized(graph, point, weights[point.tensor])
-            graph.replace_uses(weights[point.tensor], real, [(nodes[n], i) for n, i in point.uses])
+            value, uses = weights[point.tensor], [(nodes[n], i) for n, i in point.uses]
+            lifted, weight = self._lifted(graph, point, value, uses)
+            graph.replace_uses(value, self._dequantized(graph, lifted, weight), uses)
         return len(self.plan.weights)
+
+    def _lifted(
+        self, graph: Graph, point: WeightPoint, value: Value, uses: Sequence[tuple[Node, int]]
+    ) -> tuple[WeightPoint, Value]:
+        """The weight, times a power of two where float16 would round its scales and what it multiplies can be less."""
+        weight = graph.const(value)
+        assert weight is not None  # noqa: S101  the plan holds only constants
+        by = lift_scales(graph, uses, weight, point.axis) if point.qtype is None else 0
+        if not by:
+            return point, value
+        rounded = point.rounded
+        if rounded is not None:
+            rounded = replace(rounded, scale=np.ldexp(rounded.scale, by))
+        return replace(point, rounded=rounded), graph.constant(f"{point.tensor}_lifted", np.ldexp(weight, by))
 
     def _dequantized(self, graph: Graph, point: WeightPoint, value: Value) -> Value:
         weight = graph.const(value)
-        assert weight is not None  # noqa: S101  the plan holds only constants
+        assert weight is not None  # noqa: S101  it is a constant
         method = cast("Literal['absmax', 'mse']", self.method)  # the recipe has checked it
         chosen = point.rounded
         if chosen is not None:

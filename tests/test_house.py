@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "executed",
         "rescaling",
         "half_range",
+        "lifting",
         "restated",
         "packed",
         "forms",

@@ -6,7 +6,7 @@ float16 ends at 65504, is exact for integers up to 2048, and loses digits below 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from onnxq.patterns.chains import MOVING, POOLING, divisors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
     from onnxq.statistics import Reach
@@ -24,6 +26,9 @@ LIMIT = MAX / 2
 
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """Smallest scale that float16 holds with all its digits: its least normal number, 2^-14 (IEEE 754-2019, binary16)."""
+
+_SEEN = 100.0
+"""Output channels of a weight that are so many times smaller than the largest may lose digits: nobody sees them."""
 
 COUNTABLE = 2048.0
 """The integers that float16 holds exactly end here."""
@@ -48,6 +53,19 @@ _PASSING = frozenset({"Relu", "Add"})  # what grows in front of them is as large
 _KEEPING = POOLING | {"Pad", "Resize", "Neg", "Abs", "Max", "Min", "Floor", "Ceil", "Round", *MOVING} - {"Cast"}
 _BOUNDS = frozenset({"Clip", "Min", "Max"})
 _BIASED = frozenset({"Conv", "ConvTranspose", "Gemm", "LayerNormalization", "InstanceNormalization"})
+
+
+def lost_scales(weight: npt.NDArray[Any], axis: int | None) -> npt.NDArray[np.float64]:
+    """Largest absolute values of the output channels whose int8 scales, a 127th of them, float16 would round; or none.
+
+    Args:
+        weight: of any float type, finite.
+        axis: of output channels; None for one scale.
+    """
+    axes = tuple(i for i in range(weight.ndim) if i != axis)
+    amax = np.maximum(weight.max(axis=axes), -weight.min(axis=axes)).astype(np.float64).reshape(-1)
+    lost: npt.NDArray[np.float64] = amax[(amax > 0) & (amax < 127 * SMALLEST_SCALE) & (amax > amax.max() / _SEEN)]
+    return lost
 
 
 def covered(graph: Graph, value: Value) -> bool:
