@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
 
-_FLOATS = ("float16", "float32", "float64")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 _BLOCK = 2**16

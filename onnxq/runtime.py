@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
+from onnxq.dtypes import BFLOAT16
 from onnxq.errors import DataError, ModelError, ProviderError, RecipeError
 
 if TYPE_CHECKING:
@@ -117,22 +121,47 @@ class Session:
             )
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
+        self._narrow = frozenset(i.name for i in self._session.get_inputs() if i.type == "tensor(bfloat16)")
+        self._wide = any(o.type == "tensor(bfloat16)" for o in self._session.get_outputs())
         self.output_types = {o.name: ELEMENTS.get(o.type) for o in self._session.get_outputs()}
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> list[Any]:
-        """Run one feed.
+        """Run one feed. Outputs in bfloat16 come as float32, which holds it.
 
         Raises:
             DataError: ONNX Runtime refuses the feed or fails on it.
         """
+        given = {k: np.ascontiguousarray(v) for k, v in feed.items()}
         try:
-            return list(self._session.run(outputs, {k: np.ascontiguousarray(v) for k, v in feed.items()}))
+            if self._narrow or self._wide:
+                return self._run_bfloat16(given, outputs)
+            return list(self._session.run(outputs, given))
         except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
             raise DataError(
                 f"ONNX Runtime failed on the data: {_one_line(error)}",
                 "Do the shapes and values fit the model? "
                 + ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items()),
             ) from error
+
+    def _run_bfloat16(self, feed: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None) -> list[Any]:
+        """The same through ONNX Runtime's own values: its Python takes and gives no arrays of bfloat16."""
+        import onnxruntime as ort  # noqa: TID251  this is the wall
+
+        def given(name: str, array: npt.NDArray[Any]) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
+            if name not in self._narrow:
+                return ort.OrtValue.ortvalue_from_numpy(array)
+            bits = array.astype(ml_dtypes.bfloat16).view(np.uint16)
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, BFLOAT16)
+
+        def read(value: Any) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
+            if value.data_type() != "tensor(bfloat16)":
+                return value.numpy()
+            shape = tuple(value.shape())
+            held = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
+            return np.frombuffer(held, ml_dtypes.bfloat16).astype(np.float32).reshape(shape)
+
+        values = {name: given(name, array) for name, array in feed.items()}
+        return [read(value) for value in self._session.run_with_ort_values(outputs or self.outputs, values)]
 
     def each(self, feeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Iterator[list[list[Any]]]:
         """All outputs for each feed, in one list: what runs a model in parts gives one for each.
@@ -230,10 +259,10 @@ def _start(model: Path | bytes, made: Callable[..., Any], names: Sequence[str], 
     except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
         if exact and "replace the existing tensor" in str(error):
             return _start(model, made, names, exact=False)
-        raise ModelError(
-            f"ONNX Runtime cannot load the model: {_one_line(error)}",
-            "Does the float model run by itself? Try it with onnxruntime.InferenceSession.",
-        ) from error
+        hint = "Does the float model run by itself? Try it with onnxruntime.InferenceSession."
+        if "NOT_IMPLEMENTED" in str(error):
+            hint = "Its CPU provider lacks most operators in bfloat16. A model in float32 runs, or --providers cuda."
+        raise ModelError(f"ONNX Runtime cannot load the model: {_one_line(error)}", hint) from error
 
 
 _EXACT = "session.x64quantprecision"

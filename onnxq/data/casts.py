@@ -10,17 +10,21 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+_ROUNDED = (("float64", "float32"), ("float32", "bfloat16"), ("float64", "bfloat16"))
+
+
 def cast(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
     """The array as dtype, or None where the cast would lose values.
 
-    A cast keeps the values when it survives the round trip within the range of both types. float64 -> float32
-    alone may also round: images are often stored so, and the model would see no more.
+    A cast keeps the values when it survives the round trip within the range of both types. Two may also round:
+    float64 -> float32, since images are often stored so and the model would see no more, and float32 -> bfloat16,
+    of which numpy holds no files.
     """
     if array.dtype.kind not in "biuf" or dtype.kind not in "biufV":  # V: bfloat16 and other extension floats
         return None
     with np.errstate(all="ignore"):  # what overflows is found below
         result = array.astype(dtype)
-        if array.dtype == np.float64 and dtype == np.float32:
+        if (array.dtype.name, dtype.name) in _ROUNDED:
             return result if np.array_equal(np.isinf(array), np.isinf(result)) else None
         if not (in_range(array, dtype) and in_range(result, array.dtype)):
             return None

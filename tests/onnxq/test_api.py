@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -260,3 +261,27 @@ def test_what_a_run_over_the_data_is_for(recipe: onnxq.Recipe, said: str) -> Non
     graph = graph_of("(float[N,32] x) => (float[N,32] y) { a = MatMul(x, w) b = Mul(a, a) y = MatMul(b, w) }", w=W)
     onnxq.quantize(graph, FEEDS, replace(recipe, effort="fast"), monitor=monitor)
     assert re.match(said, stages[1])
+
+
+# --- inputs and outputs in bfloat16 --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu", "ort-cuda"])
+def test_bfloat16_at_both_ends(target: str, effort: str) -> None:
+    """Fed with float32 arrays, or with those of ml_dtypes: the same bytes."""
+    text = """(bfloat16[N,32] x) => (bfloat16[N,32] y) {
+        f = Cast<to = 1>(x)
+        a = MatMul(f, w)
+        b = Relu(a)
+        c = MatMul(b, w)
+        y = Cast<to = 16>(c)
+    }"""
+    graph, recipe = graph_of(text, 17, w=W), onnxq.Recipe(target=target, effort=effort)
+    feeds = [{"x": x[None]} for x in RNG.normal(size=(32, 32)).astype(np.float32)]
+    narrow = [{"x": feed["x"].astype(ml_dtypes.bfloat16)} for feed in feeds]
+    made = [api.quantize(graph, given, recipe)[0] for given in (feeds, narrow)]
+    assert made[0].to_proto() == made[1].to_proto()
+    assert [graph.dtype(v) for v in (*made[0].inputs, *made[0].outputs)] == ["bfloat16", "bfloat16"]
+    (output,) = api.compare(graph, made[0], feeds).errors
+    assert 30 < output.sqnr_db < 60

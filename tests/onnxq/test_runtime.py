@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import ml_dtypes
 import numpy as np
+import pytest
 from graphs import graph_of
 
+from onnxq.errors import DataError, ModelError
 from onnxq.runtime import Session
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_integer_products_do_not_saturate() -> None:
@@ -61,3 +59,37 @@ def test_what_is_tried_again_is_not_told(capfd: pytest.CaptureFixture[str]) -> N
     np.testing.assert_array_equal(y, 2)
     np.testing.assert_array_equal(z, 4)
     assert not any(capfd.readouterr())
+
+
+def test_bfloat16_goes_in_and_comes_out() -> None:
+    """ONNX Runtime's Python takes no such arrays and gives none."""
+    text = """(bfloat16[N,3] x, float[N,3] z, int64 k) => (float[N,3] wide, bfloat16[N,3] y, bfloat16 one, int64 k2) {
+        wide = Cast<to = 1>(x)
+        s = Mul(wide, z)
+        y = Cast<to = 16>(s)
+        one = Cast<to = 16>(t)
+        k2 = Identity(k)
+    }"""
+    graph = graph_of(text, 17, t=np.float32(1.003))
+    session = Session(graph.to_proto().SerializeToString())
+    x = np.array([[1.0, -2.5, 3e38], [0.1, 1e-40, np.inf]], np.float32)
+    z = np.array([[1.0, 2.0, 1.0], [3.0, 1.0, 1.0]], np.float32)
+    held = x.astype(ml_dtypes.bfloat16)
+    for given in (x, held, held[:, ::1]):
+        wide, y, one, k = session.run({"x": given, "z": z, "k": np.array(7)})
+        np.testing.assert_array_equal(wide, held.astype(np.float32))
+        np.testing.assert_array_equal(y, (wide * z).astype(ml_dtypes.bfloat16).astype(np.float32))
+        assert (one, one.shape, k) == (np.float32(ml_dtypes.bfloat16(1.003)), (), 7)
+        assert wide.dtype == y.dtype == one.dtype == np.float32
+    assert session.output_types == {"wide": "float32", "y": "bfloat16", "one": "bfloat16", "k2": "int64"}
+    (only,) = session.run({"x": held[:0], "z": z[:0], "k": np.array(7)}, ["y"])
+    assert only.shape == (0, 3)
+    with pytest.raises(DataError, match="failed on the data"):
+        session.run({"x": held, "z": z[:, :2], "k": np.array(7)})
+
+
+def test_what_the_cpu_provider_has_no_kernel_for() -> None:
+    graph = graph_of("(bfloat16[2,3] x, bfloat16[3,2] w) => (bfloat16[2,2] y) { y = MatMul(x, w) }", 17)
+    with pytest.raises(ModelError, match="NOT_IMPLEMENTED") as raised:
+        Session(graph.to_proto().SerializeToString())
+    assert "bfloat16" in raised.value.hint

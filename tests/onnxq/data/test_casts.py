@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from data_samples import I64, fails
@@ -67,6 +68,21 @@ def test_casts_that_keep_the_values(array: np.ndarray[Any, Any], dtype: str) -> 
 def test_casts_that_lose_values_are_refused(array: np.ndarray[Any, Any], dtype: str) -> None:
     with fails(DataError, f"here: input 'x' is {array.dtype}; the model takes {dtype}", f"astype('{dtype}')"):
         cast(array, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bfloat16_may_round(dtype: str) -> None:
+    """Numpy's files hold none of it."""
+    array = np.array([0.1, -1e-40, 3e38, np.nan, np.inf], dtype)
+    result = cast(array, "bfloat16")
+    assert result.dtype == ml_dtypes.bfloat16
+    held = array.astype(np.float32).view(np.uint32)  # rounded to nearest, ties to even (IEEE 754)
+    nearest = ((held + 0x7FFF + ((held >> 16) & 1)) >> 16).astype(np.uint16)
+    finite = np.isfinite(array)
+    np.testing.assert_array_equal(result.view(np.uint16)[finite], nearest[finite])
+    np.testing.assert_array_equal(result[~finite].astype(np.float64), array[~finite])
+    with fails(DataError, "the cast would lose values"):
+        cast(np.array([3.4e38], dtype), "bfloat16")
 
 
 def test_ranges_are_compared_exactly() -> None:
