@@ -81,9 +81,10 @@ class Seen:
             if not any(odd):
                 continue
             if name not in self.nonfinite:
+                held = ", ".join(f"{n} {kind}" for n, kind in zip(odd, ("NaN", "+inf", "-inf"), strict=True) if n)
                 monitor.warn(
-                    f"tensor {name!r} holds {odd[0]} NaN, {odd[1]} +inf and {odd[2]} -inf in {label}: "
-                    "they are left out of its range" + (" and saturate when quantized" if not odd[0] else "")
+                    f"tensor {name!r} holds {held} in {label}: they are left out of its range"
+                    + (" and saturate where it is quantized" if not odd[0] else "")
                 )
             self.nonfinite[name] = min(label, self.nonfinite.get(name, label))
 
