@@ -19,6 +19,7 @@ from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns
 from onnxq.patterns.bounds import bound, bounds
 from onnxq.patterns.chains import epilogue, exact_nodes, masks
+from onnxq.patterns.peaks import peaks
 from onnxq.patterns.ranges import (
     ASSUMED,
     COUNTED,
@@ -171,6 +172,7 @@ def _found(
 ) -> Iterator[tuple[str, str]]:
     yield from _accumulating(graph, find_patterns(graph), tensors)
     yield from exact_nodes(graph, layers)
+    yield from ((name, reason) for name, reason in peaks(graph).items() if name not in layers)
     if dtype == "float16":
         known = _known(graph, plan, tensors)
         for node in graph.nodes:

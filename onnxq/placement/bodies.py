@@ -10,6 +10,7 @@ from dataclasses import replace
 from glob import escape
 from typing import TYPE_CHECKING, TypeVar
 
+from onnxq.patterns.peaks import peaks
 from onnxq.patterns.shaping import shaping
 from onnxq.patterns.spectra import logarithms, spectra
 from onnxq.recipe import Rule
@@ -40,7 +41,7 @@ def fallback(target: Target) -> str:
 
 def advised(part: Graph, target: Target, mode: str) -> dict[str, str]:
     """Node -> why it stays in float unless a rule asks for it, for reasons that lie around the node."""
-    found = logarithms(part) | spectra(part) if mode == "static" and not target.every_tensor else {}
+    found = logarithms(part) | spectra(part) | peaks(part) if mode == "static" and not target.every_tensor else {}
     if (mode != "float" or target.placement == "tensorrt") and not target.every_tensor:
         found |= shaping(part)
     if part.body is not None and target.placement == "tensorrt":
