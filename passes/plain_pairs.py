@@ -2,7 +2,8 @@
 
 TFLite's models (tf2onnx) hold biases in int32 behind a DequantizeLinear, which neither takes: the product s_x s_w q is
 written as the float bias that it is. Between Q and DQ stand operators that only move codes; the DQ goes before them,
-which changes no value.
+which changes no value. Of weights an axis that is counted from the end is counted from the front, and one scale is a
+scalar: ONNX Runtime fuses no others with a product (`check`, C7).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MOVERS = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 def plain_pairs(graph: Graph) -> int:
     """Rewrite them; return how many."""
     found = [n for n in graph.nodes if n.op_type == "DequantizeLinear" and not n.domain]
-    return sum(_float_bias(graph, node) or _before_movers(graph, node) for node in found)
+    return sum(_float_bias(graph, node) or _plain_weight(graph, node) or _before_movers(graph, node) for node in found)
 
 
 def _float_bias(graph: Graph, node: Node) -> bool:
@@ -34,6 +35,22 @@ def _float_bias(graph: Graph, node: Node) -> bool:
     graph.replace_uses(output, graph.constant(f"{output.name}_float", real.astype(scale.dtype)))
     graph.remove(node)
     return True
+
+
+def _plain_weight(graph: Graph, node: Node) -> bool:
+    stored, rank, axis = node.inputs[0], graph.rank(node.inputs[0]), int(graph.attribute(node, "axis", 1))
+    if rank is None or not graph.is_const(stored):
+        return False
+    if from_end := axis < 0:
+        graph.set_attribute(node, "axis", axis + rank)
+    vectors = {i: graph.const(v) for i, v in enumerate(node.inputs) if i and v is not None and graph.shape(v) == (1,)}
+    known = 1 in vectors and all(array is not None for array in vectors.values())
+    one = known and len(vectors) == len(node.inputs) - 1 and not graph.attribute(node, "block_size", 0)
+    for index, array in vectors.items() if one else ():
+        value = node.inputs[index]
+        if array is not None and value is not None:
+            graph.set_input(node, index, graph.constant(f"{value.name}_scalar", array.reshape(())))
+    return from_end or one
 
 
 def _before_movers(graph: Graph, node: Node) -> bool:

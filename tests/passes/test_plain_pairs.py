@@ -54,3 +54,46 @@ def test_biases_in_float(scale: Array) -> None:
     assert plain_pairs(graph) == 1
     assert [n.op_type for n in graph.nodes] == ["Gemm"]
     same_function(plain, graph, random_feeds(plain), rtol=1e-6)
+
+
+WEIGHT = "(float[2,8] x) => (float[2,4] y) {{ d = DequantizeLinear<axis={}>({}) y = MatMul(x, d) }}"
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape", "inputs", "count"),
+    [
+        (1, (4,), "w, s", 0),
+        (1, (), "w, s, z", 0),
+        (-1, (4,), "w, s", 1),
+        (-2, (8,), "w, s, z", 1),
+        (1, (1,), "w, s, z", 1),
+        (-1, (1,), "w, s", 1),
+    ],
+)
+def test_axes_from_the_front_and_scalars(axis: int, shape: tuple[int, ...], inputs: str, count: int) -> None:
+    rng = np.random.default_rng(0)
+    held: dict[str, Array] = {
+        "w": rng.integers(-128, 127, (8, 4)).astype(np.int8),
+        "s": rng.uniform(0.01, 0.1, shape).astype(np.float32),
+        "z": np.zeros(shape, np.int8),
+    }
+    graph, plain = (graph_of(WEIGHT.format(axis, inputs), 21, **held) for _ in range(2))
+    assert plain_pairs(graph) == count
+    assert graph.attribute(graph.nodes[0], "axis") == axis % 2
+    assert graph.shape(graph.nodes[0].inputs[1]) == (() if shape == (1,) else shape)
+    same_function(plain, graph, random_feeds(plain), rtol=0)
+
+
+def test_a_vector_of_one_block_stays() -> None:
+    """One scale for a block of all rows: not one for the tensor by its rank."""
+    text = "(float[2,8] x) => (float[2,1] y) { d = DequantizeLinear<axis=-2, block_size=8>(w, s) y = MatMul(x, d) }"
+    graph = graph_of(text, 21, w=np.ones((8, 1), np.int8), s=np.full((1, 1), 0.1, np.float32))
+    assert plain_pairs(graph) == 1
+    assert graph.attribute(graph.nodes[0], "axis") == 0
+    assert graph.shape(graph.nodes[0].inputs[1]) == (1, 1)
+
+
+def test_activations_keep_their_vectors() -> None:
+    graph = graph_of(BESIDE, 17, s=np.array([0.1], np.float32), z=np.array([0], np.int8))
+    assert plain_pairs(graph) == 0
+    assert graph.shape(graph.nodes[0].inputs[1]) == (1,)
