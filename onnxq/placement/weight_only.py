@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onnxq.formats.codebooks import CODEBOOKS
+from onnxq.patterns.ranges import SMALLEST_SCALE
 from onnxq.placement.embeddings import STORED, TABLE, table_reason
 from onnxq.placement.weighted import is_quantized_already, macs, weight_of, why_float
 from onnxq.plan import INT8, Decision, Plan, WeightPoint
@@ -68,10 +71,29 @@ def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: Fo
         return "quantized in the model already", None
     insists = recipe.rule_value(node.name or "", node.op_type, "quantize") is True
     reason = why_float(graph, node, target) or _why_wide(graph, node, target, wanted, insists=insists)
+    reason = reason or _why_small(graph, node, target, wanted)
     if reason is not None:
         return reason, None
     shared = {"block": f"blocks of {wanted.block_size}", "channel": "a scale per column", "tensor": "one scale"}
     return f"{wanted.type} weight, {shared[wanted.granularity]}, float input", wanted
+
+
+def _why_small(graph: Graph, node: Node, target: Target, wanted: Format) -> str | None:
+    """Why scales in float16 would not do: with no codes beside the weight nothing else can take a factor of theirs.
+
+    A weight's root mean square is about a quarter of what its channels reach; where it is a 16th of what the largest
+    code stands for with the least scale, three quarters of the codes are lost.
+    """
+    weight = weight_of(graph, node, target)
+    array = None if weight is None else graph.const(weight.value)
+    if array is None or array.dtype != np.float16:
+        return None
+    whole = wanted.type.lstrip("u").startswith("int")
+    codes = 2 ** ((wanted.kind.width or wanted.kind.bits) - 1) - 1 if whole else 1
+    typical = float(np.sqrt(np.square(array, dtype=np.float64).mean()))
+    if typical == 0 or typical >= codes / 16 * SMALLEST_SCALE:
+        return None
+    return f"values of {typical:.2g} (rms): scales of {wanted.type} codes are too small for float16"
 
 
 def _why_wide(graph: Graph, node: Node, target: Target, wanted: Format, *, insists: bool) -> str | None:

@@ -20,6 +20,7 @@ RNG = np.random.default_rng(3)
 LEAST = 2.0**-14
 W = RNG.normal(size=(8, 4)).astype(np.float32)
 W *= np.float32(127) / np.abs(W).max(axis=0)  # scales of 1 with an axis of 1
+W_SMALL = (RNG.normal(size=(64, 64)) * 1e-5).astype(np.float32)
 PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
 IN = "(float16[2,8] x) => (float16[2,4] y) {"
 
@@ -143,3 +144,19 @@ def test_chosen_codes_stay() -> None:
     assert stored is not None
     assert stored.min() >= LEAST
     np.testing.assert_allclose(stored / scale, 2.0 ** np.ceil(np.log2(LEAST / scale.min())), rtol=2.0**-10)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu", "ort-cuda"])
+def test_narrow_weights_without_codes_beside_them(target: str) -> None:
+    """Nothing takes a factor: the small weight stays as it is, and those of one far smaller column do not."""
+    weight = (RNG.normal(size=(64, 64)) * 0.2).astype(np.float16)
+    weight[:, 0] *= np.float16(0.02)
+    text = "(float16[N,64] x) => (float16[N,64] y) { m = MatMul(x, w) k = MatMul(m, v) y = MatMul(k, z) }"
+    zeros = np.zeros((64, 64), np.float16)
+    model = graph_of(text, 17, w=weight, v=weight * np.float16(1e-4), z=zeros)
+    plan = api.make_plan(model, Recipe(target=target, mode="weight-only"))
+    assert [d.quantized for d in plan.decisions] == [True, False, True]
+    assert "too small for float16" in plan.decisions[1].reason
+    wide = graph_of(text.replace("float16", "float"), 17, w=weight.astype(np.float32), v=W_SMALL, z=W_SMALL)
+    plan = api.make_plan(wide, Recipe(target=target, mode="weight-only"))
+    assert [d.quantized for d in plan.decisions] == [True, True, True]
