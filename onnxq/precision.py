@@ -223,6 +223,7 @@ def _underflowing(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
     for point in plan.points.values():
         if point.params is not None and float(point.params.scale) < SMALLEST_SCALE:
             yield from ((node, f"the scale of {point.tensor} is too small for float16") for node, _ in point.uses)
+    yield from _own_pairs(graph)
     weights = graph.weights
     for weight in plan.weights:
         array = graph.const(weights[weight.tensor])
@@ -230,6 +231,17 @@ def _underflowing(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
             continue
         if lost_scales(array, weight.axis).size:
             yield from ((node, f"scales of {weight.tensor} are too small for float16") for node, _ in weight.uses)
+
+
+def _own_pairs(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Nodes behind such scales of the model's own."""
+    for node in graph.nodes:
+        scale = graph.const(node.inputs[1]) if node.op_type == "DequantizeLinear" and not node.domain else None
+        if scale is None or scale.dtype != np.float32 or not scale.size:
+            continue
+        if ((scale < SMALLEST_SCALE) & (scale > scale.max() / 100)).any():  # as in `lost_scales`
+            readers = (user for user, _ in graph.users(node.outputs[0]) if not graph.in_body(user))
+            yield from ((user.name or "", "scales of its own are too small for float16") for user in readers)
 
 
 def _long_biases(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from onnxq.dtypes import NUMBERS
 from onnxq.numerics import numpy_type
 from onnxq.patterns.chains import MASKING, masks
 from onnxq.patterns.islands import islands
+from onnxq.patterns.ranges import SMALLEST_SCALE
 from onnxq.schemas import Slots, slots
 
 if TYPE_CHECKING:
@@ -170,9 +171,31 @@ class _Work:
     def _convert_dequantize(self, node: Node) -> None:
         self._read_scale_in_float32(node)
         stored = self.graph.is_const(node.inputs[1]) and self.graph.attribute(node, "output_dtype") is None
-        if self._is_float(node.outputs[0]) and stored and self._kind(node) == "half":
-            self._narrow_scale(node)
+        if self._is_float(node.outputs[0]) and stored and self._fits(node) and self._kind(node) == "half":
+            self._narrow_dequantize(node)
             self._mark(node.outputs[0])
+
+    def _fits(self, node: Node) -> bool:
+        """Whether a DequantizeLinear's scales have all digits in the type, or its codes can be of larger ones."""
+        small = self.dtype == "float16" and bool((self._scale(node) < SMALLEST_SCALE).any())
+        return not small or (self.graph.is_const(node.inputs[0]) and not self.graph.attribute(node, "block_size", 0))
+
+    def _narrow_dequantize(self, node: Node) -> None:
+        """Give it scales in the type; stored codes of scales that would be raised are rounded to what they become."""
+        codes, scale = node.inputs[0], self._scale(node)
+        array = self.graph.const(codes) if codes is not None else None
+        if codes is not None and array is not None and self.dtype == "float16" and (scale < SMALLEST_SCALE).any():
+            zero = self.graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
+            axis = self.graph.attribute(node, "axis", 1)
+            self.graph.set_input(
+                node, 0, self.graph.constant(f"{codes.name}_raised", _raised(array, scale, zero, axis))
+            )
+        self._narrow_scale(node)
+
+    def _scale(self, node: Node) -> npt.NDArray[Any]:
+        scale = self.graph.const(node.inputs[1])
+        assert scale is not None  # noqa: S101  it was asked before
+        return scale
 
     def _kind(self, dequantize: Node) -> str:
         """What a DequantizeLinear feeds: "half" when anything computes in the type, "island", or "float"."""
@@ -247,7 +270,8 @@ class _Work:
     def _cast_node(self, value: Value, *, half: bool, before: Node | None) -> Value:
         kind = self.dtype if half else "float32"
         dequantize = self.graph.producer(value, "DequantizeLinear")
-        if dequantize is not None and self.graph.is_const(dequantize.inputs[1]):
+        stored = dequantize is not None and self.graph.is_const(dequantize.inputs[1])
+        if dequantize is not None and stored and (not half or self._fits(dequantize)):
             made = self._dequantized_again(dequantize, value, kind)
         else:
             to = NUMBERS[kind]
@@ -285,12 +309,25 @@ class _Work:
             like=value,
         )
         again = made.producer()
-        scale = None if again is None else self.graph.const(again.inputs[1])
-        if again is not None and scale is not None:
-            stored = scale.astype(np.float32) if kind == "float32" else self._narrow(scale)
-            self.graph.set_input(again, 1, self._constant(f"{value.name}_scale_{kind}", stored, half=kind != "float32"))
+        assert again is not None  # noqa: S101  it was just added
+        if kind == "float32":
+            stored = self._scale(again).astype(np.float32)
+            self.graph.set_input(again, 1, self._constant(f"{value.name}_scale_{kind}", stored, half=False))
+        else:
+            self._narrow_dequantize(again)
         return made
 
     def _mark(self, value: Value) -> None:
         self.half.add(id(value))
         self.graph.retype(value, self.dtype)
+
+
+def _raised(
+    codes: npt.NDArray[Any], scale: npt.NDArray[Any], zero: npt.NDArray[Any] | None, axis: int
+) -> npt.NDArray[Any]:
+    """Codes of the same numbers, rounded, with scales of float16's least normal number where they are smaller."""
+    along = [-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)] if scale.size > 1 else [1] * codes.ndim
+    by = np.minimum(scale.astype(np.float64) / SMALLEST_SCALE, 1.0).reshape(along)
+    start = np.zeros(1) if zero is None else zero.astype(np.float64)
+    start = start.reshape(along if start.size > 1 else [1] * codes.ndim)
+    return np.asarray(np.rint((codes.astype(np.float64) - start) * by + start), codes.dtype)
