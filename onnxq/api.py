@@ -22,7 +22,18 @@ from onnxq.passes import finish, lower, weight_grid
 from onnxq.placement import settled
 from onnxq.placement.bodies import divided
 from onnxq.placement.zero_points import with_zero_points
-from onnxq.planning import SPARED, Prepared, activations, drafted, lacking, planned, prepared, smoothed, without_nodes
+from onnxq.planning import (
+    SPARED,
+    Prepared,
+    activations,
+    drafted,
+    lacking,
+    parted,
+    planned,
+    prepared,
+    smoothed,
+    without_nodes,
+)
 from onnxq.precision import with_float_types
 from onnxq.recipe import Recipe
 from onnxq.relay import collect_within
@@ -325,7 +336,7 @@ def lowered(
     if statistics is not None:
         ready = smoothed(ready, statistics.smoothing, statistics.outliers)
         statistics.check_model(ready.graph.digest())
-        ready = ready.sized(statistics.shapes)
+        ready = parted(ready.sized(statistics.shapes), statistics)
         if statistics.spared and ready.recipe.float_share != 0:
             ready = without_nodes(ready, statistics.spared, SPARED)
         plan = settled(ready.graph, ready.plan, statistics.met, target, ready.recipe)

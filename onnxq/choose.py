@@ -68,7 +68,7 @@ def resolve(
             name = _calibrator_name(members, recipe, grid)
             measured = [p for p in members if p.range is None]
             behind = _behind(members, () if statistics is None else statistics.alone)
-            key = name, grid, frozenset(p.observe for p in measured), behind
+            key = name, grid, frozenset(_observed(measured)), behind
             if known is not None and key in known:
                 found = known[key]
             else:
@@ -218,7 +218,7 @@ def _behind(members: Sequence[Point], alone: Collection[str]) -> Pointwise | Non
 
 
 def _observed(members: Sequence[Point]) -> set[str]:
-    return {p.observe for p in members if p.range is None}
+    return {name for p in members if p.range is None for name in p.observed}
 
 
 def _known_range(members: Sequence[Point], cache: Cache | None) -> tuple[Range | None, str]:
@@ -266,8 +266,9 @@ def _small_members(members: Sequence[Point], tensors: Mapping[str, Histogram], f
     """The member of a group that suffers most from its scale, when that leaves it fewer than 8 steps."""
     widest = max(-found[0], found[1])
     members = [p for p in members if p.range is None]
-    least = min(members, key=lambda p: tensors[p.observe].amax or widest)
-    amax = tensors[least.observe].amax
+    reach = {p.tensor: max(tensors[name].amax for name in p.observed) for p in members}
+    least = min(members, key=lambda p: reach[p.tensor] or widest)
+    amax = reach[least.tensor]
     return [Narrow(least.tensor, widest / amax)] if 0.0 < amax * FEW_STEPS < widest else []
 
 

@@ -35,6 +35,7 @@ from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
+from onnxq.planning import parted
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.tried import NEAREST, Ranges, shifts_zero_points
@@ -87,7 +88,7 @@ def improved(
     if examined is None:
         return found, None
     try:
-        found = _refined(better, found, *examined, monitor)
+        found = _refined(parted(better, found), found, *examined, monitor)
     except (ModelError, DataError) as error:  # what is looked at cannot be had, or only judging samples reach a tensor
         monitor.warn(f"codes and zero points cannot be chosen by the data: {error.message}")
     return found, None if found.judged is None else examined[1].kept()
@@ -149,6 +150,7 @@ def _inspected(ready: api.Prepared) -> Inspected:
             nonlocal seen
             trial = api.smoothed(quick, factors)
             seen = _observed(trial, feeds, seen)
+            trial = parted(trial, seen)
             ranges = Ranges.of(trial, seen, shifts=shifts_zero_points(ready.recipe), known=known)
             return ranges.paired(names_of(ranges.promising()))
 

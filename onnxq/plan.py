@@ -49,6 +49,7 @@ class Point:
         bounds: what the Relu or Clip that makes it leaves; its range reaches no further.
         qtype: its grid where a rule asks for another than the target's.
         behind: the activation that alone reads it: its range is chosen for what that makes of it.
+        also: other tensors whose values tell its range too: what a Concat put into it.
     """
 
     tensor: str
@@ -65,6 +66,12 @@ class Point:
     bounds: Range = (-math.inf, math.inf)
     qtype: QType | None = None
     behind: Pointwise | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """All tensors whose values tell its range."""
+        return (self.observe, *self.also)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,7 @@ class Plan:
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values must be seen, without repeats."""
-        return tuple(dict.fromkeys(p.observe for p in self.points.values() if p.range is None))
+        return tuple(dict.fromkeys(name for p in self.points.values() if p.range is None for name in p.observed))
 
     @property
     def resolved(self) -> bool:
@@ -313,6 +320,8 @@ def _tensor_dict(point: Point) -> dict[str, Any]:
     said: dict[str, Any] = {"uses": [list(u) for u in point.uses], "observed": point.observe, "group": point.group}
     if point.output:
         said["output"] = True
+    if point.also:
+        said["also_observed"] = list(point.also)
     if point.params is not None and point.range is not None:
         said |= {
             "range": [float(point.range[0]), float(point.range[1])],

@@ -22,6 +22,7 @@ from onnxq.placement.dla import cover
 from onnxq.placement.float_costs import work_seen
 from onnxq.placement.interface import with_interface
 from onnxq.placement.weighted import FLOAT_TYPES
+from onnxq.plan import FEW_STEPS
 from onnxq.precision import probes
 from onnxq.recipe import Recipe, Rule
 from onnxq.schemes import backend
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph
     from onnxq.intake import Model
-    from onnxq.plan import Plan
-    from onnxq.statistics import Bounds, Factor
+    from onnxq.plan import Plan, Point
+    from onnxq.statistics import Bounds, Factor, Statistics
 
+
+PARTED = f"joins tensors of ranges that differ by more than {FEW_STEPS} times: one scale would leave some no steps"
+"""Why a Concat stays in float."""
 
 SPARED = "left in float: in int8 it makes far more of the error than of the work (--float-share 0: int8)"
 """Why an effort leaves a layer in float."""
@@ -58,12 +62,12 @@ class Prepared:
     work: Mapping[str, int] = field(default_factory=dict)
 
     def under(self, recipe: Recipe) -> Prepared:
-        """The same planned by another recipe.
+        """The same planned by another recipe, for what was observed.
 
         Raises:
             RecipeError: a rule matches nothing.
         """
-        return replace(self, plan=planned(self.graph, recipe, self.work), recipe=recipe)
+        return replace(self, plan=_observed(planned(self.graph, recipe, self.work), self.plan), recipe=recipe)
 
     def sized(self, seen: Mapping[str, Bounds]) -> Prepared:
         """The same with its work counted by shapes that inputs were seen to have; done once."""
@@ -194,6 +198,39 @@ def without_nodes(ready: Prepared, names: Collection[str], because: str, others:
         left |= added  # an addition, say, that would fuse into its other branch now: it stays in float
 
 
+def parted(ready: Prepared, statistics: Statistics) -> Prepared:
+    """The prepared model with those Concats in float whose one scale would leave a tensor no steps that need them.
+
+    With `FEW_STEPS` times its own range a tensor keeps 3 bits and the sign. What reads all of the Concat with one scale
+    loses nothing by it; what reads the smaller tensor by itself does, and what reads the Concat in float, as the
+    normalizations of a U-Net do. Their layers stay as they are.
+    """
+    if ready.plan.mode != "static" or get_target(ready.recipe.target).every_tensor:
+        return ready
+    seen, plan, asked = statistics.ranges, ready.plan, ready.recipe.rule_value
+    reach = {
+        p.tensor: max((seen[n].amax for n in p.observed if n in seen), default=0.0)
+        for p in plan.points.values()
+        if p.range is None
+    }
+    widest: dict[str, float] = {}
+    for name, amax in reach.items():
+        widest[plan.points[name].group] = max(amax, widest.get(plan.points[name].group, 0.0))
+    joins = {str(n.name): (part, n) for part in ready.graph.parts() for n in part.nodes if n.op_type == "Concat"}
+    joint = {str(join.outputs[0].name) for _, join in joins.values()}  # of these one input is observed
+    small = {n for n, r in reach.items() if n not in joint and 0.0 < r * FEW_STEPS < widest[plan.points[n].group]}
+    quantized, names = {d.node for d in plan.decisions if d.quantized}, []
+    for group in dict.fromkeys(plan.points[n].group for n in small):
+        uses = [(p.tensor, node) for p in plan.points.values() if p.group == group for node, _ in p.uses]
+        alone = any(tensor in small and node not in joins for tensor, node in uses)
+        for name in dict.fromkeys(node for _, node in uses if node in joins):
+            part, (made,) = joins[name][0], joins[name][1].outputs
+            floats = made.is_graph_output() or any(user.name not in quantized for user, _ in part.users(made))
+            if (alone or floats) and asked(name, "Concat", "quantize") is not True:
+                names.append(name)
+    return without_nodes(ready, names, PARTED) if names else ready
+
+
 def float_rules(plan: Plan, names: Collection[str]) -> tuple[Rule, ...]:
     """What takes nodes out of int8, in the model's order: to float, as no target computes with 16-bit activations."""
     return tuple(Rule(nodes=glob.escape(d.node), quantize=False) for d in plan.decisions if d.node in names)
@@ -207,13 +244,19 @@ def _uses(plan: Plan) -> set[tuple[str, int]]:
 def _observed(plan: Plan, before: Plan) -> Plan:
     """The plan that asks for nothing but what was observed: what a float node moves now has the range it had."""
     seen = set(before.observe)
-    points = {
-        name: replace(point, observe=before.points[name].observe)
-        if point.observe not in seen and name in before.points
-        else point
-        for name, point in plan.points.items()
-    }
-    return replace(plan, points=points)
+    groups: dict[str, list[str]] = {}
+    for point in before.points.values():
+        groups.setdefault(point.group, []).extend(point.observed)
+
+    def known(point: Point) -> Point:
+        if point.observe in seen or point.tensor not in before.points:
+            return point
+        first, *others = dict.fromkeys(
+            (*before.points[point.tensor].observed, *groups[before.points[point.tensor].group])
+        )
+        return replace(point, observe=first, also=tuple(others))
+
+    return replace(plan, points={name: known(point) for name, point in plan.points.items()})
 
 
 def _explained(plan: Plan, names: Collection[str], because: str) -> Plan:

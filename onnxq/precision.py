@@ -182,7 +182,10 @@ def _found(
 
 
 def _known(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> Known:
-    seen = {**tensors, **{p.tensor: tensors[p.observe] for p in plan.points.values() if p.observe in tensors}}
+    seen = {
+        **tensors,
+        **{p.tensor: tensors[p.observe] for p in plan.points.values() if p.observe in tensors and not p.also},
+    }
     masking = frozenset(masks(graph))
     if not tensors or why_hidden(graph) is not None:
         return Known(graph, seen, masking)

@@ -79,7 +79,7 @@ def names_of(chosen: Sequence[Candidate]) -> tuple[str, ...]:
 def _gain(candidate: Candidate, plans: tuple[Plan, Plan], tensors: Mapping[str, Histogram]) -> float:
     """How much less the group's tensors err, all their values together, in dB."""
     before, after = ([plan.points[name] for name in candidate.tensors] for plan in plans)
-    seen = sorted({point.observe for point in before})
+    seen = sorted({name for point in before for name in point.observed})
     histogram = sum((tensors[name] for name in seen), Histogram.empty())
     errors = [_error(points[0], histogram) for points in (before, after)]
     floor = float(np.finfo(np.float64).tiny)
