@@ -154,20 +154,37 @@ def _is_lost(node: NodeProto, tensors: _Tensors, *, own: bool) -> bool:
     """Whether the node lies between Q/DQ pairs like an integer one, and is none."""
     op = node.op_type
     if op in PRODUCTS and op not in _INTEGER and not op.startswith("QLinear") and op not in _NARROW_WEIGHT:
-        return all(_dequantized(node.input[i], tensors) for i in PRODUCTS[op])
+        operands = [_dequantizer(node.input[i], tensors) for i in PRODUCTS[op]]
+        weighted = any(pair is not None and _stored(pair.input[0], tensors) for pair in operands)
+        return None not in operands and (weighted or _requantized(node, tensors))
     if op not in _ELEMENTWISE or not own:
         return False
     read = [n for n in node.input if n and n not in tensors.constants and tensors.types.get(n) in FLOATS]
-    written = [user.op_type == "QuantizeLinear" for name in node.output for user in tensors.users.get(name, ())]
-    return bool(read) and all(_dequantized(n, tensors) for n in read) and bool(written) and all(written)
+    return bool(read) and all(_dequantized(n, tensors) for n in read) and _requantized(node, tensors)
+
+
+def _stored(name: str, tensors: _Tensors) -> bool:
+    """Whether the codes are a constant, or made of one."""
+    maker = tensors.makers.get(name)
+    return name in tensors.constants or (maker is not None and maker.input[0] in tensors.constants)
+
+
+def _requantized(node: NodeProto, tensors: _Tensors) -> bool:
+    """Whether its results are read, and only to be quantized."""
+    readers = [user.op_type for name in node.output for user in tensors.users.get(name, ())]
+    return bool(readers) and all(reader == "QuantizeLinear" for reader in readers)
 
 
 def _dequantized(name: str, tensors: _Tensors) -> bool:
-    """Whether a DequantizeLinear makes the tensor, or it is a rearranged copy of one that does."""
+    return _dequantizer(name, tensors) is not None
+
+
+def _dequantizer(name: str, tensors: _Tensors) -> NodeProto | None:
+    """The DequantizeLinear that makes the tensor, or what it is a rearranged copy of."""
     node = tensors.makers.get(name)
     while node is not None and node.op_type in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "ReorderInput"):
         node = tensors.makers.get(node.input[0])
-    return node is not None and node.op_type == "DequantizeLinear"
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _macs(node: NodeProto, tensors: _Tensors) -> int:

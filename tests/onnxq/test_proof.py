@@ -90,6 +90,20 @@ def test_an_addition_between_pairs_of_no_fusing_kind_is_lost() -> None:
     assert [n.op_type for n in found.lost] == ["Add"]
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_product_of_two_activations_is_lost_where_its_result_is_quantized_too(*, quantized: bool) -> None:
+    """What an attention multiplies in float may come from pairs that are there for others."""
+    tail = "p = QuantizeLinear(m, s, z) y = DequantizeLinear(p, s, z)" if quantized else "y = Softmax(m)"
+    text = f"""(float[2,8,4] x, float[2,8,6] v) => (float[Q] y) {{
+        q = QuantizeLinear(x, s, z) xd = DequantizeLinear(q, s, z) h = Mul(xd, half)
+        t = Transpose<perm = [0, 2, 1]>(h) o = QuantizeLinear(v, s, z) vd = DequantizeLinear(o, s, z)
+        m = MatMul(t, vd) {tail} }}"""
+    found = prove(graph_of(text, 17, s=F32(0.03), z=np.uint8(128), half=F32(0.5)))
+    products = [n for n in found.nodes if n.op_type == "FusedMatMul"]
+    assert [n.runs for n in products] == ["float behind DQ"]
+    assert [n.lost for n in products] == [quantized]
+
+
 def test_shares_add_up_and_the_table_holds_every_node() -> None:
     found = prove(conv("o = QuantizeLinear(c, s, z) y = DequantizeLinear(o, s, z)"))
     assert sum(found.shares.values()) == pytest.approx(1.0)
