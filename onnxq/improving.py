@@ -42,13 +42,14 @@ from onnxq.tried import NEAREST, Ranges, shifts_zero_points
 from onnxq.weights import from_data, needs_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from onnxq.choose import Known
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
     from onnxq.improvement.judging import Floats, Kept, Noise
+    from onnxq.improvement.picking import Quantized
     from onnxq.plan import Plan
     from onnxq.statistics import Factor, Rounded, Statistics
 
@@ -142,17 +143,17 @@ def _inspected(ready: api.Prepared) -> Inspected:
         plain, recipe=replace(recipe, calibrator="mse" if recipe.calibrator == "auto" else recipe.calibrator)
     )
 
-    def quantizer(feeds: Sequence[Feed]) -> Callable[[Mapping[str, Factor]], Graph]:
+    def quantizer(feeds: Sequence[Feed]) -> Quantized:
         seen: Statistics | None = None
         known: Known = {}
 
-        def quantized(factors: Mapping[str, Factor]) -> Graph:
+        def quantized(factors: Mapping[str, Factor], readers: Collection[str] | None = None) -> Graph:
             nonlocal seen
             trial = api.smoothed(quick, factors)
             seen = _observed(trial, feeds, seen)
             trial = parted(trial, seen)
             ranges = Ranges.of(trial, seen, shifts=shifts_zero_points(ready.recipe), known=known)
-            return ranges.paired(names_of(ranges.promising()))
+            return ranges.paired(names_of(ranges.promising()), NEAREST, readers)
 
         return quantized
 

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from onnxq.statistics import Rounded, Statistics
     from onnxq.tried import Ranges
 
-CHOOSERS = 8
-"""So many samples, or a quarter of those there are, tell which layers are costly."""
-
 
 @dataclass(frozen=True)
 class Leaving:
@@ -114,8 +111,7 @@ class Leaving:
 
     @cached_property
     def _chooser(self) -> Judge:
-        choosing = self.picked.choosing
-        return Judge(self.model, choosing[: max(CHOOSERS, len(choosing) // 4)])
+        return Judge(self.model, self.picked.few)
 
     @cached_property
     def _limit(self) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from onnxq.numerics import INT8
 from onnxq.smallest import Smallest, copied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
     Factors = dict[str, Factor]
-    Quantizer = Callable[[Sequence[Feed]], Callable[[Factors], Graph]]
-    """Feeds to calibrate on -> what makes the smoothed, quantized model of factors, each site's always the same."""
+    Quantizer = Callable[[Sequence[Feed]], "Quantized"]
+    """Feeds to calibrate on -> what makes models of factors, each site's always the same."""
 
 _BYTES = 2**28
 """Bytes of samples that are kept, where they are large."""
@@ -41,6 +41,18 @@ _SMALL = 50_000_000
 
 LEAST = 16
 """With fewer samples nothing is chosen: what few samples gain by is as often chance."""
+
+
+FEW = 8
+"""So many of the samples that choose, or a quarter of them, are a few."""
+
+
+class Quantized(Protocol):
+    """What makes the smoothed, quantized model of factors, in float32 what is not int8."""
+
+    def __call__(self, factors: Mapping[str, Factor], readers: Collection[str] | None = None, /) -> Graph:
+        """With `readers`, names of nodes, only what these read is quantized."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,11 @@ class Picked:
     def choosing(self) -> Sequence[Feed]:
         """As many of the others."""
         return self.feeds[::2][: self.judges]
+
+    @property
+    def few(self) -> Sequence[Feed]:
+        """A few of those, where many models are tried on each."""
+        return self.choosing[: max(FEW, len(self.choosing) // 4)]
 
     @property
     def learning(self) -> Sequence[Feed]:

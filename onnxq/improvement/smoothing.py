@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.calibrators.mse import mse
+from onnxq.histogram import Histogram
 from onnxq.numerics import INT8, INT8_WEIGHT, affine
 from onnxq.statistics import Factor
 
@@ -30,17 +32,16 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-MARGIN_DB = 1.0
-"""A folded site changes only for at least so much less noise: it costs nothing, but the prediction is no proof.
-What gained less on the calibration data was seen to lose on other data."""
+MARGIN_DB = 0.3
+"""A folded site changes only for at least so much less noise: it costs nothing, but the prediction is no proof."""
 
-_PROBES = ((0.0, 0.0), (0.5, 0.5), (1.0, 0.0))
+_WHOLE = (1.0, 0.0)
+_PROBES = ((0.0, 0.0), (0.5, 0.5), _WHOLE)
 _EXPONENTS = (*_PROBES, (0.25, 0.75), (0.75, 0.25), (0.85, 0.15), (0.5, 0.0), (0.75, 0.0))
 """(a, b) that are tried; the first few with every shift, the others with the best of the shifts."""
 
-_SHARES = np.geomspace(1.0, 2.0**-4, 21)
-_VALUES = 16384
-"""Values of a tensor that are looked at to find its range."""
+_RIVAL_DB = 3.0
+"""By how much more predicted noise the factor that cuts off nothing is a rival of the best."""
 
 _SPAN = 2.0**12
 """Ratio of the largest to the smallest factor of a site: float16, in which x' may be computed, holds so much."""
@@ -76,8 +77,11 @@ class Allowed:
     grid: QType = INT8
 
 
-def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[ChannelReach] = ()) -> Factor | None:
-    """The factor of least predicted noise, None where none beats leaving the site as it is by the margin.
+def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[ChannelReach] = ()) -> tuple[Factor, ...]:
+    """The factor of least predicted noise, none where none beats leaving the site as it is by the margin.
+
+    Behind it, where that is another, the best of those that bring every channel to the same reach, so that next to
+    nothing is cut off: what is cut off may cost a model more than the layer (see `onnxq.improvement.factors`).
 
     Args:
         readings: of one site; all have the same channels.
@@ -87,7 +91,7 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
     low = np.min([r.low for r in readings], axis=0).astype(np.float64)
     high = np.max([r.high for r in readings], axis=0).astype(np.float64)
     if not (np.isfinite(low) & np.isfinite(high)).all():
-        return None
+        return ()
     columns = _columns(readings, low.size)
     exact = [_outputs(r.rows, r.weight) for r in readings]
     powers = [float(np.square(y - y.mean(axis=1, keepdims=True)).sum(dtype=np.float64)) for y in exact]
@@ -102,20 +106,25 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
 
     still = np.zeros(low.size, np.float32)
     middle = ((low + high) / 2).astype(np.float32)
+    shifts = (still, middle, _means(readings)) if allowed.shift else (still,)
 
-    def best(shifts: Sequence[Floats], exponents: Sequence[tuple[float, float]]) -> tuple[float, Factor]:
-        tried = []
-        for shift, (a, b) in product(shifts, exponents):
-            if not b or allowed.weights:
-                factor = Factor(_scale(np.maximum(high - shift, shift - low), columns, a, b), shift)
-                tried.append((noise(factor), factor))
-        return min(tried, key=lambda pair: pair[0])  # the first of equals
+    @cache
+    def factor(which: int, a: float, b: float) -> Factor:
+        shift = shifts[which]
+        return Factor(_scale(np.maximum(high - shift, shift - low), columns, a, b), shift)
 
-    _, shifted = best([still, middle, _means(readings)] if allowed.shift else [still], _PROBES)
-    least, found = best([shifted.shift], _EXPONENTS)
+    def best(shifts: Sequence[int], exponents: Sequence[tuple[float, float]]) -> tuple[float, int, Factor]:
+        tried = [(w, factor(w, a, b)) for w, (a, b) in product(shifts, exponents) if not b or allowed.weights]
+        return min(((noise(f), w, f) for w, f in tried), key=lambda found: found[0])  # the first of equals
+
+    every = range(len(shifts))
+    _, shifted, _ = best(every, _PROBES)
+    least, _, found = best([shifted], _EXPONENTS)
     before = noise(Factor(np.ones_like(still), still))
-    least *= 1 + max((cut_off(reach, found) for reach in reaches), default=0.0)
-    return found if least < before * 10 ** (-allowed.margin / 10) else None
+    if least * (1 + max((cut_off(r, found) for r in reaches), default=0.0)) >= before * 10 ** (-allowed.margin / 10):
+        return ()
+    more, _, whole = best(every, [_WHOLE])
+    return (found, whole) if whole is not found and more < least * 10 ** (_RIVAL_DB / 10) else (found,)
 
 
 def beyond(reach: ChannelReach, factor: Factor) -> Floats:
@@ -235,16 +244,12 @@ def _outputs(rows: Floats, weight: Floats | None) -> Floats:
 
 
 def on_grid(rows: Floats, grid: QType) -> Floats:
-    """The rows rounded to the grid, over the range of least squared error on evenly spaced values of them."""
-    low, high = float(rows.min(initial=0.0)), float(rows.max(initial=0.0))
+    """The rows rounded to the grid, over the range of least squared error."""
+    low, high = mse(Histogram.of(rows), grid)
     if low == high:
         return rows.copy()
-    values = rows.reshape(-1)
-    values = values[:: max(1, values.size // _VALUES)]
-    scales, zeros = affine(low * _SHARES, high * _SHARES, grid)
-    tried = [(np.float32(scale), np.float32(zero)) for scale, zero in zip(scales, zeros, strict=True)]
-    errors = [float(np.square(_rounded(values, *t, grid) - values).sum(dtype=np.float64)) for t in tried]
-    return _rounded(rows, *tried[int(np.argmin(errors))], grid)
+    scale, zero = affine(low, high, grid)
+    return _rounded(rows, np.float32(scale), np.float32(zero), grid)
 
 
 def _rounded(rows: Floats, step: np.float32, zero: np.float32, grid: QType) -> Floats:

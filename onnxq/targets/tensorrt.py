@@ -24,6 +24,7 @@ TENSORRT_10 = Target(
     min_channels=16,  # ModelOpt's exclusion rules; int8 tensor cores want multiples of 16
     group_multiple=4,  # NvInfer.h, IConvolutionLayer::setNbGroups
     float4=True,  # from 10.8 on
+    pointwise_db=0.5,  # one more number in the kernel that makes the codes
     float_share=0.05,  # a layer in fp16 takes twice its time in int8 at most
     refuses={"dynamic": "its parser takes scales that are constants, and no DynamicQuantizeLinear or MatMulInteger"},
     next_step={

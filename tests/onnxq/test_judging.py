@@ -46,7 +46,7 @@ def images(count: int, seed: int = 0) -> list[dict[str, Array]]:
 
 def judge(graph: Graph, feeds: list[dict[str, Array]]) -> Judge:
     ready = api.prepared(graph, FAST)
-    return Judge(Inspected(ready.graph, ready.plan, lambda _: lambda _: ready.graph), feeds)
+    return Judge(Inspected(ready.graph, ready.plan, lambda _: lambda _, __=None: ready.graph), feeds)
 
 
 def mean_power(exact: Sequence[Mapping[str, Array]], names: Sequence[str]) -> dict[str, float]:

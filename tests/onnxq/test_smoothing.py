@@ -5,9 +5,9 @@ import pytest
 from graphs import Array, graph_of, random_feeds, run
 
 from onnxq.improvement.sampling import patches, positions, rows, weight_as_rows
-from onnxq.improvement.smoothing import Allowed, Reading, choose
+from onnxq.improvement.smoothing import Allowed, Reading, choose, on_grid
 from onnxq.linear import linear_at
-from onnxq.numerics import INT8, dequantize, params_from_range, quantize, sqnr_db, weight_params
+from onnxq.numerics import INT8, UINT8, QType, dequantize, params_from_range, quantize, sqnr_db, weight_params
 from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.statistics import Factor
 
@@ -35,7 +35,7 @@ def quality(x: Array, w: Array, factor: Factor) -> float:
 def test_nothing_to_gain() -> None:
     rng = np.random.default_rng(0)
     x, w = rng.uniform(-1, 1, (200, 16)).astype(np.float32), rng.uniform(-1, 1, (16, 24)).astype(np.float32)
-    assert choose([reading(x, w)], Allowed(shift=True, weights=True, margin=1.0)) is None
+    assert choose([reading(x, w)], Allowed(shift=True, weights=True, margin=1.0)) == ()
 
 
 @pytest.mark.parametrize("channel", [0, 7])
@@ -44,8 +44,7 @@ def test_an_outlier_channel(channel: int) -> None:
     x, w = rng.normal(size=(200, 16)).astype(np.float32), rng.normal(size=(16, 24)).astype(np.float32)
     x[:, channel] *= 100
     w[channel] /= 100
-    factor = choose([reading(x, w)], ANY)
-    assert factor is not None
+    factor = choose([reading(x, w)], ANY)[0]
     assert factor.scale[channel] > 10 * np.delete(factor.scale, channel).max()
     assert quality(x, w, factor) > quality(x, w, PLAIN) + 15
 
@@ -54,20 +53,18 @@ def test_a_shift() -> None:
     rng = np.random.default_rng(2)
     x = (rng.normal(size=(200, 16)) + 8 * rng.normal(size=16)).astype(np.float32)
     w = rng.normal(size=(16, 24)).astype(np.float32)
-    factor = choose([reading(x, w)], ANY)
-    assert factor is not None
+    factor = choose([reading(x, w)], ANY)[0]
     np.testing.assert_allclose(factor.shift, x.mean(axis=0), atol=1.5)
-    unshifted = choose([reading(x, w)], Allowed(shift=False, weights=True, margin=0.3))
-    assert unshifted is None or not unshifted.shift.any()
-    assert quality(x, w, factor) > quality(x, w, unshifted or PLAIN) + 6
+    unshifted = (*choose([reading(x, w)], Allowed(shift=False, weights=True, margin=0.3)), PLAIN)[0]
+    assert not unshifted.shift.any()
+    assert quality(x, w, factor) > quality(x, w, unshifted) + 6
 
 
 def test_depthwise_channels_of_unlike_size() -> None:
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(300, 9, 6)) * [1, 0.1, 10, 3, 0.3, 30]).astype(np.float32)
     w = rng.normal(size=(6, 9, 1)).astype(np.float32)
-    factor = choose([Reading(x, w, x.min(axis=(0, 1)), x.max(axis=(0, 1)))], ANY)
-    assert factor is not None
+    factor = choose([Reading(x, w, x.min(axis=(0, 1)), x.max(axis=(0, 1)))], ANY)[0]
     ratio = factor.scale / np.array([1, 0.1, 10, 3, 0.3, 30])
     assert ratio.max() / ratio.min() < 2  # each channel to the same size: its weight row takes any factor for nothing
 
@@ -76,12 +73,50 @@ def test_channels_that_nothing_reaches_or_reads() -> None:
     rng = np.random.default_rng(4)
     x, w = rng.normal(size=(200, 16)).astype(np.float32), rng.normal(size=(16, 24)).astype(np.float32)
     x[:, 3], w[5], x[:, 9] = 0, 0, x[:, 9] * 1000
-    factor = choose([reading(x, w)], ANY)
-    assert factor is not None
+    factor = choose([reading(x, w)], ANY)[0]
     assert np.isfinite(factor.scale).all()
     assert factor.scale.max() / factor.scale.min() <= 2.0**12 * 1.01
-    assert choose([reading(x * np.nan, w)], ANY) is None
-    assert choose([reading(x * 0, w)], ANY) is None
+    assert choose([reading(x * np.nan, w)], ANY) == ()
+    assert choose([reading(x * 0, w)], ANY) == ()
+
+
+@pytest.mark.parametrize("grid", [INT8, UINT8])
+@pytest.mark.parametrize("channels", [64, 96, 320])
+def test_the_range_is_of_all_channels(channels: int, grid: QType) -> None:
+    """Every channel counts: of rows by 64 channels evenly spaced values may be those of every eighth alone."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(700, 1, channels)).astype(np.float32)
+    x[:, :, 1::2] *= 20
+    spread = np.abs(x).max()
+    tried = [quality_on(x, share * spread, grid) for share in np.linspace(0.1, 1, 91)]
+    assert sqnr_db(x, on_grid(x, grid)) > max(tried) - 0.05
+
+
+def quality_on(x: Array, reach: float, grid: QType) -> float:
+    params = params_from_range(-reach, reach, grid)
+    return sqnr_db(x, dequantize(quantize(x, params), params))
+
+
+def test_a_rival_that_cuts_nothing_off() -> None:
+    """With weights of equal size the best leaves them some of the channels' unlike sizes; the rival takes all."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(400, 16)) * np.geomspace(1, 10, 16)).astype(np.float32)
+    w = rng.normal(size=(16, 24)).astype(np.float32)
+    best, rival = choose([reading(x, w)], Allowed(shift=False, weights=True, margin=0.3))
+    reach = np.abs(x).max(axis=0)
+    np.testing.assert_allclose(reach / rival.scale, (reach / rival.scale)[0], rtol=1e-5)
+    assert np.ptp(reach / best.scale) > 0.1 * reach.max() / best.scale.max()
+    assert quality(x, w, best) > quality(x, w, rival)
+
+
+def test_the_best_is_no_rival_of_itself() -> None:
+    """Behind a depthwise convolution weights cost nothing: all channels to one reach is the best already."""
+    rng, sizes = np.random.default_rng(7), np.array([1, 0.1, 10, 3, 0.3, 30])
+    x, w = (rng.uniform(-1, 1, (300, 9, 6)) * sizes).astype(np.float32), np.ones((6, 9, 1), np.float32)
+    (found,) = choose(
+        [Reading(x, w, x.min(axis=(0, 1)), x.max(axis=(0, 1)))], Allowed(shift=False, weights=True, margin=0.3)
+    )
+    np.testing.assert_allclose(found.scale / sizes, (found.scale / sizes)[0], rtol=0.05)
 
 
 def test_positions_do_not_depend_on_chance() -> None:
