@@ -214,16 +214,17 @@ def parted(ready: Prepared, statistics: Statistics) -> Prepared:
         if p.range is None
     }
     widest: dict[str, float] = {}
-    for name, amax in reach.items():
-        widest[plan.points[name].group] = max(amax, widest.get(plan.points[name].group, 0.0))
+    uses: dict[str, list[tuple[str, str]]] = {}
+    for point in plan.points.values():
+        widest[point.group] = max(reach.get(point.tensor, 0.0), widest.get(point.group, 0.0))
+        uses.setdefault(point.group, []).extend((point.tensor, node) for node, _ in point.uses)
     joins = {str(n.name): (part, n) for part in ready.graph.parts() for n in part.nodes if n.op_type == "Concat"}
     joint = {str(join.outputs[0].name) for _, join in joins.values()}  # of these one input is observed
     small = {n for n, r in reach.items() if n not in joint and 0.0 < r * FEW_STEPS < widest[plan.points[n].group]}
     quantized, names = {d.node for d in plan.decisions if d.quantized}, []
-    for group in dict.fromkeys(plan.points[n].group for n in small):
-        uses = [(p.tensor, node) for p in plan.points.values() if p.group == group for node, _ in p.uses]
-        alone = any(tensor in small and node not in joins for tensor, node in uses)
-        for name in dict.fromkeys(node for _, node in uses if node in joins):
+    for group in dict.fromkeys(plan.points[n].group for n in reach if n in small):
+        alone = any(tensor in small and node not in joins for tensor, node in uses[group])
+        for name in dict.fromkeys(node for _, node in uses[group] if node in joins):
             part, (made,) = joins[name][0], joins[name][1].outputs
             floats = made.is_graph_output() or any(user.name not in quantized for user, _ in part.users(made))
             if (alone or floats) and asked(name, "Concat", "quantize") is not True:
