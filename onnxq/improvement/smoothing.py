@@ -150,15 +150,16 @@ def cut_off(reach: ChannelReach, factor: Factor) -> float:
         sum_j max(r_j m_j / s_j - e, 0)^2 / rows    over    C (e / 127)^2 / 12
 
     with r = v / m', at most `_FARTHEST`, of either side of the C channels, and e where the range ends. Judging samples
-    do not tell: they are among those whose reach makes the factors.
+    do not tell: they are among those whose reach makes the factors. The largest of these losses is left out: that of
+    one channel in one sample is no rule.
     """
     shift = factor.shift.astype(np.float64)
     limit = np.maximum(reach.high - shift, shift - reach.low) / factor.scale
     ratios = [ratio for _, ratio in _farther(reach, factor.shift)]
     end = max(float((np.clip(ratio, 1.0, _BEYOND) * limit).max(initial=0.0)) for ratio in ratios)
-    lost = sum(np.square(np.maximum(np.minimum(r, _FARTHEST) * limit - end, 0.0)).sum() for r in ratios)
+    lost = np.square([np.maximum(np.minimum(r, _FARTHEST) * limit - end, 0.0) for r in ratios])
     rounded = limit.size * (end / INT8.qmax) ** 2 / 12
-    return float(lost / max(reach.rows, 1) / rounded) if rounded > 0 else 0.0
+    return float((lost.sum() - lost.max(initial=0.0)) / max(reach.rows, 1) / rounded) if rounded > 0 else 0.0
 
 
 def _farther(reach: ChannelReach, shift: Floats) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:
