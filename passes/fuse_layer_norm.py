@@ -55,7 +55,7 @@ def _fuse(graph: Graph, x: Value, y: Value, nodes: list[Node]) -> bool:
     tail = _tail(graph, x, y, nodes)
     if tail is None or len(normalized) != -axis or any(n.op_type == "Cast" for n in nodes):
         return False
-    scale, bias = (_as_shape(array, normalized) for array in tail)
+    scale, bias = (_as_shape(array, normalized, len(shape)) for array in tail)
     if scale is None or bias is None:
         return False
     weights = [graph.constant(f"{y.name}/scale", scale), graph.constant(f"{y.name}/bias", bias)]
@@ -167,10 +167,10 @@ _ARITHMETIC: dict[str, Callable[..., Sum | None]] = {
 }
 
 
-def _as_shape(array: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
-    """The array broadcast to the normalized shape, None when it varies along other axes."""
+def _as_shape(array: npt.NDArray[np.float32], shape: tuple[int, ...], rank: int) -> npt.NDArray[np.float32] | None:
+    """The array broadcast to the normalized shape, None when it varies along other axes or gives y more than x has."""
     leading = array.shape[: max(0, array.ndim - len(shape))]
-    if any(d != 1 for d in leading):
+    if array.ndim > rank or any(d != 1 for d in leading):
         return None
     try:
         return np.ascontiguousarray(np.broadcast_to(array.reshape(array.shape[len(leading) :]), shape), np.float32)

@@ -59,6 +59,13 @@ def test_leaves_a_scale_along_another_axis_alone() -> None:
     assert fuse_layer_norm(graph) == 0
 
 
+def test_leaves_a_scale_of_more_axes_than_x_alone() -> None:
+    given = {"eps": np.float32(1e-5), "two": np.float32(2), "g": SCALE.reshape(1, 1, 8)}
+    graph = graph_of(f"(float[3,8] x) => (float[1,3,8] y) {{ {CORE} y = Mul(d, g) }}", 17, **given)
+    graph.infer_shapes()
+    assert fuse_layer_norm(graph) == 0
+
+
 @pytest.mark.parametrize(
     ("tail", "scale", "bias"),
     [
