@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-_ROUNDED = (("float64", "float32"), ("float32", "bfloat16"), ("float64", "bfloat16"))
+_ROUNDED = (("float64", "float32"), *((wide, "bfloat16") for wide in ("float16", "float32", "float64")))
 
 
 def cast(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
     """The array as dtype, or None where the cast would lose values.
 
     A cast keeps the values when it survives the round trip within the range of both types. Two may also round:
-    float64 -> float32, since images are often stored so and the model would see no more, and float32 -> bfloat16,
+    float64 -> float32, since images are often stored so and the model would see no more, and other floats -> bfloat16,
     of which numpy holds no files.
     """
     if array.dtype.kind not in "biuf" or dtype.kind not in "biufV":  # V: bfloat16 and other extension floats

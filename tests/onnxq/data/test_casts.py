@@ -85,6 +85,12 @@ def test_bfloat16_may_round(dtype: str) -> None:
         cast(np.array([3.4e38], dtype), "bfloat16")
 
 
+def test_so_may_float16() -> None:
+    array = np.array([1 + 2**-7 + 2**-9, 65504, -(2.0**-24), np.nan, -np.inf], np.float16)
+    expected = np.array([1 + 2**-7, 65536, -(2.0**-24), np.nan, -np.inf])  # 8 digits, and the exponents of float32
+    np.testing.assert_array_equal(cast(array, "bfloat16").astype(np.float64), expected)
+
+
 def test_ranges_are_compared_exactly() -> None:
     # On its own, because which of the casts above it alone catches depends on the processor.
     assert in_range(np.array([2**63 - 1], np.uint64), I64)
