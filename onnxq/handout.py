@@ -4,7 +4,8 @@
      "scale": [0.1], "zero_point": [0], "amax": [12.7], "readers": ["/fc/Gemm"]}}}
 
 amax is max(|lo|, |hi|) of what the grid covers, with the code -128 of a symmetric int8 grid left out: 127 scale, as
-pytorch-quantization and ModelOpt have it. Names are those of the float tensors.
+pytorch-quantization and ModelOpt have it. Names are those of the float tensors, and so are scales, where factors went
+from one DequantizeLinear to another.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.errors import ModelError
+from onnxq.lifting import lifted_by
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -61,9 +63,12 @@ def _entry(graph: Graph, node: Node) -> tuple[str, dict[str, Any]] | None:
     source = codes if maker is None else maker.inputs[0]
     if source is None or (maker is None and not graph.is_const(codes)):
         return None
+    lifted = lifted_by(graph, node.outputs[0]) if graph.is_const(source) else 0
+    given = None if maker is None else graph.const(maker.inputs[1])
+    scale = scale if given is None else given  # a factor behind the pair may be in the DequantizeLinear
     zero = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
     zeros = np.zeros(scale.size) if zero is None else zero.astype(np.float64).reshape(-1)
-    flat: npt.NDArray[np.float64] = scale.astype(np.float64).reshape(-1)
+    flat: npt.NDArray[np.float64] = np.ldexp(scale.astype(np.float64), -lifted).reshape(-1)
     low, high = _LIMITS[kind]
     amax = np.maximum(np.abs(low - zeros), np.abs(high - zeros)) * flat
     said = {
@@ -75,4 +80,4 @@ def _entry(graph: Graph, node: Node) -> tuple[str, dict[str, Any]] | None:
         "amax": [float(a) for a in amax],
         "readers": [],
     }
-    return str(source.name).removesuffix("_quantized"), said
+    return str(source.name).removesuffix("_quantized").removesuffix("_lifted" if lifted else ""), said

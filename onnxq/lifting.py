@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onnxq.graph import Graph, Node
+    from onnxq.graph import Graph, Node, Value
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LENT = "_lent"
 
 
 def lift_scales(graph: Graph, uses: Sequence[tuple[Node, int]], weight: npt.NDArray[Any], axis: int | None) -> int:
@@ -53,6 +54,22 @@ def lift_scales(graph: Graph, uses: Sequence[tuple[Node, int]], weight: npt.NDAr
     return exponent
 
 
+def lifted_by(graph: Graph, weight: Value) -> int:
+    """The k of a weight that a finished model holds times 2^k, 0 of others.
+
+    Args:
+        graph: the model.
+        weight: as its products read it.
+    """
+    for node, index in graph.users(weight):
+        dequantize = graph.producer(node.inputs[0], "DequantizeLinear") if index == 1 else None
+        quantize = None if dequantize is None else graph.producer(dequantize.inputs[0], "QuantizeLinear")
+        if dequantize is not None and quantize is not None and f"{_LENT}/" in str(dequantize.name):
+            given, left = graph.scalar(quantize.inputs[1]), graph.scalar(dequantize.inputs[1])
+            return round(math.log2(given / left)) if given and left else 0
+    return 0
+
+
 def _room(graph: Graph, node: Node, index: int) -> int:
     """By how many powers of two the scale of the node's data can be divided."""
     dequantize = graph.producer(node.inputs[0], "DequantizeLinear")
@@ -69,4 +86,4 @@ def _divided(graph: Graph, dequantize: Node, exponent: int) -> object:
     assert scale is not None  # noqa: S101  there was room
     divided = graph.constant(f"{value.name}_scale_lent", np.ldexp(scale, -exponent).astype(scale.dtype))
     inputs = [dequantize.inputs[0], divided, *dequantize.inputs[2:]]
-    return graph.add("DequantizeLinear", inputs, name=f"{value.name}_lent", like=value)
+    return graph.add("DequantizeLinear", inputs, name=f"{value.name}{_LENT}", like=value)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,6 +47,30 @@ def test_what_onnxq_wrote(tmp_path: Path) -> None:
     params = plan.points["x"].params
     assert params is not None
     np.testing.assert_allclose(found["x"]["scale"], params.scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["dq", "qdq"])
+def test_factors_between_dequantizers_are_taken_back(form: str) -> None:
+    """A weight too small for float16's scales lends from its input's, and a factor behind a pair goes into its DQ."""
+    rng = np.random.default_rng(0)
+    w = (1e-4 * rng.normal(size=(32, 32))).astype(np.float16)
+    graph = graph_of("(float16[4,32] x) => (float16[4,32] y) { y = MatMul(x, w) }", 17, w=w)
+    x = rng.normal(size=(4, 32)).astype(np.float16)
+    quantized, _ = api.quantize(graph, [{"x": x}], Recipe(effort="fast", calibrator="minmax", weight_form=form))
+    found = scales(quantized)["tensors"]
+    assert sorted(found) == ["w", "x"]
+    np.testing.assert_allclose(found["w"]["amax"], np.abs(w).max(axis=0).astype(float), rtol=2e-3)
+    np.testing.assert_allclose(found["x"]["amax"], [float(np.abs(x).max())], rtol=2e-3)
+    text = """(float[4,32] x) => (float[4,32] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, half, z) v = DequantizeLinear(c, s, z) y = MatMul(d, v) }"""
+    steps: dict[str, Any] = {
+        "s": np.float32(0.5),
+        "half": np.float32(0.25),
+        "z": np.int8(0),
+        "c": np.ones((32, 32), np.int8),
+    }
+    found = scales(graph_of(text, 17, **steps))["tensors"]
+    assert {name: said["scale"] for name, said in found.items()} == {"c": [0.5], "x": [0.5]}
 
 
 def test_a_float_model_has_none() -> None:
