@@ -78,11 +78,15 @@ def _decide(graph: Graph, node: Node, target: Target, recipe: Recipe, wanted: Fo
     return f"{wanted.type} weight, {shared[wanted.granularity]}, float input", wanted
 
 
+_ENOUGH = 7
+"""Codes of either sign that a small weight needs at least."""
+
+
 def _why_small(graph: Graph, node: Node, target: Target, wanted: Format) -> str | None:
     """Why scales in float16 would not do: with no codes beside the weight nothing else can take a factor of theirs.
 
-    A weight's root mean square is about a quarter of what its channels reach; where it is a 16th of what the largest
-    code stands for with the least scale, three quarters of the codes are lost.
+    A weight's root mean square is about a quarter of what its channels reach. A quarter of the codes must be left with
+    the least scale, and 7 of either sign where there are so many: of 4 bits, all.
     """
     weight = weight_of(graph, node, target)
     array = None if weight is None else graph.const(weight.value)
@@ -90,8 +94,9 @@ def _why_small(graph: Graph, node: Node, target: Target, wanted: Format) -> str 
         return None
     whole = wanted.type.lstrip("u").startswith("int")
     codes = 2 ** ((wanted.kind.width or wanted.kind.bits) - 1) - 1 if whole else 1
+    needed = max(codes / 4, min(codes, _ENOUGH)) if whole else codes / 4
     typical = float(np.sqrt(np.square(array, dtype=np.float64).mean()))
-    if typical == 0 or typical >= codes / 16 * SMALLEST_SCALE:
+    if typical == 0 or 4 * typical >= needed * SMALLEST_SCALE:
         return None
     return f"values of {typical:.2g} (rms): scales of {wanted.type} codes are too small for float16"
 
