@@ -54,7 +54,7 @@ def test_digits_keeps_its_accuracy(calibrator: str, float_share: float | None, t
     if float_share == 0.0:
         assert summarize(plan).int8 == 14  # all but the last Gemm, 32 -> 10
     assert summarize(plan).mac_share >= 0.95  # by default a few cheap layers stay in float
-    assert output.stat().st_size < (DIGITS / "digits.onnx").stat().st_size / 2.6  # nodes and metadata count in so small a model
+    assert output.stat().st_size < (DIGITS / "digits.onnx").stat().st_size / 2.6  # nodes and metadata count
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
