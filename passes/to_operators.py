@@ -5,6 +5,10 @@ float becomes MatMulIntegerToFloat, which adds its bias too; the others are QLin
 QLinearAdd, QLinearMul, QLinearConcat, QLinearSigmoid, QLinearSoftmax, QLinearLeakyRelu, QLinearAveragePool and
 QLinearGlobalAveragePool (docs/ContribOperators.md of ONNX Runtime has their inputs). What only moves data reads and
 writes the integers themselves.
+
+Pairs that a model came with may be of other types than ours, and scales may change at what only moves data. There is
+no kernel from int8 to uint8 or back, nor of int8 by uint8: a product of the first sort writes float, all else stays
+between its pairs.
 """
 
 from __future__ import annotations
@@ -33,6 +37,9 @@ SIMPLE = {
 """Operator -> the integer operator with inputs (x, scale, zero point) for each operand, then the output's two."""
 
 
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+
+
 @dataclass(frozen=True)
 class ToOperators:
     """Rewrite a lowered graph.
@@ -48,25 +55,35 @@ class ToOperators:
         return sum(self._replace(graph, node) for node in graph.nodes)
 
     def _replace(self, graph: Graph, node: Node) -> bool:
-        if node.domain not in ("", "ai.onnx"):
-            return False
-        count = 2 if node.op_type in ("Conv", "Gemm", "MatMul", "Add", "Mul") else 1
-        count = len(node.inputs) if node.op_type == "Concat" else count
-        sources = [graph.producer(v, "DequantizeLinear") for v in node.inputs[:count]]
-        read = [s for s in sources if s is not None]
-        if len(read) < len(sources):
+        read = _operands(graph, node)
+        if not read:
             return False
         quantizers = [_quantizer(graph, v, mover=node.op_type in self.movers) for v in node.outputs]
         written = [q for q in quantizers if q is not None]
-        if len(written) < len(quantizers):
-            return _to_float(graph, node, read)
+        whole = len(written) == len(quantizers)
         if node.op_type in self.movers:
-            return _move(graph, node, read[0], written)
+            kept = whole and all(_numbers(graph, q) == _numbers(graph, read[0]) for q in written)
+            return kept and _move(graph, node, read[0], written)
+        kinds = {_kind(graph, n) for n in read[: 1 if node.op_type in _PRODUCTS else None]}
+        if not whole or {_kind(graph, written[0])} != kinds:
+            return _to_float(graph, node, read)
         made = _integer(graph, node, read, written[0])
         if made is None:
             return False
         graph.replace_uses(written[0].outputs[0], made)
         return True
+
+
+def _operands(graph: Graph, node: Node) -> list[Node]:
+    """The DequantizeLinears of what it computes with; none where that is not all, or no kernel multiplies them."""
+    if node.domain not in ("", "ai.onnx"):
+        return []
+    count = 2 if node.op_type in (*_PRODUCTS, "Add", "Mul") else 1
+    count = len(node.inputs) if node.op_type == "Concat" else count
+    found = [s for v in node.inputs[:count] if (s := graph.producer(v, "DequantizeLinear")) is not None]
+    if len(found) < count or (node.op_type in _PRODUCTS and [_kind(graph, n) for n in found] == ["int8", "uint8"]):
+        return []
+    return found
 
 
 def _quantizer(graph: Graph, value: Value, *, mover: bool) -> Node | None:
@@ -75,6 +92,19 @@ def _quantizer(graph: Graph, value: Value, *, mover: bool) -> Node | None:
     if not mover and user is not None and user.op_type in ("Relu", "Clip") and not user.domain:
         user = graph.only_user(user.outputs[0])
     return user if user is not None and user.op_type == "QuantizeLinear" else None
+
+
+def _kind(graph: Graph, node: Node) -> str:
+    """The type of the codes of a pair's node."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+    return graph.dtype(codes if zero is None else zero) or "uint8"
+
+
+def _numbers(graph: Graph, node: Node) -> tuple[str, float | None, float | None]:
+    """(type, scale, zero point) of a pair's node with one scale."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    return _kind(graph, node), graph.scalar(node.inputs[1]), 0.0 if zero is None else graph.scalar(zero)
 
 
 def _triple(graph: Graph, node: Node) -> list[Value | None]:

@@ -83,3 +83,50 @@ def test_zero_points_that_are_left_out_are_written(nodes: str, becomes: str) -> 
     one, two = (run(graph, feeds)[0] for graph in (before, after))
     assert np.abs(one).max() > 10 * STEP
     np.testing.assert_allclose(two, one, atol=1.001 * STEP)
+
+
+OTHERS: dict[str, Any] = {
+    "s": np.float32(STEP),
+    "t": np.float32(STEP / 2),
+    "i": np.int8(3),
+    "u": np.uint8(131),
+    "sw": np.float32(0.002),
+    "wi": RNG.integers(-127, 128, (16, 16)).astype(np.int8),
+    "wu": RNG.integers(0, 255, (16, 16)).astype(np.uint8),
+    "k": RNG.integers(-127, 128, (16, 16, 1, 1)).astype(np.int8),
+}
+SAME = "p = QuantizeLinear(c, s, FIRST) y = DequantizeLinear(p, s, FIRST)"
+CHANGED = "p = QuantizeLinear(c, s, OTHER) y = DequantizeLinear(p, s, OTHER)"
+
+
+@pytest.mark.parametrize("first", ["i", "u"])
+@pytest.mark.parametrize(
+    ("nodes", "becomes"),
+    [
+        ("c = Transpose(d) p = QuantizeLinear(c, t, FIRST) y = DequantizeLinear(p, t, FIRST)", ["Transpose"]),
+        (f"c = Transpose(d) {CHANGED}", ["Transpose"]),
+        (f"c = Sigmoid(d) {CHANGED}", ["Sigmoid"]),
+        (f"o = QuantizeLinear(x, s, OTHER) e = DequantizeLinear(o, s, OTHER) c = Add(d, e) {SAME}", ["Add"]),
+        (f"e = DequantizeLinear(wi, sw) c = MatMul(d, e) {CHANGED}", ["MatMulIntegerToFloat"]),
+        (f"e = DequantizeLinear(wi, sw) c = Gemm(d, e) {CHANGED}", ["QGemm"]),
+        ("e = DequantizeLinear(wu, sw, u) y = MatMul(d, e)", ["MatMul", "MatMulIntegerToFloat"]),
+        (f"e = DequantizeLinear(k, sw) c = Conv(d, e) {CHANGED}", ["Conv"]),
+    ],
+)
+def test_types_and_scales_that_change_between_pairs(nodes: str, becomes: list[str], first: str) -> None:
+    """Values stay, and ONNX Runtime has kernels for all: it has none that turns one type of codes into the other."""
+    nodes = nodes.replace("FIRST", first).replace("OTHER", "u" if first == "i" else "i")
+    sizes, names = ([1, 16, 4, 4], "A,B,C,D") if "Conv" in nodes else ([16, 16], "A,B")
+    head = f"q = QuantizeLinear(x, s, {first}) d = DequantizeLinear(q, s, {first})"
+    text = f"(float{sizes} x) => (float[{names}] y) {{ {head} {nodes} }}"
+    words = set(text.replace(",", " ").replace("(", " ").replace(")", " ").split())
+    given = {name: array for name, array in OTHERS.items() if name in words}
+    before, after = (graph_of(text, **given) for _ in range(2))
+    after.infer_shapes()
+    ToOperators(frozenset({"Transpose"}))(after)
+    after.remove_unused()
+    assert {n.op_type for n in after.nodes} & set(becomes)
+    feed = {"x": RNG.normal(size=sizes).astype(np.float32)}
+    one, two = (run(graph, feed)[0] for graph in (before, after))
+    assert np.abs(one).max() > 5 * STEP
+    np.testing.assert_allclose(two, one, atol=1.001 * STEP)
