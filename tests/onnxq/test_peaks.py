@@ -18,7 +18,7 @@ W: dict[str, Any] = {"w": (16, 16, 3, 3), "k": (8, 16, 1, 1)}
 BODY = "c = Conv<pads=[1,1,1,1]>(x, w) r = Relu(c) m = Conv(r, k) "
 POOL = "MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>"
 KEPT = "f = Cast<to=1>(e) y = Mul({}, f)"
-HALF = np.array(0.5, np.float32)
+HALF, ONE = np.array(0.5, np.float32), np.array(1, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,9 @@ HALF = np.array(0.5, np.float32)
         f"s = Sigmoid(m) e = Equal(m, s) {KEPT.format('m')}",
         f"p = {POOL}(m) i = Cast<to=6>(m) j = Cast<to=6>(p) e = Equal(i, j) {KEPT.format('m')}",
         f"n = Mul(m, m) p = {POOL}(n) e = Equal(m, p) {KEPT.format('m')}",
+        f"p = {POOL}(m) d = Sub(p, m) y = Relu(d)",
     ],
-    ids=["not compared", "with a constant", "another layer's", "no maximum", "integers", "no value by value"],
+    ids=["not compared", "with a constant", "another layer's", "no maximum", "integers", "no value by value", "edges"],
 )
 def test_no_peaks(body: str) -> None:
     assert peaks(net(IMAGE, BODY + body, **W, **({"half": HALF} if "half" in body else {}))) == {}
@@ -41,6 +42,11 @@ SPELLINGS = {
     "logits": (f"p = {POOL}(m) e = Equal(m, p) {KEPT.format('m')}", {"MaxPool:p"}),
     "the other way about": (f"p = {POOL}(m) e = Equal(p, m) {KEPT.format('m')}", {"MaxPool:p"}),
     "not less": (f"p = {POOL}(m) e = GreaterOrEqual(m, p) {KEPT.format('m')}", {"MaxPool:p"}),
+    "less, at opset 11": (f"p = {POOL}(m) l = Less(m, p) e = Not(l) {KEPT.format('m')}", {"MaxPool:p"}),
+    "a difference rounded up": (
+        f"p = {POOL}(m) d = Sub(p, m) u = Ceil(d) v = Sub(one, u) y = Mul(m, v)",
+        {"MaxPool:p", "Sub:d"},
+    ),
     "probabilities": (
         f"s = Sigmoid(m) p = {POOL}(s) e = Equal(s, p) {KEPT.format('s')}",
         {"MaxPool:p", "Sigmoid:s"},
@@ -55,7 +61,8 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_from_the_layer_to_the_comparison(spelling: str) -> None:
     body, between = SPELLINGS[spelling]
-    graph = net(IMAGE, BODY + body, **W, **({"half": HALF} if "half" in body else {}))
+    given = {name: array for name, array in (("half", HALF), ("one", ONE)) if name in body}
+    graph = net(IMAGE, BODY + body, **W, **given)
     assert peaks(graph) == dict.fromkeys({"Conv:m", *between}, COMPARED)
 
 
