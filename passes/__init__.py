@@ -19,6 +19,7 @@ from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_bi
 from onnxq.passes.cpu_clamps import clamps_apart
 from onnxq.passes.cpu_gelu import fast_gelu
 from onnxq.passes.cpu_norms import smooth_in_norms
+from onnxq.passes.cpu_own_weights import own_weights
 from onnxq.passes.cpu_qattention import quantize_attention
 from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
@@ -133,7 +134,8 @@ def prepare(
         *(
             (Everywhere(matmul_to_gemm),) if placement == "ort-cpu" else ()
         ),  # as the provider does before it reads pairs
-        *((plain_pairs,) if placement != "ort-cpu" else ()),  # of what TFLite's models hold others take less
+        # of pairs that a model came with each backend takes other forms
+        Everywhere(own_weights) if placement == "ort-cpu" else plain_pairs,
         remove_unused,  # last: weights that the folds replaced
     )
 
