@@ -1,4 +1,7 @@
-"""Every test starts from the same random numbers, whichever tests ran before it and in whichever process."""
+"""Every test starts from the same random numbers, whichever tests ran before it and in whichever process.
+
+None fails for being slow: an example that starts ONNX Runtime beside other jobs takes more than hypothesis' 0.2 s.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("onnxq", deadline=None)
+settings.load_profile("onnxq")
 
 STATES: dict[str, dict[str, Any]] = {}
 
