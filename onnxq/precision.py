@@ -251,31 +251,45 @@ def _long_biases(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
     """Layers whose bias is more steps of scale_x * scale_w than float16 can count.
 
     ONNX Runtime writes such a bias as an integer, computing bias / (scale_x * scale_w) in the layer's type, when the
-    layer's output is quantized again (its WeightBiasQuantization); a quotient beyond 65504 would become infinite.
+    layer's output is quantized again (its WeightBiasQuantization); a quotient beyond 65504 would become infinite. A
+    bias that makes up for a zero point (`passes/centre_codes.py`) is some thousands of steps for each input.
     """
-    scales = {use: p.params.scale for p in plan.points.values() if p.params is not None for use in p.uses}
+    grids = {use: p.params for p in plan.points.values() if p.params is not None for use in p.uses}
     stored = graph.weights
     weights = {node: stored[w.tensor] for w in plan.weights for node, _ in w.uses}
     axes = {node: w.axis for w in plan.weights for node, _ in w.uses}
     for node in graph.nodes:
         name = node.name or ""
-        weight, scale = graph.const(weights.get(name)), scales.get((name, 0))
-        bias = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
-        if weight is None or scale is None or bias is None or weight.dtype != np.float32 or bias.ndim != 1:
+        weight, grid = graph.const(weights.get(name)), grids.get((name, 0))
+        given = len(node.inputs) > 2 and node.inputs[2] is not None
+        bias = graph.const(node.inputs[2]) if given else np.zeros(1, np.float32)
+        if weight is None or grid is None or bias is None or weight.dtype != np.float32 or bias.ndim != 1:
+            continue
+        chain, point = _chain_to_point(graph, plan, node)
+        if point is None or point.params is None or node.op_type not in _BIASED:
             continue
         others = tuple(i for i in range(weight.ndim) if i != axes[name])
-        step = np.float64(scale) * np.maximum(np.abs(weight).max(axis=others), 127 * SMALLEST_SCALE) / 127
-        chain = _chain_to_point(graph, plan, node)
-        if chain and np.max(np.abs(bias) / step, initial=0.0) > LIMIT:
+        step = np.float64(grid.scale) * np.maximum(np.abs(weight).max(axis=others), 127 * SMALLEST_SCALE) / 127
+        most = np.abs(bias) + _shift(grid) * np.abs(weight.sum(axis=others, dtype=np.float64)) + _shift(point.params)
+        if np.max(most / step, initial=0.0) > LIMIT:
             yield from ((n, "its bias is more steps of the int8 scales than float16 counts") for n in chain)
 
 
-def _chain_to_point(graph: Graph, plan: Plan, node: Node) -> list[str]:
-    """The layer and the Relu and Clip nodes that fuse into it, when nothing but a Q reads the last one."""
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+
+
+def _shift(params: QuantParams) -> float:
+    """What stands for the zero point in a graph without any, in absolute value."""
+    return abs(float(params.zero_point) * float(params.scale))
+
+
+def _chain_to_point(graph: Graph, plan: Plan, node: Node) -> tuple[list[str], Point | None]:
+    """The layer and the Relu and Clip nodes that fuse into it, and the point behind when nothing but its Q reads it."""
     chain, value = [node.name or ""], node.outputs[0]
     while (user := graph.only_user(value)) is not None and user.op_type in ("Relu", "Clip"):
         chain.append(user.name or "")
         value = user.outputs[0]
     point = plan.points.get(str(value.name))
     read = {(user.name or "", index) for user, index in graph.users(value)}
-    return chain if point is not None and read == set(point.uses) and not value.is_graph_output() else []
+    alone = point is not None and read == set(point.uses) and not value.is_graph_output()
+    return chain, point if alone else None

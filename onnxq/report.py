@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from onnxq.intake import open_inputs, unknown_shapes
-from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.operators import RECURRENT
 from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
@@ -131,10 +130,6 @@ def comparison_json(found: Comparison) -> str:
 EXACT = "options.add_session_config_entry('session.x64quantprecision', '1')  # or quantize with --reduce-range"
 """What keeps the sums of uint8 x int8 products from saturating, see docs/onnxruntime.md."""
 
-PLAIN = "options.add_session_config_entry('session.disable_quant_qdq', '1')  # onnxq compare does"
-"""What keeps ONNX Runtime from computing b / (s_x s_w) in float16 for an int32 bias: with those that make up for zero
-points it overflows (`WeightBiasQuantization`, 1.23 on)."""
-
 
 def how_near(reference: Path, model: Path, recipe: Recipe, data: object) -> tuple[str, str]:
     """(what, command) that compares the file just written with the float model; `data` as for `next_steps`."""
@@ -158,8 +153,6 @@ def next_steps(
     words["oldest"] = "{}.{}".format(*oldest_runtime(graph))
     found = [(what.format(**words), command.format(**words)) for what, command in target.next_step.items()]
     saturates = target.placement == "ort-cpu" and plan.mode in ("static", "dynamic") and not recipe.reduce_range
-    if plan.float_type == "float16" and any(p.qtype == INT8_ASYMMETRIC for p in plan.points.values()):
-        found.append(("to try it in ONNX Runtime, which would spoil its biases", PLAIN))
     return [*found, ("x64 CPUs without VNNI, where int8 sums saturate", EXACT)] if saturates else found
 
 

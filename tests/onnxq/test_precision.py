@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime  # noqa: TID251  as a user does
 import pytest
 from architectures import ARCHITECTURES
-from graphs import Array, lines
+from graphs import Array, graph_of, lines, run
 from placing import net
 
 import onnxq
 from onnxq import api
+from onnxq.numerics import sqnr_db
 from onnxq.patterns.ranges import LIMIT, SMALLEST_SCALE
 from onnxq.precision import probes
 from onnxq.runtime import Session
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from onnxq.graph import Graph
     from onnxq.plan import Plan
 
@@ -339,6 +343,27 @@ def test_a_bias_of_more_steps_than_float16_counts() -> None:
     assert set(plan.float32) == {"Gemm:a", "Relu:r"}
     assert "steps" in plan.float32["Gemm:a"]
     assert_as_good(graph, feeds(graph))
+
+
+def test_a_bias_that_makes_up_for_a_zero_point(tmp_path: Path) -> None:
+    """Zero points put -128 s into a bias, and W c: too many steps of s_x s_w for float16 where sums are long.
+
+    A session with ONNX Runtime's own options, in which people try files: they overflowed there.
+    """
+    shapes = {"w": (64, 64, 3, 3), "b": (64,), "v": (16, 64, 3, 3)}
+    text = "(float[1,64,6,6] x) => (float[1,16,2,2] y) { a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }"
+    rng = np.random.default_rng(0)
+    graph = graph_of(text, 17, **{k: (0.1 * rng.normal(size=s)).astype(np.float32) for k, s in shapes.items()})
+    data = [{"x": x[None]} for x in rng.normal(size=(24, 64, 6, 6)).astype(np.float32)]
+    quantized, plan = api.quantize(graph, data, onnxq.Recipe())
+    (point,) = (p.params for p in plan.points.values() if ("Conv:y", 0) in p.uses)
+    assert point is not None
+    assert point.zero_point != 0
+    assert {"Conv:a", "Relu:r"} <= set(plan.float32)
+    quantized.save(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    pairs = [(run(graph, feed)[0], session.run(None, feed)[0]) for feed in data[:4]]
+    assert sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True))) > 30
 
 
 def test_what_fuses_behind_a_float32_layer_stays_with_it() -> None:
