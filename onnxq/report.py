@@ -9,8 +9,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onnxq.intake import open_inputs, unknown_shapes
 from onnxq.operators import RECURRENT
+from onnxq.patterns.ranges import LIMIT
 from onnxq.placement.dla import FALLS_BACK
 from onnxq.targets import get_target
 from onnxq.targets.oldest import oldest_runtime
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxq.comparison import Comparison
-    from onnxq.graph import Graph
+    from onnxq.graph import Graph, Node
     from onnxq.plan import Decision, Plan
     from onnxq.recipe import Recipe
     from onnxq.statistics import Statistics
@@ -130,6 +133,10 @@ def comparison_json(found: Comparison) -> str:
 EXACT = "options.add_session_config_entry('session.x64quantprecision', '1')  # or quantize with --reduce-range"
 """What keeps the sums of uint8 x int8 products from saturating, see docs/onnxruntime.md."""
 
+PLAIN = "options.add_session_config_entry('session.disable_quant_qdq', '1')  # onnxq compare does"
+"""Keeps ONNX Runtime from computing b / (s_x s_w) in float16 for an int32 bias (`WeightBiasQuantization`, 1.23 on).
+Layers of a float32 model whose bias that would spoil are in float32; those of a float16 model have no such choice."""
+
 
 def how_near(reference: Path, model: Path, recipe: Recipe, data: object) -> tuple[str, str]:
     """(what, command) that compares the file just written with the float model; `data` as for `next_steps`."""
@@ -153,7 +160,24 @@ def next_steps(
     words["oldest"] = "{}.{}".format(*oldest_runtime(graph))
     found = [(what.format(**words), command.format(**words)) for what, command in target.next_step.items()]
     saturates = target.placement == "ort-cpu" and plan.mode in ("static", "dynamic") and not recipe.reduce_range
+    if target.placement == "tensorrt" and any(_overflows(graph, node) for node in graph.nodes):
+        found.append(("to try it in ONNX Runtime, which would spoil its biases", PLAIN))
     return [*found, ("x64 CPUs without VNNI, where int8 sums saturate", EXACT)] if saturates else found
+
+
+def _overflows(graph: Graph, node: Node) -> bool:
+    """Whether a bias in float16, of a layer between two pairs, is more steps of the scales than float16 counts."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
+        return False
+    bias, pairs = graph.const(node.inputs[2]), [graph.producer(v, "DequantizeLinear") for v in node.inputs[:2]]
+    x, w = (None if pair is None else graph.const(pair.inputs[1]) for pair in pairs)
+    user = graph.only_user(node.outputs[0])
+    while user is not None and user.op_type in ("Relu", "Clip"):
+        user = graph.only_user(user.outputs[0])
+    if bias is None or bias.dtype != np.float16 or x is None or w is None or user is None:
+        return False
+    step = np.float64(x.min()) * (w if w.size == bias.size else w.min()).astype(np.float64)
+    return user.op_type == "QuantizeLinear" and bool(np.max(np.abs(bias.astype(np.float64)) / step) > LIMIT)
 
 
 def _shape_flags(graph: Graph, seen: Seen) -> str:
