@@ -230,7 +230,7 @@ def _preferred(model: Inspected, found: Mapping[Site, tuple[Factor, ...]], picke
     if not rivals:
         return first
     judge = Judge(model, picked.few)
-    tried = [(of, model.quantizer(picked.learning[: picked.judges])) for of in (_by_name(first), _by_name(last))]
+    tried = [(of, model.quantizer(picked.learning[: 2 * picked.judges])) for of in (_by_name(first), _by_name(last))]
     size, chosen = -(-len(rivals) // _STRETCHES), dict(first)
     for start in range(0, len(rivals), size):
         stretch = rivals[start : start + size]
