@@ -29,8 +29,9 @@ def own_weights(graph: Graph) -> int:
 
 
 def _several_scales(graph: Graph, node: Node) -> bool:
-    codes, scale = graph.const(node.inputs[0]), graph.const(node.inputs[1])
-    return codes is not None and codes.dtype.name in _TYPES and scale is not None and scale.ndim > 0
+    codes, scale = node.inputs[:2]
+    stored = graph.is_const(codes) and graph.is_const(scale)  # read later: they may be large
+    return stored and graph.dtype(codes) in _TYPES and (graph.rank(scale) or 0) > 0
 
 
 def _to_float(graph: Graph, node: Node) -> bool:
