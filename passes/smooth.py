@@ -19,7 +19,7 @@ import numpy as np
 from onnxq.errors import PassError, StatisticsError
 from onnxq.linear import Linear, add_bias, renewed, scale_outputs
 from onnxq.rescaling import clip_limit, find_sites, maker_of, mixed_from, reader_at, tie_making
-from onnxq.smoothed import Smoothed, record
+from onnxq.smoothed import Smoothed, record, smoothed_tensors
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def _apply(graph: Graph, site: Site, factor: Factor, values: dict[str, Value], n
             new = np.asarray(limit / scale.max(), np.float32)
             graph.set_input(nodes[name], 2, graph.constant(f"{name}/limit", new))
         moved += [_renamed(graph, value, site.axis) for value in members]
-    record(graph, moved, site.name, factor)
+    # A product whose bias another site added is no tensor of the float model, nor told to stand for one.
+    known = values.keys() | {one.tensor for one in smoothed_tensors(graph.model.metadata_props)}
+    record(graph, [one for one in moved if one.name in known], site.name, factor)
     for node in readers:
         _read(graph, node, scale, shift)
 
