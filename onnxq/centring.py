@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxq.linear import linear_at
+from onnxq.linear import BIASED, linear_at
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Node, Value
@@ -34,8 +34,6 @@ COMMUTING = AVERAGES | {
 }
 """f(x + c) = f(x) + c: what only moves values, takes the largest, or averages; see `commutes`."""
 
-_BIASED = ("Conv", "ConvTranspose", "Gemm")
-
 
 def commutes(graph: Graph, node: Node) -> bool:
     """Whether the node gives f(x) + c for x + c."""
@@ -47,7 +45,7 @@ def commutes(graph: Graph, node: Node) -> bool:
 
 def takes_bias(graph: Graph, node: Node | None) -> bool:
     """Whether the node has a bias that a constant can be added to, or can be given one."""
-    if node is None or node.domain or node.op_type not in _BIASED or graph.in_body(node):
+    if node is None or node.domain or node.op_type not in BIASED or graph.in_body(node):
         return False
     return len(node.inputs) < 3 or node.inputs[2] is None or graph.is_const(node.inputs[2])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.linear import LINEAR
 from onnxq.patterns.ranges import SMALLEST_SCALE, lost_scales
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node, Value
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LENT = "_lent"
 
 
@@ -73,7 +73,7 @@ def lifted_by(graph: Graph, weight: Value) -> int:
 def _room(graph: Graph, node: Node, index: int) -> int:
     """By how many powers of two the scale of the node's data can be divided."""
     dequantize = graph.producer(node.inputs[0], "DequantizeLinear")
-    if dequantize is None or index != 1 or node.op_type not in _PRODUCTS or node.domain:
+    if dequantize is None or index != 1 or node.op_type not in LINEAR or node.domain:
         return 0
     scale = graph.scalar(dequantize.inputs[1])
     return math.floor(math.log2(scale / SMALLEST_SCALE)) if scale else 0

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 CONVS = ("Conv", "ConvTranspose")
-LINEAR = (*CONVS, "Gemm", "MatMul")
+BIASED = (*CONVS, "Gemm")
+"""Those with a bias of their own, input 2."""
+LINEAR = (*BIASED, "MatMul")
 FLOATS = ("float16", "float32", "float64")
 
 

@@ -192,13 +192,13 @@ def quantize(x: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.integer
     """
     qtype = params.qtype
     with np.errstate(over="ignore"):  # an overflow to infinity saturates, as it should
-        codes = np.asarray(x, np.float32) / _along(params.scale, x.ndim, params.axis)
+        codes = np.asarray(x, np.float32) / along(params.scale, x.ndim, params.axis)
     if np.isnan(codes).any():
         raise ValueError("NaN cannot be quantized")
     if qtype.floating:
         rounded: npt.NDArray[Any] = np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.stored)
         return rounded
-    codes = np.rint(codes) + _along(params.zero_point, x.ndim, params.axis).astype(np.float32)
+    codes = np.rint(codes) + along(params.zero_point, x.ndim, params.axis).astype(np.float32)
     saturated: npt.NDArray[np.integer] = np.clip(codes, qtype.qmin, qtype.qmax).astype(qtype.dtype)
     return saturated
 
@@ -206,10 +206,10 @@ def quantize(x: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.integer
 def dequantize(q: npt.NDArray[np.integer], params: QuantParams) -> npt.NDArray[np.float32]:
     """(q - zero_point) * scale in float32, of q's shape: ONNX DequantizeLinear."""
     if params.qtype.floating:
-        real: npt.NDArray[np.float32] = q.astype(np.float32) * _along(params.scale, q.ndim, params.axis)
+        real: npt.NDArray[np.float32] = q.astype(np.float32) * along(params.scale, q.ndim, params.axis)
         return real
-    steps = q.astype(np.int32) - _along(params.zero_point, q.ndim, params.axis).astype(np.int32)
-    scaled: npt.NDArray[np.float32] = steps.astype(np.float32) * _along(params.scale, q.ndim, params.axis)
+    steps = q.astype(np.int32) - along(params.zero_point, q.ndim, params.axis).astype(np.int32)
+    scaled: npt.NDArray[np.float32] = steps.astype(np.float32) * along(params.scale, q.ndim, params.axis)
     return scaled
 
 
@@ -294,7 +294,7 @@ def sqnr_db(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
     return 10.0 * math.log10(power / noise) if power > 0.0 else -math.inf
 
 
-def _along(values: npt.NDArray[Any], ndim: int, axis: int | None) -> npt.NDArray[Any]:
+def along(values: npt.NDArray[Any], ndim: int, axis: int | None) -> npt.NDArray[Any]:
     """Reshape 1-d values so that they broadcast along axis of an ndim-d tensor."""
     if axis is None:
         return values

@@ -205,9 +205,10 @@ def parted(ready: Prepared, statistics: Statistics) -> Prepared:
     loses nothing by it; what reads the smaller tensor by itself does, and what reads the Concat in float, as the
     normalizations of a U-Net do. Their layers stay as they are.
     """
-    if ready.plan.mode != "static" or get_target(ready.recipe.target).every_tensor:
+    joins = {str(n.name): (part, n) for part in ready.graph.parts() for n in part.nodes if n.op_type == "Concat"}
+    if not joins or ready.plan.mode != "static" or get_target(ready.recipe.target).every_tensor:
         return ready
-    seen, plan, asked = statistics.ranges, ready.plan, ready.recipe.rule_value
+    seen, plan, asked = statistics.reach, ready.plan, ready.recipe.rule_value
     reach = {
         p.tensor: max((seen[n].amax for n in p.observed if n in seen), default=0.0)
         for p in plan.points.values()
@@ -218,7 +219,6 @@ def parted(ready: Prepared, statistics: Statistics) -> Prepared:
     for point in plan.points.values():
         widest[point.group] = max(reach.get(point.tensor, 0.0), widest.get(point.group, 0.0))
         uses.setdefault(point.group, []).extend((point.tensor, node) for node, _ in point.uses)
-    joins = {str(n.name): (part, n) for part in ready.graph.parts() for n in part.nodes if n.op_type == "Concat"}
     joint = {str(join.outputs[0].name) for _, join in joins.values()}  # of these one input is observed
     small = {n for n, r in reach.items() if n not in joint and 0.0 < r * FEW_STEPS < widest[plan.points[n].group]}
     quantized, names = {d.node for d in plan.decisions if d.quantized}, []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.exposing import why_hidden
+from onnxq.linear import BIASED
 from onnxq.numerics import INT8_ASYMMETRIC, held_by, with_exact_shift
 from onnxq.operators import RECURRENT
 from onnxq.patterns import find_patterns
@@ -30,6 +31,7 @@ from onnxq.patterns.ranges import (
     covered,
     lost_scales,
     out_of_range,
+    rounded_away,
 )
 from onnxq.placement.bodies import divided, part_name
 
@@ -242,7 +244,7 @@ def _own_pairs(graph: Graph) -> Iterator[tuple[str, str]]:
         scale = graph.const(node.inputs[1]) if node.op_type == "DequantizeLinear" and not node.domain else None
         if scale is None or scale.dtype != np.float32 or not scale.size:
             continue
-        if ((scale < SMALLEST_SCALE) & (scale > scale.max() / 100)).any():  # as in `lost_scales`
+        if rounded_away(scale).any():
             readers = (user for user, _ in graph.users(node.outputs[0]) if not graph.in_body(user))
             yield from ((user.name or "", "scales of its own are too small for float16") for user in readers)
 
@@ -266,16 +268,13 @@ def _long_biases(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
         if weight is None or grid is None or bias is None or weight.dtype != np.float32 or bias.ndim != 1:
             continue
         chain, point = _chain_to_point(graph, plan, node)
-        if point is None or point.params is None or node.op_type not in _BIASED:
+        if point is None or point.params is None or node.op_type not in BIASED:
             continue
         others = tuple(i for i in range(weight.ndim) if i != axes[name])
         step = np.float64(grid.scale) * np.maximum(np.abs(weight).max(axis=others), 127 * SMALLEST_SCALE) / 127
         most = np.abs(bias) + _shift(grid) * np.abs(weight.sum(axis=others, dtype=np.float64)) + _shift(point.params)
         if np.max(most / step, initial=0.0) > LIMIT:
             yield from ((n, "its bias is more steps of the int8 scales than float16 counts") for n in chain)
-
-
-_BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
 def _shift(params: QuantParams) -> float:

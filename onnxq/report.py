@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.intake import open_inputs, unknown_shapes
+from onnxq.linear import BIASED
 from onnxq.operators import RECURRENT
 from onnxq.patterns.ranges import LIMIT
 from onnxq.placement.dla import FALLS_BACK
@@ -167,7 +168,7 @@ def next_steps(
 
 def _overflows(graph: Graph, node: Node) -> bool:
     """Whether a bias in float16, of a layer between two pairs, is more steps of the scales than float16 counts."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
+    if node.op_type not in BIASED or len(node.inputs) < 3:
         return False
     bias, pairs = graph.const(node.inputs[2]), [graph.producer(v, "DequantizeLinear") for v in node.inputs[:2]]
     x, w = (None if pair is None else graph.const(pair.inputs[1]) for pair in pairs)

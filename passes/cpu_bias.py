@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.numerics import along
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -57,8 +59,8 @@ def _fit(graph: Graph, node: Node) -> bool:
         return False
     new = np.maximum(weight, least).astype(np.float32)
     axis = int(graph.attribute(dequantize, "axis", 1))
-    along = [-1 if d == axis % codes.ndim else 1 for d in range(codes.ndim)]
-    middle, ratio = (a.reshape(along if a.ndim else ()) for a in (zero.astype(np.float64), weight / new))
+    both = (zero.astype(np.float64), weight / new)
+    middle, ratio = (along(a, codes.ndim, axis if a.ndim else None) for a in both)
     moved = (np.rint((codes - middle) * ratio) + middle).astype(codes.dtype)
     real = graph.add(
         "DequantizeLinear",

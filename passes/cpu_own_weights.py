@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.numerics import along
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -85,7 +87,7 @@ def _real(graph: Graph, node: Node, axis: int, block: int) -> npt.NDArray[Any]:
     def spread(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         if block:
             return np.repeat(array.astype(np.float64), block, axis).take(range(codes.shape[axis]), axis)
-        return array.astype(np.float64).reshape([-1 if d == axis else 1 for d in range(codes.ndim)])
+        return along(array.astype(np.float64), codes.ndim, axis)
 
     zero = spread(rest[0]) if rest else 0.0
     return np.asarray((codes.astype(np.float64) - zero) * spread(scale), scale.dtype)

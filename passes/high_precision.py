@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.dtypes import NUMBERS
-from onnxq.numerics import numpy_type
+from onnxq.numerics import along, numpy_type
 from onnxq.patterns.chains import MASKING, masks
 from onnxq.patterns.islands import islands
 from onnxq.patterns.ranges import SMALLEST_SCALE
@@ -326,8 +326,10 @@ def _raised(
     codes: npt.NDArray[Any], scale: npt.NDArray[Any], zero: npt.NDArray[Any] | None, axis: int
 ) -> npt.NDArray[Any]:
     """Codes of the same numbers, rounded, with scales of float16's least normal number where they are smaller."""
-    along = [-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)] if scale.size > 1 else [1] * codes.ndim
-    by = np.minimum(scale.astype(np.float64) / SMALLEST_SCALE, 1.0).reshape(along)
-    start = np.zeros(1) if zero is None else zero.astype(np.float64)
-    start = start.reshape(along if start.size > 1 else [1] * codes.ndim)
+
+    def spread(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        wide = array.astype(np.float64)
+        return along(wide, codes.ndim, axis) if wide.size > 1 else wide.reshape(())
+
+    by, start = np.minimum(spread(scale) / SMALLEST_SCALE, 1.0), np.zeros(()) if zero is None else spread(zero)
     return np.asarray(np.rint((codes.astype(np.float64) - start) * by + start), codes.dtype)

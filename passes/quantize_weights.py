@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from onnxq.lifting import lift_scales
-from onnxq.numerics import NEAR, QuantParams, dequantize, held_by, params_from_range, quantize, weight_params
+from onnxq.numerics import NEAR, QuantParams, along, dequantize, held_by, params_from_range, quantize, weight_params
 from onnxq.patterns.ranges import SMALLEST_SCALE
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ class QuantizeWeights:
 
 def _clipped(weight: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[Any]:
     """The weight inside the grid: QuantizeLinear knows no narrow type and would use its lowest code."""
-    scale = params.scale
-    if params.axis is not None:
-        scale = scale.reshape([-1 if d == params.axis % weight.ndim else 1 for d in range(weight.ndim)])
+    scale = along(params.scale, weight.ndim, params.axis)
     low, high = ((np.float32(code) * scale).astype(weight.dtype) for code in (params.qtype.qmin, params.qtype.qmax))
     clipped: npt.NDArray[Any] = np.clip(weight, low, high)
     return clipped
@@ -134,8 +132,7 @@ def _still_chosen(chosen: Rounded, params: QuantParams, weight: npt.NDArray[Any]
     moved = params.scale > chosen.scale * (1 + NEAR)
     if not moved.any():
         return chosen.codes
-    along = [-1 if d == params.axis % weight.ndim else 1 for d in range(weight.ndim)] if params.axis is not None else []
-    return np.where(moved.reshape(along), quantize(weight, params), chosen.codes)
+    return np.where(along(moved, weight.ndim, params.axis), quantize(weight, params), chosen.codes)
 
 
 def _in_dtype(params: QuantParams, dtype: np.dtype[Any]) -> QuantParams:

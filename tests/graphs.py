@@ -24,6 +24,16 @@ def graph_of(text: str, opset: int = 17, /, **weights: npt.ArrayLike) -> Graph:
     return Graph.from_proto(model)
 
 
+def named_in(text: str, held: Mapping[str, npt.ArrayLike]) -> dict[str, npt.ArrayLike]:
+    """Those of the arrays that the text names."""
+    return {name: array for name, array in held.items() if name in words(text)}
+
+
+def words(text: str) -> set[str]:
+    """What stands between spaces, commas and brackets."""
+    return set(text.replace(",", " ").replace("(", " ").replace(")", " ").split())
+
+
 def lines(graph: Graph) -> list[str]:
     """The nodes in order, as `y = Op(a, b)`; a left-out input is `_`."""
     return [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.half_range import within_half
-from onnxq.improvement.judging import Judge, confirmed, decibels, gains, halves
+from onnxq.improvement.judging import Judge, confirmed, decibels, gains, halves, stretches
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
 from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, beyond, choose
@@ -212,10 +212,6 @@ _MANY_ROWS = 128
 # -- preferring ----------------------------------------------------------------------------------------------
 
 
-_STRETCHES = 8
-"""Sites with two factors are parted into so many stretches, neighbours together."""
-
-
 def _preferred(model: Inspected, found: Mapping[Site, tuple[Factor, ...]], picked: Picked) -> dict[Site, Factor]:
     """Of two factors of a site those with which the model's outputs err less, everything else in float.
 
@@ -223,21 +219,19 @@ def _preferred(model: Inspected, found: Mapping[Site, tuple[Factor, ...]], picke
     a transformer are, errs the same way everywhere, and a model may lean on just that: of two factors of the same
     predicted noise one cost MiniLM 7 dB more than the other.
     """
-    first, last = ({site: factors[at] for site, factors in found.items()} for at in (0, -1))
+    chosen, rivals = {s: f[0] for s, f in found.items()}, {s: f[1] for s, f in found.items() if len(f) > 1}
     if model.half:
-        first, last = within_half(model.graph, first), within_half(model.graph, last)
-    rivals = [site for site, factors in found.items() if len(factors) > 1]
+        chosen, rivals = within_half(model.graph, chosen), within_half(model.graph, rivals)
     if not rivals:
-        return first
+        return chosen
     judge = Judge(model, picked.few)
-    tried = [(of, model.quantizer(picked.learning[: 2 * picked.judges])) for of in (_by_name(first), _by_name(last))]
-    size, chosen = -(-len(rivals) // _STRETCHES), dict(first)
-    for start in range(0, len(rivals), size):
-        stretch = rivals[start : start + size]
+    feeds = picked.learning[: 2 * picked.judges]
+    tried = [(_by_name(factors), model.quantizer(feeds)) for factors in (chosen, chosen | rivals)]
+    for _, stretch in stretches(tuple(rivals)):
         nodes = [node for site in stretch for _, node in site.readers]
         one, other = (judge.noise(quantized(of, nodes), of) for of, quantized in tried)
         if decibels(one.first(one.samples), other.first(other.samples)).mean() < 0:
-            chosen |= {site: last[site] for site in stretch}
+            chosen |= {site: rivals[site] for site in stretch}
     return chosen
 
 

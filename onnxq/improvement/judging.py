@@ -16,6 +16,7 @@ from onnxq.errors import OnnxqError
 from onnxq.improvement.picking import run
 from onnxq.interface import with_float_ends
 from onnxq.linear import linear_at
+from onnxq.numerics import along
 from onnxq.patterns.pairs import origin
 from onnxq.rescaling import find_sites
 
@@ -215,8 +216,7 @@ def _moved_back(x: Floats, factor: tuple[int, Factor] | None) -> Floats:
     if factor is None:
         return x
     axis, by = factor
-    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    back: Floats = x * by.scale.reshape(shape) + by.shift.reshape(shape)
+    back: Floats = x * along(by.scale, x.ndim, axis) + along(by.shift, x.ndim, axis)
     return back
 
 
@@ -226,6 +226,16 @@ def features(graph: Graph) -> tuple[str, ...]:
     read = [linear.node.inputs[0] for node in graph.nodes if (linear := linear_at(graph, node)) is not None]
     names = [str(v.name) for v in read if v is not None and not graph.is_const(v)]
     return tuple(name for name in dict.fromkeys(names) if name not in given)[-FEATURES:]
+
+
+STRETCHES = 8
+"""What is tried one part after the other is parted into so many stretches, at first or at all."""
+
+
+def stretches(items: Sequence[_T]) -> list[tuple[int, tuple[_T, ...]]]:
+    """(where it starts, the stretch): neighbours together, in their order."""
+    size = -(-len(items) // STRETCHES)
+    return [(start, tuple(items[start : start + size])) for start in range(0, len(items), max(size, 1))]
 
 
 def halves(group: list[_T]) -> list[list[_T]]:

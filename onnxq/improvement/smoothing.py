@@ -120,7 +120,7 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
     every = range(len(shifts))
     _, shifted, _ = best(every, _PROBES)
     least, _, found = best([shifted], _EXPONENTS)
-    before = noise(Factor(np.ones_like(still), still))
+    before = noise(factor(0, 0.0, 0.0))
     if least * (1 + max((cut_off(r, found) for r in reaches), default=0.0)) >= before * 10 ** (-allowed.margin / 10):
         return ()
     more, _, whole = best(every, [_WHOLE])
@@ -134,9 +134,7 @@ def beyond(reach: ChannelReach, factor: Factor) -> Floats:
     channel would reach m' in place of m, and m' / s' in place of m / s is where its range would end. So v, which is
     v / m' times as far, at most `_BEYOND`, would be (v / m') (m / s). A shift to the middle would be to another one.
     """
-    shift = factor.shift.astype(np.float64)
-    limit = np.maximum(reach.high - shift, shift - reach.low) / factor.scale
-    found = []
+    found, limit = [], _limit(reach, factor)
     for sign, ratio in _farther(reach, factor.shift):
         farther = ratio > 1
         found.append(sign * np.minimum(ratio[farther], _BEYOND) * limit[farther])
@@ -153,13 +151,19 @@ def cut_off(reach: ChannelReach, factor: Factor) -> float:
     do not tell: they are among those whose reach makes the factors. The largest of these losses is left out: that of
     one channel in one sample is no rule.
     """
-    shift = factor.shift.astype(np.float64)
-    limit = np.maximum(reach.high - shift, shift - reach.low) / factor.scale
+    limit = _limit(reach, factor)
     ratios = [ratio for _, ratio in _farther(reach, factor.shift)]
     end = max(float((np.clip(ratio, 1.0, _BEYOND) * limit).max(initial=0.0)) for ratio in ratios)
     lost = np.square([np.maximum(np.minimum(r, _FARTHEST) * limit - end, 0.0) for r in ratios])
     rounded = limit.size * (end / INT8.qmax) ** 2 / 12
     return float((lost.sum() - lost.max(initial=0.0)) / max(reach.rows, 1) / rounded) if rounded > 0 else 0.0
+
+
+def _limit(reach: ChannelReach, factor: Factor) -> npt.NDArray[np.float64]:
+    """How far each channel of x' goes, m / s."""
+    shift = factor.shift.astype(np.float64)
+    limit: npt.NDArray[np.float64] = np.maximum(reach.high - shift, shift - reach.low) / factor.scale
+    return limit
 
 
 def _farther(reach: ChannelReach, shift: Floats) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:

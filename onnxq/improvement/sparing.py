@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxq.improvement.judging import LOOKS, confirmed, decibels, gains, standard_error
+from onnxq.improvement.judging import LOOKS, confirmed, decibels, gains, standard_error, stretches
 from onnxq.monitor import QUIET, Monitor
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ PAYS_DB, COSTLY_PAYS_DB = 0.5, 0.9
 """What all that stays in float must gain at the model's outputs: each is a change of types, and of speed. The second
 where float costs more than its own multiply-accumulates, as on CPUs (3.6 % of MobileNetV2 take 4 % more time, for 0.8
 dB)."""
-
-STRETCHES = 8
-"""Layers are parted into so many stretches at first."""
 
 
 def spared(
@@ -140,7 +137,7 @@ def pays(before: Noise, after: Noise, cost: Cost | None = None) -> bool:
 
 def _units(groups: Sequence[Group], alone: Tried, trials: int) -> dict[Unit, float]:
     """Stretches of the groups, those that err most halved most often -> noise over signal of each by itself."""
-    waiting = [(-_mean(alone(stretch)), start, stretch) for start, stretch in _stretches(groups)]
+    waiting = [(-_mean(alone(stretch)), start, stretch) for start, stretch in stretches(groups)]
     heapq.heapify(waiting)
     single: dict[Unit, float] = {}
     for _ in range((trials - len(waiting)) // 2):
@@ -176,7 +173,7 @@ def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, flo
         trials: models that are run at most, one with everything in int8 among them.
     """
     before = noise(())
-    waiting = [(-1.0, start, stretch) for start, stretch in _stretches(groups)]
+    waiting = [(-1.0, start, stretch) for start, stretch in stretches(groups)]
     shares: dict[Unit, float] = {}
     for _ in range(trials - 1):
         if not waiting:
@@ -187,11 +184,6 @@ def costly(groups: Sequence[Group], noise: Tried, trials: int) -> dict[Unit, flo
             for offset, half in enumerate(_halves(stretch)):
                 heapq.heappush(waiting, (-share, start + offset * (len(stretch) // 2), half))
     return {unit: share for unit, share in shares.items() if share >= LEAST and _is_unit(unit, shares)}
-
-
-def _stretches(groups: Sequence[Group]) -> list[tuple[int, Unit]]:
-    size = -(-len(groups) // STRETCHES)
-    return [(start, tuple(groups[start : start + size])) for start in range(0, len(groups), size)]
 
 
 def _halves(stretch: Unit) -> tuple[Unit, Unit]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxq.linear import LINEAR
 from onnxq.patterns.chains import MOVING
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ COMPARED = "peaks are found by comparing it with its maximum: neighbours would b
 _COMPARISONS = ("Equal", "GreaterOrEqual", "LessOrEqual", "Less", "Greater")
 _ROUNDING = ("Ceil", "Sign")
 """Of a difference they tell whether there is one."""
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PASSING = (MOVING - {"Concat"}) | {"MaxPool", "Sigmoid", "HardSigmoid", "Clip", "Relu", "Exp", "Pad", "Resize"}
 _SCALING = ("Add", "Sub", "Mul", "Div")
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -51,7 +51,7 @@ def _above(graph: Graph, value: Value | None) -> list[Node]:
     found: list[Node] = []
     while value is not None and (node := graph.producer(value)) is not None and not node.domain:
         constants = [graph.is_const(v) for v in node.inputs]
-        if node.op_type in _LAYERS:
+        if node.op_type in LINEAR:
             return [*found, node]
         if node.op_type in _PASSING:
             value = node.inputs[0]
@@ -66,6 +66,6 @@ def _above(graph: Graph, value: Value | None) -> list[Node]:
 def _origin(graph: Graph, above: list[Node], value: Value | None) -> Node | Value | None:
     """The layer that makes it all, or the tensor that it is made of."""
     last = above[-1] if above else None
-    if last is None or last.op_type in _LAYERS:
+    if last is None or last.op_type in LINEAR:
         return value if last is None else last
     return next((v for v in last.inputs if not graph.is_const(v)), None)

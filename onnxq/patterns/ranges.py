@@ -64,8 +64,14 @@ def lost_scales(weight: npt.NDArray[Any], axis: int | None) -> npt.NDArray[np.fl
     """
     axes = tuple(i for i in range(weight.ndim) if i != axis)
     amax = np.maximum(weight.max(axis=axes), -weight.min(axis=axes)).astype(np.float64).reshape(-1)
-    lost: npt.NDArray[np.float64] = amax[(amax > 0) & (amax < 127 * SMALLEST_SCALE) & (amax > amax.max() / _SEEN)]
+    lost: npt.NDArray[np.float64] = amax[rounded_away(amax, 127 * SMALLEST_SCALE)]
     return lost
+
+
+def rounded_away(sizes: npt.NDArray[Any], least: float = SMALLEST_SCALE) -> npt.NDArray[np.bool_]:
+    """Which of the sizes, of one tensor's channels, are below the least and yet so large that somebody sees it."""
+    found: npt.NDArray[np.bool_] = (sizes > 0) & (sizes < least) & (sizes > sizes.max() / _SEEN)
+    return found
 
 
 def covered(graph: Graph, value: Value) -> bool:

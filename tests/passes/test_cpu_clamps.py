@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from graphs import graph_of, lines, random_feeds, same_function
+from graphs import graph_of, lines, named_in, random_feeds, same_function
 
 import onnxq
 from onnxq import Recipe
@@ -35,8 +35,7 @@ def model(body: str, outputs: str = "float[3,8] y") -> Graph:
         "low": np.float32(-0.5),
         "high": np.float32(0.25),
     }
-    used = {k: v for k, v in held.items() if any(f"{a}{k}{z}" in PAIRS + body for a in "( " for z in ",)")}
-    graph = graph_of(f"(float[3,4] x) => ({outputs}) {{ {PAIRS} {body} }}", 17, **used)
+    graph = graph_of(f"(float[3,4] x) => ({outputs}) {{ {PAIRS} {body} }}", 17, **named_in(PAIRS + body, held))
     graph.infer_shapes()
     return graph
 

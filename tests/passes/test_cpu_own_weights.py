@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import graph_of, lines, run
+from graphs import graph_of, lines, named_in, run, words
 
 from onnxq import Recipe, api
 from onnxq.numerics import sqnr_db
@@ -33,14 +33,9 @@ PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
 def model(nodes: str) -> Any:  # noqa: ANN401
     text = f"{PAIR} {nodes}" if "d" in words(nodes) else nodes
     sizes, names = (f"1,{SIZE},4,4", "A,B,C,D") if "Conv" in nodes else (f"4,{SIZE}", "A,B")
-    held = {name: array for name, array in HELD.items() if name in words(text)}
-    graph = graph_of(f"(float[{sizes}] x) => (float[{names}] y) {{ {text} }}", 21, **held)
+    graph = graph_of(f"(float[{sizes}] x) => (float[{names}] y) {{ {text} }}", 21, **named_in(text, HELD))
     graph.infer_shapes()
     return graph
-
-
-def words(text: str) -> set[str]:
-    return set(text.replace(",", " ").replace("(", " ").replace(")", " ").split())
 
 
 def feed(graph: Any) -> dict[str, Any]:  # noqa: ANN401

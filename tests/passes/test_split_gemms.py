@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from graphs import graph_of, lines, random_feeds, same_function
+from graphs import graph_of, lines, named_in, random_feeds, same_function
 
 import onnxq
 from onnxq import Recipe
@@ -31,8 +31,7 @@ def model(body: str, weight: str = "w = DequantizeLinear<axis = 1>(q, s)") -> Gr
         "full": RNG.normal(size=(2, 8)).astype(np.float32),
         "f": RNG.normal(size=(8, 8)).astype(np.float32),
     }
-    used = {k: v for k, v in held.items() if any(f"{a}{k}{z}" in weight + body for a in "( " for z in ",)")}
-    graph = graph_of(f"(float[2,8] x) => (float[2,8] y) {{ {weight} {body} }}", 17, **used)
+    graph = graph_of(f"(float[2,8] x) => (float[2,8] y) {{ {weight} {body} }}", 17, **named_in(weight + body, held))
     graph.infer_shapes()
     return graph
 
