@@ -33,6 +33,7 @@ from onnxq.passes.fold_constants import fold_constants
 from onnxq.passes.fold_scales import fold_scales
 from onnxq.passes.from_qonnx import from_qonnx
 from onnxq.passes.fuse_layer_norm import fuse_layer_norm
+from onnxq.passes.group_norm import group_norm
 from onnxq.passes.high_precision import HighPrecision
 from onnxq.passes.imply_zero_points import imply_zero_points
 from onnxq.passes.infer_shapes import infer_shapes
@@ -115,7 +116,8 @@ def prepare(
     """
     return (
         *((widen_halves,) if widen else ()),  # before the opset is raised, which Q/DQ pairs of halves would ask for
-        RaiseOpset(min_opset, every_tensor),  # first: the passes below are written for opset 13 and later
+        group_norm,  # before the opset is raised: what later ones lack
+        RaiseOpset(min_opset, every_tensor),  # early: the passes below are written for opset 13 and later
         inline_if,  # what is then in the main graph needs no care for bodies
         infer_shapes,  # folding of Shape nodes needs static shapes
         Everywhere(remove_identities),  # an Identity between two nodes hides that one feeds the other

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from onnxq.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,9 +19,6 @@ NEWEST = 25
 
 BATCHED_SCAN = 8
 """The only opset in which Scan has a batch axis; onnx's converter keeps such nodes, and with them a wrong model."""
-
-SCALED_BY_CHANNEL = 21
-"""The first opset whose GroupNormalization has scales of channels."""
 
 HALF_OPSET = 19
 """The first opset whose Q/DQ nodes take half-precision tensors."""
@@ -45,8 +40,7 @@ class RaiseOpset:
         """Convert the default operator set if need be; return 1 if so, else 0.
 
         Raises:
-            ModelError: an operator has no conversion, is a Scan of opset 8, or a GroupNormalization before opset 21 of
-                which scales or channels are not known.
+            ModelError: an operator has no conversion, or is a Scan of opset 8.
         """
         if "" not in graph.domains:  # nodes of other domains only: nothing here has an opset to raise
             return 0
@@ -61,11 +55,6 @@ class RaiseOpset:
                 f"the model has a Scan node of opset {BATCHED_SCAN}, which later opsets cannot express",
                 f"Export the model again with opset {max(self.minimum, 17)}.",
             )
-        grouped = any(n.op_type == "GroupNormalization" for part in graph.parts() for n in part.nodes)
-        if graph.opset < SCALED_BY_CHANNEL <= needed and grouped:
-            graph.infer_shapes()
-            for part in tuple(graph.parts()):
-                _scale_by_channel(part)
         graph.convert_opset(needed)
         return 1
 
@@ -74,24 +63,3 @@ class RaiseOpset:
         weights = (value for value in graph.weights.values() if (graph.rank(value) or 0) > 1)
         activations = graph.values() if self.every_tensor else ()
         return any(graph.dtype(value) in ("float16", "bfloat16") for value in (*weights, *activations))
-
-
-def _scale_by_channel(graph: Graph) -> None:
-    """Give GroupNormalization a scale and a bias for each channel; onnx's converter leaves those for each group."""
-    for node in graph.nodes:
-        if node.op_type != "GroupNormalization" or node.domain:
-            continue
-        channels = (*(graph.shape(node.inputs[0]) or ()), None, None)[1]
-        for index in (1, 2):
-            value = node.inputs[index]
-            array = graph.const(value)
-            if value is None or array is None or not isinstance(channels, int):
-                raise ModelError(
-                    f"node {node.name!r} is GroupNormalization with a scale for each group, which opset "
-                    f"{SCALED_BY_CHANNEL} lacks, and its scales or channels are not known",
-                    f"Weights in 4 bits or in blocks want opset {SCALED_BY_CHANNEL}, and so do activations in 16 bits: "
-                    "8 bits without blocks (--weights int8/channel) do not. Or export the model again with opset "
-                    f"{SCALED_BY_CHANNEL}, or with static channels.",
-                )
-            each = np.repeat(array, channels // len(array))
-            graph.set_input(node, index, graph.constant(f"{value.name}_of_channels", each))

@@ -5,12 +5,9 @@ import onnx
 import pytest
 from graphs import graph_of, lines, random_feeds, run, same_function
 
-from onnxq import api
 from onnxq.errors import ModelError
 from onnxq.graph import Graph
-from onnxq.monitor import SILENT
 from onnxq.passes.raise_opset import RaiseOpset
-from onnxq.recipe import Recipe
 
 ADD = "(float[2] x) => (float[2] y) { y = Add(x, w) }"
 
@@ -108,36 +105,3 @@ def test_activations_of_half_precision_want_opset_19_where_each_is_quantized(kin
         graph = graph_of(f"({kind}[2] x, {kind}[2] v) => ({kind}[2] y) {{ y = Max(x, v) }}", 13)
         assert RaiseOpset(13, every)(graph) == int(every)
         assert graph.opset == opset
-
-
-GROUPED = "r = Relu(x) y = GroupNormalization<num_groups=2>(r, s, b)"
-
-
-def test_a_group_normalization_of_which_the_channels_are_open_is_refused() -> None:
-    weights = {"s": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
-    graph = graph_of(f"(float[1,C,3] x) => (float[1,C,3] y) {{ {GROUPED} }}", 18, **weights)
-    with pytest.raises(ModelError, match="a scale for each group, which opset 21 lacks") as caught:
-        RaiseOpset(21)(graph)
-    assert "8 bits without blocks (--weights int8/channel)" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize("form", ["int4/block:32", "int8/block:32", "int8/channel"])
-def test_the_way_out_of_that_is_one(form: str) -> None:
-    weights = {"s": np.ones(2, np.float32), "b": np.zeros(2, np.float32), "w": np.ones((64, 64), np.float32)}
-    text = f"(float[1,C,64] x) => (float[1,C,64] y) {{ {GROUPED.replace('y =', 'n =')} y = MatMul(n, w) }}"
-    recipe, graph = Recipe(target="ort-cpu", mode="weight-only", weights=form), graph_of(text, 18, **weights)
-    if form == "int8/channel":
-        assert api.quantize(graph, None, recipe, SILENT)[0].opset == 18
-    else:
-        with pytest.raises(ModelError, match="which opset 21 lacks"):
-            api.quantize(graph, None, recipe, SILENT)
-
-
-@pytest.mark.parametrize(("opset", "minimum"), [(18, 21), (20, 23), (18, 20), (18, 19)])
-def test_a_group_normalization_keeps_its_function(opset: int, minimum: int) -> None:
-    """From 21 on its scales are of channels, and onnx's converter hands over those of groups."""
-    weights = {"s": np.array([2, -3], np.float32), "b": np.array([0.5, 7], np.float32)}
-    before, after = (graph_of(f"(float[2,6,3] x) => (float[2,6,3] y) {{ {GROUPED} }}", opset, **weights) for _ in "ab")
-    RaiseOpset(minimum)(after)
-    assert after.opset == minimum
-    same_function(before, after, random_feeds(before))
