@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from onnxq import files, pipeline
 from onnxq.caches import Cache
 from onnxq.choose import bounds_only, light, resolve, uncached, weights_only, with_codes
+from onnxq.coarse import with_held_scales
 from onnxq.comparison import Comparison, compare_graphs
 from onnxq.errors import RecipeError
 from onnxq.intake import Model, checked, given_shapes, load, open_data, unknown_shapes
@@ -351,6 +352,7 @@ def lowered(
         plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.reach)
     if statistics is not None:
         plan = with_codes(plan, statistics.rounding, weight_grid(target, ready.recipe))
+    plan = with_held_scales(plan)
     for note in plan.warnings:
         monitor.warn(note)
     monitor.stage("Quantizing", None)

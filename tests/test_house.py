@@ -65,6 +65,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "pipeline",
         "data",
         "choose",
+        "coarse",
         "precision",
         "placement",
     ),
