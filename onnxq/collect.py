@@ -83,7 +83,8 @@ def collect(  # noqa: PLR0913  what is observed, on what, and how it is run
     def count(arrays: Arrays, sample: Sample, room: Event) -> None:
         try:
             with timed(monitor, "counting, beside the next forward pass"):
-                seen.count(arrays, sample.label, monitor, room)
+                seen.count(arrays, sample.label, room)
+                seen.tell(monitor)
             seen.note(sample)
             total.keep(seen.checkpoint)
         finally:

@@ -93,7 +93,7 @@ def _counted(
     while True:
         seen = fresh_seen()
         try:
-            relay.run(block, seen, monitor)
+            relay.run(block, seen)
         except _BadSampleError as error:
             reason = DataError(f"{block[error.index][0].label}: {error.reason.message}", error.reason.hint)
             if bad is None:
@@ -103,6 +103,7 @@ def _counted(
             continue
         for sample, _ in block:
             seen.note(sample)
+        seen.tell(monitor)
         return seen
 
 
@@ -175,7 +176,7 @@ class Relay:
         if block:
             yield block
 
-    def run(self, block: Block, seen: Seen, monitor: Monitor) -> None:
+    def run(self, block: Block, seen: Seen) -> None:
         """Run all segments for the samples of a block, and count.
 
         Raises:
@@ -184,7 +185,7 @@ class Relay:
 
         def count(arrays: Arrays, sample: Sample, room: Event) -> None:
             try:
-                seen.count(arrays, sample.label, monitor, room)
+                seen.count(arrays, sample.label, room)
             finally:
                 room.set()  # a failure is told by the future
 

@@ -11,7 +11,7 @@ from onnxq.histogram import Extent, Histogram, Tally
 from onnxq.statistics import Statistics, merge_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from threading import Event
 
     from onnxq.monitor import Monitor
@@ -24,6 +24,14 @@ _AHEAD_BYTES = 48_000_000
 def asked_for(tensors: Sequence[str], bounds: Sequence[str]) -> tuple[str, ...]:
     """All that is observed: of `tensors` histograms are made, of `bounds` that are not among them bounds alone."""
     return tuple(dict.fromkeys((*tensors, *bounds)))
+
+
+_Counts = tuple[int, ...]
+"""How many values were NaN, +inf and -inf."""
+
+_KINDS = ("NaN", "+inf", "-inf")
+_NAMED = 3
+"""Tensors that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,11 @@ class Seen:
     def __post_init__(self) -> None:
         self.shapes: dict[str, Bounds] = {}
         self.nonfinite: dict[str, str] = {}
+        self.untold: dict[str, tuple[str, _Counts]] = {}
         self.counted: Counter[int] = Counter()
 
-    def count(self, arrays: dict[str, Any], label: str, monitor: Monitor, room: Event) -> None:
+    def count(self, arrays: dict[str, Any], label: str, room: Event) -> None:
         """Add a sample's tensors, or what was counted of them, which are used up.
-
-        Say once per tensor that it held NaN or infinity.
 
         `room` is set when so few of them are left that the next sample may run.
         """
@@ -81,12 +88,17 @@ class Seen:
             if not any(odd):
                 continue
             if name not in self.nonfinite:
-                held = ", ".join(f"{n} {kind}" for n, kind in zip(odd, ("NaN", "+inf", "-inf"), strict=True) if n)
-                monitor.warn(
-                    f"tensor {name!r} holds {held} in {label}: they are left out of its range"
-                    + (" and saturate where it is quantized" if not odd[0] else "")
-                )
+                self.untold[name] = (label, odd)
             self.nonfinite[name] = min(label, self.nonfinite.get(name, label))
+
+    def tell(self, monitor: Monitor) -> None:
+        """Say of tensors that they held NaN or infinity, once of each, of all those together that held it alike.
+
+        A mask's -inf is in every layer.
+        """
+        for text in _told(self.untold):
+            monitor.warn(text)
+        self.untold.clear()
 
     def note(self, sample: Sample) -> None:
         """Remember that a sample was counted, and its shapes, whatever the order."""
@@ -110,3 +122,20 @@ class Seen:
     def checkpoint(self) -> Checkpoint:
         """The same, with the samples that it is of."""
         return Checkpoint(self.statistics(), Counter(self.counted))
+
+
+def _told(found: Mapping[str, tuple[str, _Counts]]) -> Iterator[str]:
+    """What is said of tensors that held NaN or infinity: of one alone how many, of several what kinds."""
+    alike: dict[tuple[str, tuple[bool, ...]], list[str]] = {}
+    for name, (label, counts) in found.items():
+        alike.setdefault((label, tuple(map(bool, counts))), []).append(name)
+    for (label, kinds), names in alike.items():
+        several, counts = len(names) > 1, found[names[0]][1]
+        held = ", ".join(kind if several else f"{n} {kind}" for n, kind in zip(counts, _KINDS, strict=True) if n)
+        others = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+        *most, last = [*map(repr, names[:_NAMED]), *others]
+        if several:
+            text = f"tensors {', '.join(most)} and {last} hold {held} in {label}: they are left out of the ranges"
+        else:
+            text = f"tensor {last} holds {held} in {label}: they are left out of its range"
+        yield text if kinds[0] else f"{text} and saturate where {'these are' if several else 'it is'} quantized"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from functools import reduce
 from operator import add
@@ -21,6 +22,7 @@ from onnxq.data import input_specs, open_source
 from onnxq.errors import DataError, ModelError
 from onnxq.histogram import Histogram
 from onnxq.monitor import Monitor
+from onnxq.relay import collect_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -257,3 +259,40 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     peak(2)  # what is loaded once
     few, many = peak(10), peak(200)
     assert many < few + 1_000_000  # 190 samples of three tensors would be 45 MB
+
+
+MASKED = (
+    "(float[N,4] x, float[N,4] mask) => (float[N,4] y) {"
+    "a = Add(x, mask) p = Softmax(a) b = Add(p, mask) q = Softmax(b)"
+    "c = Add(q, mask) r = Softmax(c) d = Add(r, mask) e = Softmax(d) y = Sqrt(e) }"
+)
+HIDDEN = {"mask": np.array([[0, 0, -np.inf, -np.inf]], np.float32)}
+
+
+@pytest.mark.parametrize("memory", [None, 1000])  # 1 kB: a segment for each tensor
+def test_a_mask_in_every_layer_is_said_once(memory: int | None) -> None:
+    graph, names, warnings = graph_of(MASKED), ("a", "b", "c", "d", "e"), list[str]()
+    feeds: list[Feed] = [{"x": row[None], **HIDDEN} for row in ROWS[:3]]
+    monitor, source = Monitor(warn=warnings.append), open_source(feeds, input_specs(graph))
+    if memory is None:
+        found = collect(graph, names, source, monitor=monitor)
+    else:
+        found = collect_within(memory, graph, names, source, monitor=monitor)
+    assert found.nonfinite.keys() == {"a", "b", "c", "d"}
+    (said,) = [text for text in warnings if "inf" in text]
+    assert said.startswith(
+        "tensors 'a', 'b', 'c' and 1 more hold -inf in list, sample 0: they are left out of the ranges"
+    )
+
+
+def test_what_a_later_sample_shows_first_is_said_then_and_other_kinds_apart() -> None:
+    warnings: list[str] = []
+    nodes = "a = Add(x, mask) b = Sub(x, mask) l = Sqrt(b) y = Tanh(l)"
+    text = f"(float[N,4] x, float[N,4] mask) => (float[N,4] y) {{ {nodes} }}"
+    rows = [np.zeros((1, 4), np.float32), HIDDEN["mask"], -HIDDEN["mask"]]
+    feeds: list[Feed] = [{"x": np.ones((1, 4), np.float32), "mask": mask} for mask in rows]
+    seen(graph_of(text), feeds, ["a", "b", "l"], warnings)
+    assert [re.sub(" in .*", "", text) for text in warnings] == [
+        "tensor 'a' holds 2 -inf",  # in sample 1
+        "tensors 'b' and 'l' hold +inf",  # and in sample 2 nothing is new: 'l' holds NaN, and was named
+    ]
