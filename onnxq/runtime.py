@@ -131,7 +131,7 @@ class Session:
         Raises:
             DataError: ONNX Runtime refuses the feed or fails on it.
         """
-        given = {k: np.ascontiguousarray(v) for k, v in feed.items()}
+        given = {k: np.asarray(v, order="C") for k, v in feed.items()}  # ascontiguousarray gives a scalar an axis
         try:
             if self._narrow or self._wide:
                 return self._run_bfloat16(given, outputs)
@@ -148,6 +148,8 @@ class Session:
         import onnxruntime as ort  # noqa: TID251  this is the wall
 
         def given(name: str, array: npt.NDArray[Any]) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
+            if array.dtype.kind in "OU":
+                return _texts(array)
             if name not in self._narrow:
                 return ort.OrtValue.ortvalue_from_numpy(array)
             bits = array.astype(ml_dtypes.bfloat16).view(np.uint16)
@@ -174,6 +176,19 @@ class Session:
     def end_profile(self) -> Path:
         """Stop profiling; the file that holds the profile."""
         return Path(self._session.end_profiling())
+
+
+def _texts(array: npt.NDArray[Any]) -> Any:  # noqa: ANN401  ONNX Runtime ships no types
+    """Strings as ONNX Runtime's own value, which its Python makes of no array: what a model gives that holds them."""
+    import onnxruntime as ort  # noqa: TID251  this is the wall
+    from onnx import TensorProto, helper, numpy_helper
+
+    held = numpy_helper.from_array(array.astype(object), "held")
+    given = helper.make_tensor_value_info("given", TensorProto.STRING, array.shape)
+    graph = helper.make_graph([helper.make_node("Identity", ["held"], ["given"])], "texts", [], [given], [held])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run_with_ort_values(["given"], {})[0]
 
 
 def try_provider(provider: str) -> None:

@@ -93,3 +93,26 @@ def test_what_the_cpu_provider_has_no_kernel_for() -> None:
     with pytest.raises(ModelError, match="NOT_IMPLEMENTED") as raised:
         Session(graph.to_proto().SerializeToString())
     assert "bfloat16" in raised.value.hint
+
+
+@pytest.mark.parametrize("kind", ["U", "O"])
+@pytest.mark.parametrize("texts", [["a", "", "ü ß"], [["x", "y"]], [], "alone"])
+def test_strings_go_in_beside_bfloat16(texts: list[str], kind: str) -> None:
+    """ONNX Runtime's Python makes no values of strings for the way that bfloat16 takes."""
+    given = np.array(texts, object if kind == "O" else "U8")
+    rank = ",".join("ABC"[: given.ndim])
+    of = f"[{rank}]" if rank else ""
+    text = f"(string{of} s, bfloat16[N] x) => (string{of} t, bfloat16[N] y) {{ t = Identity(s) y = Identity(x) }}"
+    t, y = Session(graph_of(text, 17).to_proto().SerializeToString()).run({"s": given, "x": np.ones(2, np.float32)})
+    np.testing.assert_array_equal(t, given)
+    assert t.shape == given.shape
+    np.testing.assert_array_equal(y, [1, 1])
+
+
+def test_a_scalar_stays_one() -> None:
+    """An index with an axis would give what is gathered another one."""
+    graph = graph_of("(float[4,3] x, int64 k) => (float[3] y) { y = Gather(x, k) }", 17)
+    x = np.arange(12, dtype=np.float32).reshape(3, 4).T
+    (y,) = Session(graph.to_proto().SerializeToString()).run({"x": x, "k": np.array(2)})
+    np.testing.assert_array_equal(y, x[2])
+    assert y.shape == (3,)
