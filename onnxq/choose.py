@@ -111,17 +111,17 @@ def widened(plan: Plan, by: float) -> Plan:
 def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType) -> Plan:
     """The resolved plan with the codes that were chosen for its weights, where they still fit.
 
-    They were chosen for one scale of the layer's input and one grid of the weight: with another calibrator, or where a
-    layer stays in float, weights are rounded to the nearest.
+    They were chosen for one scale of each input that the weight meets, and one grid of the weight: with another
+    calibrator, or where a layer stays in float, weights are rounded to the nearest.
     """
     scales = {use: p.params.scale for p in plan.points.values() if p.params is not None for use in p.uses}
 
     def fits(point: WeightPoint, found: Rounded) -> bool:
-        (name, _), *others = point.uses
-        seen = scales.get((name, 0))
-        plain = not others and point.bits == 8 and point.block_size is None and point.qtype is None
+        seen = [scale for name, _ in point.uses if (scale := scales.get((name, 0))) is not None]
+        plain = point.bits == 8 and point.block_size is None and point.qtype is None
         per_channel = (point.axis is not None) == (found.scale.ndim == 1)
-        near = seen is not None and bool(np.isclose(seen, found.input_scale, rtol=NEAR, atol=0))
+        same = len(seen) == len(point.uses) == found.input_scale.size
+        near = same and bool(np.isclose(seen, found.input_scale, rtol=NEAR, atol=0).all())
         return plain and per_channel and near and found.limit == weight.qmax
 
     weights = (

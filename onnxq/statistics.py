@@ -85,7 +85,7 @@ class Rounded:
     Attributes:
         codes: int8, of the weight's shape.
         scale: float32, of the weight: () or one for each output channel.
-        input_scale: that of the layer's input, for which the codes were chosen.
+        input_scale: of the layer's input, for which codes were chosen; (layers,) where several share the weight.
         limit: the largest code that was allowed.
     """
 

@@ -4,10 +4,13 @@ Rounded one by one, weights err by half a step each, and so does the output. But
 for in those that are not yet rounded, as far as their inputs go together. That is GPTQ, see `onnxq.feedback`, with
 H = E[x x^T] of inputs on the very grid that is emitted. The scales are those of plain rounding. H is summed over rows
 of samples that choose; whether the model's outputs come nearer to what they are in float, other samples tell.
+
+A weight that several layers share has one set of codes, chosen on the rows of all of them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxq.data import Feed
-    from onnxq.graph import Graph
+    from onnxq.graph import Graph, Node
     from onnxq.improvement.judging import Noise
     from onnxq.improvement.picking import Inspected, Picked
     from onnxq.linear import Linear
@@ -137,17 +140,22 @@ def _codes(
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A linear node whose input and weight are quantized; K inputs and N outputs in each of G groups."""
+    """A weight and its linear nodes, each with the grid of its input; K inputs and N outputs in each of G groups."""
 
     point: WeightPoint
-    linear: Linear
-    params: QuantParams
+    linears: tuple[Linear, ...]
+    params: tuple[QuantParams, ...]
     sizes: tuple[int, int, int]
 
     @property
-    def tensor(self) -> str:
-        """What it reads."""
-        return str(self.linear.node.inputs[0].name) if self.linear.node.inputs[0] is not None else ""
+    def linear(self) -> Linear:
+        """Any of them: in what counts for the weight they are alike."""
+        return self.linears[0]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What each of them reads."""
+        return tuple("" if x.node.inputs[0] is None else str(x.node.inputs[0].name) for x in self.linears)
 
     @property
     def wanted_rows(self) -> int:
@@ -164,23 +172,42 @@ class _Layer:
 def _layers(graph: Graph, plan: Plan) -> Iterator[_Layer]:
     nodes = {str(n.name): n for n in graph.nodes}
     params = {use: p.params for p in plan.points.values() for use in p.uses}
-    for point in plan.weights:
-        name, index = point.uses[0]
-        node = nodes.get(name)  # None in a body
-        if node is None or index != 1 or len(point.uses) > 1 or node.op_type not in _READ:
-            continue
-        linear = linear_at(graph, node)
-        grid = params.get((name, 0))
-        plain = point.bits == 8 and point.block_size is None and point.qtype is None
-        turned = node.op_type == "Gemm" and graph.attribute(node, "transA", 0)
-        known = linear is not None and grid is not None and plain and readable(graph, node) and not turned
-        if not known or linear is None or grid is None:
-            continue
-        if graph.dtype(linear.weight) != "float32" or str(linear.weight.name) != point.tensor:
-            continue
-        shape = [d for d in graph.shape(linear.weight) or () if isinstance(d, int)]
-        outputs = linear.channels // linear.groups
-        yield _Layer(point, linear, grid, (linear.groups, int(np.prod(shape)) // linear.channels, outputs))
+    found = [layer for point in plan.weights if (layer := _layer(graph, nodes, params, point)) is not None]
+    times = Counter(layer.point.tensor for layer in found)
+    yield from (layer for layer in found if times[layer.point.tensor] == 1)  # not what has scales along either axis
+
+
+def _layer(
+    graph: Graph,
+    nodes: Mapping[str, Node],
+    params: Mapping[tuple[str, int], QuantParams | None],
+    point: WeightPoint,
+) -> _Layer | None:
+    """What reads the weight, None where one of these nodes is in a body, is none of the kind or reads floats."""
+    read = [nodes[name] if index == 1 and name in nodes else None for name, index in point.uses]
+    linears = [linear for node in read if (linear := _rounds(graph, node)) is not None]
+    grids = [grid for name, _ in point.uses if (grid := params.get((name, 0))) is not None]
+    plain = point.bits == 8 and point.block_size is None and point.qtype is None
+    if not plain or not len(linears) == len(grids) == len(read) or len({_kind(graph, x) for x in linears}) != 1:
+        return None
+    linear = linears[0]
+    if graph.dtype(linear.weight) != "float32" or str(linear.weight.name) != point.tensor:
+        return None
+    shape = [d for d in graph.shape(linear.weight) or () if isinstance(d, int)]
+    sizes = (linear.groups, int(np.prod(shape)) // linear.channels, linear.channels // linear.groups)
+    return _Layer(point, tuple(linears), tuple(grids), sizes)
+
+
+def _rounds(graph: Graph, node: Node | None) -> Linear | None:
+    """The node as a `Linear`, where it is known which numbers it multiplies with its weight."""
+    if node is None or node.op_type not in _READ or not readable(graph, node):
+        return None
+    return None if node.op_type == "Gemm" and graph.attribute(node, "transA", 0) else linear_at(graph, node)
+
+
+def _kind(graph: Graph, linear: Linear) -> tuple[object, ...]:
+    """What layers must have in common that read one weight: how its numbers meet those of the input."""
+    return linear.node.op_type, linear.groups, bool(graph.attribute(linear.node, "transB", 0))
 
 
 _READ = tuple(op for op in LINEAR if op != "ConvTranspose")
@@ -219,7 +246,7 @@ def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
 
 def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed]) -> list[tuple[Floats | None, int]]:
     """H of each layer, (G, K, K), and of how many rows; None in its place where there are too few."""
-    session = model.session(tuple(dict.fromkeys(layer.tensor for layer in layers)))
+    session = model.session(tuple(dict.fromkeys(tensor for layer in layers for tensor in layer.tensors)))
     keys = [_key(layer) for layer in layers]
     readers = dict(zip(keys, layers, strict=True))
     sums: dict[object, Floats] = {}
@@ -231,9 +258,8 @@ def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed])
         arrays = run(session, feed)
 
         def product(layer: _Layer, arrays: Mapping[str, Array] = arrays, seed: int = seed) -> tuple[Array, int]:
-            x = _taken(model.graph, layer, arrays[layer.tensor], seed)
-            x = x[~np.isnan(x).any(axis=(1, 2))]  # no code stands for NaN
-            x = dequantize(quantize(x, layer.params), layer.params)
+            read = zip(layer.linears, layer.params, layer.tensors, strict=True)
+            x = np.concatenate([_taken(model.graph, layer, (n, p), arrays[tensor], seed) for n, p, tensor in read])
             grouped = _by_group(x, layer.sizes[0])
             return grouped.transpose(0, 2, 1) @ grouped, len(x)
 
@@ -254,16 +280,20 @@ def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed])
 
 def _key(layer: _Layer) -> object:
     """Layers of one key read the same rows: products all of a tensor's, a convolution its own."""
-    return layer.point.tensor if layer.linear.node.op_type == "Conv" else (layer.tensor, layer.sizes[1])
+    return layer.point.tensor if layer.linear.node.op_type == "Conv" else (layer.tensors, layer.sizes[1])
 
 
-def _taken(graph: Graph, layer: _Layer, x: Array, seed: int) -> Array:
-    """Some of what the layer reads of one sample, (R, k, C)."""
-    count = -(-layer.wanted_rows // _SAMPLES)
-    if layer.linear.node.op_type == "Conv":
-        return patches(graph, layer.linear, x, count, seed)
-    vectors = x.reshape(-1, x.shape[-1])
-    return vectors[positions(len(vectors), count, seed)][:, None]
+def _taken(graph: Graph, layer: _Layer, read: tuple[Linear, QuantParams], x: Array, seed: int) -> Array:
+    """Some of what a node of the layer reads of one sample, (R, k, C), on its grid."""
+    linear, params = read
+    count = -(-layer.wanted_rows // (_SAMPLES * len(layer.linears)))
+    if linear.node.op_type == "Conv":
+        taken = patches(graph, linear, x, count, seed)
+    else:
+        vectors = x.reshape(-1, x.shape[-1])
+        taken = vectors[positions(len(vectors), count, seed)][:, None]
+    taken = taken[~np.isnan(taken).any(axis=(1, 2))]  # no code stands for NaN
+    return dequantize(quantize(taken, params), params)
 
 
 def _by_group(x: Array, groups: int) -> Array:
@@ -286,4 +316,5 @@ def _rounded(graph: Graph, layer: _Layer, damped: tuple[Floats, float], grid: tu
     steps = (weight_as_rows(graph, [layer.linear]) / scale).astype(np.float64)
     codes = feedback(steps, hessian, np.ones((1, 1, 1)), whole(qtype.qmax), damp)
     stored = rows_as_weight(graph, layer.linear, codes).astype(np.int8)
-    return Rounded(stored, params.scale, layer.params.scale, qtype.qmax)
+    read = np.array([grid.scale for grid in layer.params], np.float32)
+    return Rounded(stored, params.scale, read if len(read) > 1 else layer.params[0].scale, qtype.qmax)
