@@ -23,7 +23,7 @@ from onnxq.smoothed import Smoothed, record, smoothed_tensors
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     import numpy.typing as npt
 
@@ -50,7 +50,7 @@ class Smooth:
             StatisticsError: the factors do not belong to this graph.
         """
         sites = {site.name: site for site in find_sites(graph)} if self.factors else {}
-        values = {str(v.name): v for v in graph.values()}
+        known = {str(v.name) for v in graph.values()}
         nodes = {str(n.name): n for n in graph.nodes}
         for name, factor in self.factors.items():
             site = sites.get(name)
@@ -60,13 +60,14 @@ class Smooth:
                     "The statistics belong to another model, or to another target. Run `onnxq calibrate` again.",
                 )
         for name in (n for n in sites if n in self.factors):  # the graph's order, whatever that of the factors
-            _apply(graph, sites[name], self.factors[name], values, nodes)
+            _apply(graph, sites[name], self.factors[name], known, nodes)
         return len(self.factors)
 
 
-def _apply(graph: Graph, site: Site, factor: Factor, values: dict[str, Value], nodes: dict[str, Node]) -> None:
+def _apply(graph: Graph, site: Site, factor: Factor, known: Collection[str], nodes: dict[str, Node]) -> None:
     scale, shift = factor.scale.astype(np.float64), factor.shift.astype(np.float64)
     readers = [nodes[name] for _, name in site.readers]
+    values = {str(v.name): v for v in graph.values()}  # as they are now: a product may have got a bias
     moved: list[Smoothed] = []
     if site.explicit:
         made = _compute(graph, site, values[site.name], (scale, shift), readers)
@@ -82,8 +83,8 @@ def _apply(graph: Graph, site: Site, factor: Factor, values: dict[str, Value], n
             graph.set_input(nodes[name], 2, graph.constant(f"{name}/limit", new))
         moved += [_renamed(graph, value, site.axis) for value in members]
     # A product whose bias another site added is no tensor of the float model, nor told to stand for one.
-    known = values.keys() | {one.tensor for one in smoothed_tensors(graph.model.metadata_props)}
-    record(graph, [one for one in moved if one.name in known], site.name, factor)
+    told = {*known, *(one.tensor for one in smoothed_tensors(graph.model.metadata_props))}
+    record(graph, [one for one in moved if one.name in told], site.name, factor)
     for node in readers:
         _read(graph, node, scale, shift)
 

@@ -58,6 +58,18 @@ CASES = {
         {"g": floats(8), "a": floats(8, 4)},
         {"explicit": False, "shifts": True},
     ),
+    "products without a bias": (
+        ("(float[2,5,8] x) => (float[2,5,4] y) { n = LayerNormalization(x, g, h) "
+        "p = MatMul(n, a) r = Relu(p) q = MatMul(r, b) y = MatMul(q, c) }"),
+        {"g": floats(8), "h": floats(8), "a": floats(8, 6), "b": floats(6, 5), "c": floats(5, 4)},
+        {"explicit": False, "shifts": False},
+    ),
+    "a product without a bias, read by others": (
+        ("(float[2,5,8] x) => (float[2,5,4] y, float[2,5,6] p) { n = LayerNormalization(x, g) "
+        "p = MatMul(n, a) y = MatMul(p, b) }"),
+        {"g": floats(8), "a": floats(8, 6), "b": floats(6, 4)},
+        {"explicit": True, "shifts": True},
+    ),
     "residual stream": (
         "(float[2,5,8] x) => (float[2,5,8] y) {" + LN + "p = MatMul(n, a) b = Add(p, c) y = Add(b, n) }",
         {"g": floats(8), "h": floats(8), "a": floats(8, 8), "c": floats(8)},
