@@ -349,7 +349,7 @@ def lowered(
     else:
         plan = resolve(ready.plan, statistics, ready.recipe, target, cache)
     if plan.float_type != "float32":
-        plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.reach)
+        plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.reach, ready.source)
     if statistics is not None:
         plan = with_codes(plan, statistics.rounding, weight_grid(target, ready.recipe))
     plan = with_held_scales(plan)

@@ -7,7 +7,7 @@ its node in float32. bfloat16 has float32's range: only sums stay.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -56,16 +56,34 @@ HALF_OPSET = 19
 """The first opset whose Q/DQ nodes take scales in half precision."""
 
 
-def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> Plan:
+@dataclass(frozen=True)
+class Halves:
+    """What a model had in float16 that was brought to float32.
+
+    Attributes:
+        nodes: names of those that computed in float16: they do so again, whatever their operator.
+        wide: names of those that stay in float32, since they were.
+    """
+
+    nodes: frozenset[str] = frozenset()
+    wide: frozenset[str] = frozenset()
+
+
+FLOAT32 = Halves()
+"""Nothing."""
+
+
+def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], source: Halves = FLOAT32) -> Plan:
     """The plan with the type of every node that is not int8 and, where that stays float32, the reason.
 
     Args:
         graph: the prepared graph.
         plan: resolved with statistics, or of weights only; its float_type is float16 or bfloat16.
         tensors: what was observed; empty without data.
+        source: what the model had in float16 itself.
     """
     plan = replace(plan, points={name: _rounded(p, plan.float_type) for name, p in plan.points.items()})
-    kept: dict[str, str] = {}
+    kept = {n.name or "": "as the model has it" for part in graph.parts() for n in part.nodes if n.name in source.wide}
     parts = tuple(graph.parts())
     for part, share in zip(parts, divided(plan, parts), strict=True):
         if tensors and part_name(part) in plan.modes:
@@ -74,7 +92,7 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> 
             kept |= {
                 n.name or "": "in a body without layers, which Casts at its ends would only slow" for n in part.nodes
             }
-        kept |= float32_nodes(part, share, tensors, plan.float_type)
+        kept |= float32_nodes(part, share, tensors, plan.float_type, source.nodes)
     decisions = []
     wide = {n.name or "" for part in parts for n in part.nodes if any(part.dtype(v) == "float64" for v in n.outputs)}
     for decision in plan.decisions:
@@ -86,7 +104,7 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> 
         else:
             decisions.append(replace(decision, reason=f"{decision.reason}; float32: {reason}"))
     notes = plan.notes
-    if plan.float_type == "float16" and not tensors:
+    if plan.float_type == "float16" and not tensors and not source.nodes:
         notes = (*notes, "without calibration data nothing is known of what overflows float16")
     return replace(plan, decisions=tuple(decisions), float32=kept, notes=notes)
 
@@ -148,7 +166,9 @@ def _grows(graph: Graph, value: Value) -> bool:
     return maker is not None and maker.op_type in GROWING and not maker.domain and graph.dtype(value) == "float32"
 
 
-def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype: str) -> dict[str, str]:
+def float32_nodes(
+    graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype: str, proven: AbstractSet[str] = frozenset()
+) -> dict[str, str]:
     """Node name -> why it stays in float32.
 
     Args:
@@ -156,10 +176,14 @@ def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype:
         plan: resolved with statistics, or of weights only.
         tensors: what was observed; empty without data.
         dtype: "float16" or "bfloat16".
+        proven: names of nodes that computed in it before: of these only what int8 brings decides, and what is seen.
     """
     layers = frozenset(d.node for d in plan.decisions if d.quantized)
     reasons: dict[str, str] = {}
-    for name, reason in _found(graph, plan, tensors, dtype, layers):
+    for name, reason in _wanting(graph, tensors, layers):
+        if name not in proven:
+            reasons.setdefault(name, reason)
+    for name, reason in _found(graph, plan, tensors) if dtype == "float16" else ():
         reasons.setdefault(name, reason)
     apart = {use for point in plan.points.values() for use in point.uses}
     for node in graph.nodes:  # a Cast between an int8 layer and what fuses behind it would part them
@@ -169,18 +193,20 @@ def float32_nodes(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype:
     return reasons
 
 
-def _found(
-    graph: Graph, plan: Plan, tensors: Mapping[str, Reach], dtype: str, layers: frozenset[str]
-) -> Iterator[tuple[str, str]]:
+def _wanting(graph: Graph, tensors: Mapping[str, Reach], layers: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Nodes whose operators want more digits, whatever their values are."""
     yield from _accumulating(graph, find_patterns(graph), tensors)
     yield from exact_nodes(graph, layers)
     yield from ((name, reason) for name, reason in peaks(graph).items() if name not in layers)
-    if dtype == "float16":
-        known = _known(graph, plan, tensors)
-        for node in graph.nodes:
-            yield from out_of_range(known, node)
-        yield from _long_biases(graph, plan)
-        yield from _underflowing(graph, plan)
+
+
+def _found(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> Iterator[tuple[str, str]]:
+    """Nodes with numbers that float16 does not hold."""
+    known = _known(graph, plan, tensors)
+    for node in graph.nodes:
+        yield from out_of_range(known, node)
+    yield from _long_biases(graph, plan)
+    yield from _underflowing(graph, plan)
 
 
 def _known(graph: Graph, plan: Plan, tensors: Mapping[str, Reach]) -> Known:

@@ -136,7 +136,7 @@ EXACT = "options.add_session_config_entry('session.x64quantprecision', '1')  # o
 
 PLAIN = "options.add_session_config_entry('session.disable_quant_qdq', '1')  # onnxq compare does"
 """Keeps ONNX Runtime from computing b / (s_x s_w) in float16 for an int32 bias (`WeightBiasQuantization`, 1.23 on).
-Layers of a float32 model whose bias that would spoil are in float32; those of a float16 model have no such choice."""
+Layers whose bias that would spoil are in float32, but for those of a float16 model that could not be brought to it."""
 
 
 def how_near(reference: Path, model: Path, recipe: Recipe, data: object) -> tuple[str, str]:

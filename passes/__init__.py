@@ -100,6 +100,7 @@ __all__ = [
     "remove_unused",
     "share_weights",
     "sum_to_add",
+    "widen_halves",
 ]
 
 

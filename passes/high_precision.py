@@ -52,6 +52,7 @@ class HighPrecision:
             work.convert(node)
         for value in graph.outputs:
             work.convert_output(value, half=not self.keep_io)
+        work.drop_casts()
         return work.count
 
 
@@ -91,8 +92,20 @@ class _Work:
             self._convert_dequantize(node)
         elif node.op_type == "Cast" and self._becomes_half(node):
             self._convert_cast(node)
+        elif self._narrows(node) and id(node.inputs[0]) in self.half:
+            pass  # it hands on what it reads
         else:
             self._convert_other(node)
+
+    def drop_casts(self) -> None:
+        """Drop the Casts at the ends of a model that was in the type already."""
+        for node in self.graph.nodes:
+            if self._narrows(node) and self.graph.dtype(node.inputs[0]) == self.dtype:
+                self.graph.bypass(node)
+
+    def _narrows(self, node: Node) -> bool:
+        """Whether it is a Cast to the type."""
+        return node.op_type == "Cast" and not node.domain and self.graph.attribute(node, "to") == NUMBERS[self.dtype]
 
     def _becomes_half(self, node: Node) -> bool:
         """Whether the node can and may compute in the type."""

@@ -67,7 +67,10 @@ def _widen_values(graph: Graph) -> None:
         ends = graph.body is not None and any(value is end for end in graph.outputs)  # the model's stay what they are
         array = graph.const(value) if graph.dtype(value) in HALVES and (ends or graph.users(value)) else None
         if array is not None:
-            held = graph.constant(f"{value.name}_float32", array.astype(np.float32))
+            name = str(value.name)
+            if graph.body is None and not value.is_graph_output():  # so that it is known by its name
+                graph.rename(value, f"{name}_{graph.dtype(value)}")
+            held = graph.constant(name, array.astype(np.float32))
             graph.replace_uses(value, held, None if ends else graph.users(value))
 
 

@@ -104,10 +104,14 @@ def test_as_far_as_the_scale_of_the_input_allows() -> None:
 # -- whole models ----------------------------------------------------------------------------------------------
 
 
+KEPT_IN_FLOAT16 = "s = SequenceConstruct(x) n = SequenceLength(s) }"
+"""A model with sequences is not brought to float32 and back."""
+
+
 def small_product() -> Graph:
     """A float16 model with a factor of 1e-4 in front of a product, which folding puts into its weight."""
     weight = RNG.normal(size=(64, 64)).astype(np.float16)
-    text = "(float16[N,64] x) => (float16[N,64] y) { m = Mul(x, k) y = MatMul(m, w) }"
+    text = "(float16[N,64] x) => (float16[N,64] y, int64 n) { m = Mul(x, k) y = MatMul(m, w) " + KEPT_IN_FLOAT16
     return graph_of(text, 17, w=weight * np.float16(0.2), k=np.float16(1e-4))
 
 
@@ -120,7 +124,7 @@ def feeds(count: int) -> list[dict[str, Array]]:
 def test_a_small_factor_in_front_of_a_product(target: str, effort: str) -> None:
     model, data = small_product(), feeds(24)
     quantized, plan = api.quantize(model, data, Recipe(target=target, effort=effort))
-    assert [d.quantized for d in plan.decisions] == [True]
+    assert [d.quantized for d in plan.decisions if d.op_type == "MatMul"] == [True]
     pairs = [(run(model, feed)[0], run(quantized, feed)[0]) for feed in data]
     assert sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True))) > 37
 

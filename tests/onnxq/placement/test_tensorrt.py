@@ -632,7 +632,9 @@ def test_the_same_plan_every_time() -> None:
 
 def test_a_float16_concat_stays_in_float() -> None:
     """ONNX Runtime makes a QLinearConcat of it that it then refuses."""
-    text = "(float16[1,16,6,6] x) => (float16[1,16,6,6] y) { a = Relu(x) k = Concat<axis=1>(x, a) y = Conv(k, w) }"
+    ends = "(float16[1,16,6,6] x) => (float16[1,16,6,6] y, int64 n)"
+    apart = "s = SequenceConstruct(x) n = SequenceLength(s)"  # keeps the model in float16 meanwhile
+    text = f"{ends} {{ a = Relu(x) k = Concat<axis=1>(x, a) y = Conv(k, w) {apart} }}"
     plan = onnxq.make_plan(graph_of(text, 19, w=np.ones((16, 32, 1, 1), np.float16)))
     assert uses(plan) == {"k": {"Conv:y@0"}}
     assert "float32" in plan.skipped["Concat:k"]
