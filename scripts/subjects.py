@@ -1,12 +1,12 @@
 """The models that the benchmarks measure: where each lies, what calibrates it, what judges it, and how.
 
-Nothing here but numpy: other tools import it inside their own environments. All data that judges is apart from the
-data that calibrates. `make models` brings the models of .cache/models.
+Nothing here but numpy: other tools import it inside their own environments. All test data that there is of a model
+judges, and none of it calibrates. `make models` brings the models of .cache/models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,9 @@ def _folder(path: Path) -> Callable[[int], list[Feed]]:
     return lambda count: [_npz(file) for file in sorted(path.glob("*.npz"))[:count]]
 
 
-def _table(path: Path, size: int, most: int | None = None) -> Callable[[], list[Feed]]:
-    return lambda: _batches({key: array[:most] for key, array in _npz(path).items()}, size)
+def _table(path: Path, size: int) -> Callable[[], list[Feed]]:
+    """All samples of a file, so many a feed."""
+    return lambda: _batches(_npz(path), size)
 
 
 def _images(seed: int) -> Feed:
@@ -118,26 +119,30 @@ def _minilm(name: str) -> Subject:
     folder = MODELS / "minilm"
 
     def unseen() -> list[Feed]:
-        return [f for part in ("queries", "passages") for f in _table(folder / "eval" / f"{part}.npz", 32, 128)()]
+        return [f for part in ("queries", "passages") for f in _table(folder / "eval" / f"{part}.npz", 32)()]
 
     return Subject(folder / f"{name}.onnx", _folder(folder / "calib"), unseen, scores.retrieval)
 
 
-def _ocr(name: str, measure: scores.Measure, most: int | None = None) -> Subject:
+def _ocr(name: str, measure: scores.Measure) -> Subject:
     folder = MODELS / "ocr"
-    return Subject(
-        folder / f"{name}.onnx",
-        _rows(folder / f"{name}_calib.npz"),
-        _table(folder / f"{name}_test.npz", 8, most),
-        measure,
-    )
+    test = _table(folder / f"{name}_test.npz", 8)
+    return Subject(folder / f"{name}.onnx", _rows(folder / f"{name}_calib.npz"), test, measure)
 
 
-def _random(name: str, make: Callable[[int], Feed], measure: scores.Measure, *, invented: bool = True) -> Subject:
-    path = MODELS / (f"{name}.onnx" if invented else "silero/silero_vad_16k_sequence.onnx")
-    return Subject(
-        path, lambda n: [make(i) for i in range(n)], lambda: [make(UNSEEN + i) for i in range(8)], measure, invented
-    )
+def _seeded(path: Path, make: Callable[[int], Feed], judging: int, measure: scores.Measure) -> Subject:
+    """Made-up samples: those of the seeds from 0 on calibrate, `judging` of the seeds from UNSEEN on judge."""
+
+    def calibration(count: int) -> list[Feed]:
+        if count > UNSEEN:
+            raise SystemExit(f"{path.name}: at most {UNSEEN} samples calibrate; the seeds behind them judge")
+        return [make(seed) for seed in range(count)]
+
+    return Subject(path, calibration, lambda: [make(UNSEEN + i) for i in range(judging)], measure)
+
+
+def _random(name: str, make: Callable[[int], Feed], measure: scores.Measure) -> Subject:
+    return replace(_seeded(MODELS / f"{name}.onnx", make, 8, measure), invented=True)
 
 
 TOPICS = MODELS / "topics"
@@ -146,15 +151,15 @@ SUBJECTS = {
     "glyphs": _committed("glyphs", 250),
     "ocr_cls": _ocr("ocr_cls", scores.top1(MODELS / "ocr" / "ocr_cls_test.npz")),
     "ocr_det": _ocr("ocr_det", scores.decisions(0.3)),
-    "ocr_rec": _ocr("ocr_rec", scores.characters(MODELS / "ocr" / "ocr_rec_test.npz"), 64),
-    "silero": _random("silero", _voice, scores.decisions(0.5), invented=False),
+    "ocr_rec": _ocr("ocr_rec", scores.characters(MODELS / "ocr" / "ocr_rec_test.npz")),
+    "silero": _seeded(MODELS / "silero" / "silero_vad_16k_sequence.onnx", _voice, 250, scores.decisions(0.5)),
     "minilm": _minilm("minilm"),
     "minilm_op14": _minilm("minilm_op14"),
     "minilm_dynamo": _minilm("minilm_dynamo"),
     "topics": Subject(
         TOPICS / "topics.onnx",
         _folder(TOPICS / "calib"),
-        _table(TOPICS / "test.npz", 50, 500),
+        _table(TOPICS / "test.npz", 50),
         scores.top1(TOPICS / "test.npz"),
     ),
     "resnet50": _random("resnet50", _images, scores.agreement),
