@@ -316,7 +316,8 @@ def carried_out(
     if statistics is None or statistics.judged is None or kept is None:  # or it was given, and is of another recipe
         return graph, plan, statistics
     monitor.stage("Judging what is written", None)
-    written = kept.sqnr_db(graph)
+    apart = None if kept.rounding is None else replace(statistics, rounding=kept.rounding)
+    written = kept.sqnr_db(graph if apart is None else lowered(ready, apart, SILENT)[0])
     judged = statistics.judged if written is None else (written, len(kept.feeds))
     return graph, replace(plan, judged=judged, as_written=written is not None), statistics
 

@@ -88,11 +88,12 @@ def improved(
     found = replace(found, smoothing=factors, unseen=_counted(better.plan, unseen))
     if examined is None:
         return found, None
+    learned = None
     try:
-        found = _refined(parted(better, found), found, *examined, monitor)
+        found, learned = _refined(parted(better, found), found, *examined, monitor)
     except (ModelError, DataError) as error:  # what is looked at cannot be had, or only judging samples reach a tensor
         monitor.warn(f"codes and zero points cannot be chosen by the data: {error.message}")
-    return found, None if found.judged is None else examined[1].kept()
+    return found, None if found.judged is None else replace(examined[1].kept(), rounding=learned)
 
 
 def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:
@@ -196,8 +197,11 @@ def _observed(ready: api.Prepared, feeds: Sequence[Feed], seen: Statistics | Non
 
 def _refined(
     better: api.Prepared, statistics: Statistics, picked: Picked, judge: Judge, monitor: Monitor
-) -> Statistics:
-    """The statistics with wider ranges, zero points where the target's grid has none, codes, and layers in float."""
+) -> tuple[Statistics, Mapping[str, Rounded] | None]:
+    """The statistics with wider ranges, zero points where the target's grid has none, codes, and layers in float.
+
+    And the codes before some of them were rounded again by all samples: of these no sample is left to judge.
+    """
     plain, model = _in_float32(better), _inspected(better)
     ranges = Ranges.of(plain, statistics, shifts=shifts_zero_points(better.recipe))
 
@@ -228,7 +232,8 @@ def _refined(
         alone, least = leaving.confirmed(wanted, least)
     floats, least = leaving.beyond(alone, least, monitor)
     found = replace(leaving.statistics, spared=floats, judged=how_near(least, monitor))
-    return replace(found, rounding=rounding | rounded_again(model, plan, picked, grid, lacking, monitor))
+    again = rounded_again(model, plan, picked, grid, lacking, monitor)
+    return replace(found, rounding=rounding | again), rounding if again else None
 
 
 def _alone(ranges: Ranges, statistics: Statistics, model: Inspected, judge: Judge, monitor: Monitor) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onnxq.improvement.picking import Inspected
     from onnxq.monitor import Monitor
     from onnxq.rescaling import Site
-    from onnxq.statistics import Factor, Judged
+    from onnxq.statistics import Factor, Judged, Rounded
 
     Floats = npt.NDArray[np.float64]
 
@@ -180,12 +180,14 @@ class Kept:
         exact: output -> its values, of each of them.
         power: output -> its mean power over them, of those that have any.
         model: the float model and how it is run.
+        rounding: codes of weights that these samples had no part in, where they had in those that are written.
     """
 
     feeds: Sequence[Feed]
     exact: Sequence[Mapping[str, Any]]
     power: Mapping[str, float]
     model: Inspected
+    rounding: Mapping[str, Rounded] | None = None
 
     def sqnr_db(self, written: Graph) -> float | None:
         """SQNR at the worst output; None where ONNX Runtime does not run the model, or a number is not finite."""

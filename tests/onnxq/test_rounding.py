@@ -189,6 +189,23 @@ def test_few_samples_round_again_with_those_that_judged(monkeypatch: pytest.Monk
     assert len(counts) == 1
 
 
+def test_what_is_told_is_of_codes_that_the_judging_samples_had_no_part_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has those by all samples; with them the samples that judge would show more than others do."""
+    data = feeds(24, 0)
+    by_all, plan = api.quantize(model(), data, RECIPE)
+    statistics, kept = improving.improved(api.prepared(model(), RECIPE), data)
+    with monkeypatch.context() as patch:
+        patch.setattr(improving, "rounded_again", lambda *_: {})
+        by_half, expected = api.quantize(model(), data, RECIPE)
+        assert api.calibrate(model(), data, RECIPE).rounding != statistics.rounding
+    assert by_all.digest() != by_half.digest()
+    assert kept is not None
+    assert plan.judged is not None
+    assert plan.judged == expected.judged
+    assert plan.judged[0] == kept.sqnr_db(by_half)
+    assert plan.judged[0] != kept.sqnr_db(by_all)
+
+
 def test_rows_that_hold_nan_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """H is that of the other rows; where there are no others there is none."""
     rng = np.random.default_rng(7)
