@@ -176,13 +176,14 @@ def per_input_channel(graph: Graph, linear: Linear, value: Value | None, x: Valu
     return _along(graph, value, size, axis, len(shape)) if isinstance(size, int) else None
 
 
-def scale_outputs(graph: Graph, linear: Linear, factor: Array, shift: Array) -> bool:
-    """Replace y by y * factor + shift, each of shape (channels,), inside the weights.
+def scale_outputs(graph: Graph, linear: Linear, factor: Array, shift: Array, *, bias_only: bool = False) -> bool:
+    """Replace y by y * factor + shift, each of shape (channels,), inside the weights; `bias_only`: W has the factor.
 
     Returns False, and changes nothing, when the bias is computed, when a MatMul has no bias to take the shift, or
     when the new weights cannot be stored without loss.
     """
-    weight = _read(graph, linear) * _on_rows(graph, linear, factor) if np.any(factor != 1) else None
+    stays = bias_only or np.all(factor == 1)
+    weight = None if stays else _read(graph, linear) * _on_rows(graph, linear, factor)
     return _store(graph, linear, weight, factor, shift)
 
 

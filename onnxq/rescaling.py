@@ -10,8 +10,9 @@ The output of an attention is made by the node that makes V: a scale goes throug
 shift too, since the rows of a softmax P sum to 1.
 
 A scale alone also passes through what is positively homogeneous: max(0, x / s) = max(0, x) / s, pools, and a sum of
-two tensors with the same s. All tensors that are tied together so form one `Site`. Where a tensor has other readers
-or another maker, the site is explicit: x' is computed for the linear readers alone.
+two tensors with the same s. What several nodes with one weight read, or make, takes one factor, see `onnxq.sharers`.
+All tensors that are tied together so form one `Site`. Where a tensor has other readers or another maker, the site is
+explicit: x' is computed for the linear readers alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxq.linear import CONVS, Linear, constant_operand, linear_at, per_output_channel
+from onnxq.sharers import complete, joined, shared, sharers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +66,7 @@ def find_sites(graph: Graph) -> tuple[Site, ...]:
     found: list[Site] = []
     for members in _classes(graph):
         folded = _folded(graph, members)
-        found += [folded] if folded is not None else [s for v in members if (s := _explicit(graph, v)) is not None]
+        found += [folded] if folded is not None else _explicit(graph, members)
     return tuple(found)
 
 
@@ -78,9 +80,9 @@ def channels_read(graph: Graph, linear: Linear) -> int:
 
 
 def reader_at(graph: Graph, node: Node) -> Linear | None:
-    """The linear node when what its input 0 loses can go into its weight, which no other node reads."""
+    """The linear node when what its input 0 loses can go into its weight; other such nodes may share that."""
     linear = linear_at(graph, node)
-    if linear is None or graph.dtype(linear.weight) != FLOAT or len(graph.users(linear.weight)) > 1:
+    if linear is None or graph.dtype(linear.weight) != FLOAT or not sharers(graph, linear.weight):
         return None
     turned = node.op_type == "Gemm" and graph.attribute(node, "transA", 0)
     return None if turned or node.op_type == "ConvTranspose" else linear
@@ -159,23 +161,20 @@ def _mixes(graph: Graph, node: Node) -> bool:
 
 def _classes(graph: Graph) -> Iterable[list[Value]]:
     """Float activations, tied ones together, in the graph's order."""
-    parents: dict[Value, Value] = {}
+    values = [v for v in graph.values() if graph.dtype(v) == FLOAT]
+    tied = [ties(graph, node) for node in graph.nodes]
+    return joined(values, [t for t in (*tied, *_shared_ties(graph, values)) if t])
 
-    def root(value: Value) -> Value:
-        while (above := parents.get(value)) is not None:
-            value = above
-        return value
 
-    for node in graph.nodes:
-        tied = ties(graph, node)
-        for other in tied[1:]:
-            if root(other) is not root(tied[0]):
-                parents[root(other)] = root(tied[0])
-    classes: dict[Value, list[Value]] = {}
-    for value in graph.values():
-        if graph.dtype(value) == FLOAT:
-            classes.setdefault(root(value), []).append(value)
-    return classes.values()
+def _shared_ties(graph: Graph, values: list[Value]) -> Iterable[tuple[Value, ...]]:
+    """What nodes read that share a weight, and what they make, with the bias or mixed where it is."""
+    families = shared(graph)
+    makers = [(v, maker_of(graph, v)) for v in values] if families else []
+    made = {maker.node: v for v, maker in makers if isinstance(maker, Linear)}  # of several the last
+    for linears in families:
+        nodes = [linear.node for linear in linears]
+        yield tuple(v for node in nodes if (v := node.inputs[0]) is not None)
+        yield tuple(made[node] for node in nodes if node in made)
 
 
 def ties(graph: Graph, node: Node) -> tuple[Value, ...]:
@@ -215,9 +214,10 @@ def _folded(graph: Graph, members: list[Value]) -> Site | None:
     if any(maker is None for _, maker in makers) or any(linears is None for _, linears in read):
         return None
     readers = [(v, linear) for v, linears in read for linear in linears or ()]
+    whole = _takes_all(graph, [linear for _, linear in readers]) and _takes_all(graph, [m for _, m in makers])
     axes = {_made_axis(graph, maker, v) for v, maker in makers if maker is not None}
     axes |= {_read_axis(graph, linear, v) for v, linear in readers}
-    if axes != {1} and any(node.op_type not in _ELEMENTWISE for node in tied.values()):
+    if not whole or (axes != {1} and any(node.op_type not in _ELEMENTWISE for node in tied.values())):
         return None  # a pool's channel axis is 1
     clips = tuple(str(node.name) for node in tied.values() if node.op_type == "Clip")
     if clips and any(node.op_type == "Add" for node in tied.values()):
@@ -226,9 +226,14 @@ def _folded(graph: Graph, members: list[Value]) -> Site | None:
     made = {maker.channels for _, maker in makers if isinstance(maker, Linear)}
     if site is None or made - {site.channels}:  # of another length where what it made was reshaped
         return None
-    maker = makers[0][1]
-    alone = len(members) == 1 and not (isinstance(maker, Linear) and _no_bias(maker))
+    alone = not tied and not any(isinstance(maker, Linear) and _no_bias(maker) for _, maker in makers)
     return replace(site, explicit=False, shifts=site.shifts and alone, clips=clips)
+
+
+def _takes_all(graph: Graph, nodes: Iterable[Node | Linear | None]) -> bool:
+    """Whether every node that shares a weight with one of these is among them."""
+    linears = [linear for linear in nodes if isinstance(linear, Linear)]
+    return complete(graph, linears) == {linear.weight for linear in linears}
 
 
 def tie_making(graph: Graph, value: Value) -> Node | None:
@@ -254,11 +259,28 @@ def _reads_once(graph: Graph, node: Node, value: Value) -> bool:
     return [user for user, _ in graph.users(value)].count(node) == 1
 
 
-def _explicit(graph: Graph, value: Value) -> Site | None:
-    """The site of one tensor, whose linear readers alone get another."""
+def _explicit(graph: Graph, members: list[Value]) -> list[Site]:
+    """The sites of single tensors, and of those that one weight meets, whose linear readers alone get others."""
+    read = [(v, linear) for v in members for linear in _reading(graph, v)]
+    whole = complete(graph, [linear for _, linear in read])
+    read = [(v, linear) for v, linear in read if linear.weight in whole]
+
+    def site(group: list[Value], read: list[tuple[Value, Linear]]) -> Site | None:
+        readers = [(v, linear) for v, linear in read if any(v is one for one in group)]
+        return _site(graph, group, readers, {_read_axis(graph, linear, v) for v, linear in readers})
+
+    found: list[Site | None] = []
+    alone = [(v, linear) for v, linear in read if len(graph.users(linear.weight)) == 1]
+    for group in joined(members, [[v for v, linear in read if linear.weight is w] for w in whole]):
+        together = site(group, read)
+        found += [together] if together is not None else [site([v], alone) for v in group]
+    return [one for one in found if one is not None]
+
+
+def _reading(graph: Graph, value: Value) -> list[Linear]:
+    """The linear nodes among those that read the value."""
     users = [user for user, index in graph.users(value) if index == 0 and _reads_once(graph, user, value)]
-    readers = [(value, linear) for user in users if (linear := reader_at(graph, user)) is not None]
-    return _site(graph, [value], readers, {_read_axis(graph, linear, value) for _, linear in readers})
+    return [linear for user in users if (linear := reader_at(graph, user)) is not None]
 
 
 def _site(
@@ -302,7 +324,7 @@ def _linear_making(graph: Graph, node: Node) -> Linear | None:
         if linear is None or per_output_channel(graph, linear, node.inputs[index]) is None:
             return None
         linear = replace(linear, bias_add=node)
-    if linear is None or graph.dtype(linear.weight) != FLOAT or len(graph.users(linear.weight)) > 1:
+    if linear is None or graph.dtype(linear.weight) != FLOAT or not sharers(graph, linear.weight):
         return None
     bias = linear.node.inputs[2] if linear.node.op_type != "MatMul" and len(linear.node.inputs) > 2 else None
     conv = linear.node.op_type in CONVS and graph.is_const(bias)

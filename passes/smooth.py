@@ -11,7 +11,7 @@ there the pair behind it saturates anyway.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from onnxq.smoothed import Smoothed, record, smoothed_tensors
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -31,6 +31,45 @@ if TYPE_CHECKING:
     from onnxq.rescaling import Site
 
     Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Exchanged:
+    """What nodes got in place of their weights, so that those that share one go on sharing one.
+
+    Attributes:
+        weights: weight -> what stands for it.
+        linears: the nodes that got one.
+        others: nodes beside them whose constants have changed too.
+        added: what stands for a weight -> W c of it, and the name under which that is told.
+    """
+
+    weights: dict[Value, Value] = field(default_factory=dict)
+    linears: list[Node] = field(default_factory=list)
+    others: list[Node] = field(default_factory=list)
+    added: dict[Value, tuple[Array, str]] = field(default_factory=dict)
+
+    def exchange(self, graph: Graph, linear: Linear, new: Value) -> None:
+        """Give a node the weight that stands for its own."""
+        graph.set_input(linear.node, 1, new)
+        self.weights[linear.weight] = new
+        self.linears.append(linear.node)
+
+    @property
+    def shared(self) -> bool:
+        """Whether nodes have one in common."""
+        return len(self.weights) < len(self.linears)
+
+
+def _share_vectors(graph: Graph, nodes: Iterable[Node]) -> None:
+    """Let nodes hold one copy of vectors that are equal."""
+    held: dict[tuple[str, str, bytes], Value] = {}
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            array = graph.const(value)
+            if value is not None and array is not None and array.ndim and array.size == max(array.shape):
+                key = (str(array.dtype), str(array.shape), array.tobytes())
+                graph.set_input(node, index, held.setdefault(key, value))
 
 
 @dataclass(frozen=True)
@@ -69,24 +108,30 @@ def _apply(graph: Graph, site: Site, factor: Factor, known: Collection[str], nod
     readers = [nodes[name] for _, name in site.readers]
     values = {str(v.name): v for v in graph.values()}  # as they are now: a product may have got a bias
     moved: list[Smoothed] = []
+    made, read = _Exchanged(), _Exchanged()
     if site.explicit:
-        made = _compute(graph, site, values[site.name], (scale, shift), readers)
-        moved.append(Smoothed(site.name, str(made.name), site.axis - (graph.rank(made) or 0)))
+        for name in site.tensors:
+            read_by = [nodes[node] for tensor, node in site.readers if tensor == name]
+            new = _compute(graph, site, values[name], (scale, shift), read_by)
+            made.others.extend(_makers(graph, new, values[name]))
+            moved.append(Smoothed(name, str(new.name), site.axis - (graph.rank(new) or 0)))
     else:
         members = [values[name] for name in site.tensors]
         for value in members:
             if tie_making(graph, value) is None:
-                moved += _make(graph, value, 1 / scale, -shift / scale)
+                moved += _make(graph, value, (1 / scale, -shift / scale), made)
         for name in site.clips:
             limit = clip_limit(graph, nodes[name]) or 0.0
-            new = np.asarray(limit / scale.max(), np.float32)
-            graph.set_input(nodes[name], 2, graph.constant(f"{name}/limit", new))
+            lower = np.asarray(limit / scale.max(), np.float32)
+            graph.set_input(nodes[name], 2, graph.constant(f"{name}/limit", lower))
         moved += [_renamed(graph, value, site.axis) for value in members]
     # A product whose bias another site added is no tensor of the float model, nor told to stand for one.
     told = {*known, *(one.tensor for one in smoothed_tensors(graph.model.metadata_props))}
     record(graph, [one for one in moved if one.name in told], site.name, factor)
     for node in readers:
-        _read(graph, node, scale, shift)
+        _read(graph, node, (scale, shift), read)
+    if made.shared or read.shared:
+        _share_vectors(graph, [*made.linears, *made.others, *read.linears, *read.others])
 
 
 def _renamed(graph: Graph, value: Value, axis: int, *, scaled: bool = False) -> Smoothed:
@@ -96,21 +141,27 @@ def _renamed(graph: Graph, value: Value, axis: int, *, scaled: bool = False) -> 
     return Smoothed(name, str(value.name), axis - (graph.rank(value) or 0), scaled)
 
 
-def _make(graph: Graph, value: Value, factor: Array, shift: Array) -> list[Smoothed]:
+def _make(graph: Graph, value: Value, by: tuple[Array, Array], made: _Exchanged) -> list[Smoothed]:
     """Let the maker of a tensor give y * factor + shift; return what has other values then, beside it."""
-    maker = maker_of(graph, value)
+    (factor, shift), maker = by, maker_of(graph, value)
     moved: list[Smoothed] = []
     if isinstance(maker, Linear):
         inner, last = maker.node.outputs[0], (graph.rank(maker.node.outputs[0]) or 0) - 1
         for between in mixed_from(graph, value):
             renamed = _renamed(graph, between, last)
             moved += [renamed] if not moved else []  # V itself; what it is turned into has its channels elsewhere
-        if not scale_outputs(graph, maker, factor, shift):
+        new = made.weights.get(maker.weight)
+        if not scale_outputs(graph, maker, factor, shift, bias_only=new is not None):
             raise PassError(f"node {maker.node.name!r} cannot take a factor", "This is a fault in onnxq.")
+        stands = maker.node.inputs[1] if new is None else new
+        assert stands is not None  # noqa: S101  it is the weight
+        made.exchange(graph, maker, stands)
         if maker.bias_add is not None:
+            made.others.append(maker.bias_add)
             moved.append(_renamed(graph, inner, last, scaled=True))
         return moved
     assert maker is not None  # noqa: S101  find_sites saw to it
+    made.others.append(maker)
     for index, constant in ((1, 0.0), (2, shift)):
         old = maker.inputs[index] if index < len(maker.inputs) else None
         if old is None and not np.any(shift):
@@ -135,22 +186,36 @@ def _compute(graph: Graph, site: Site, value: Value, factor: tuple[Array, Array]
     return made
 
 
-def _read(graph: Graph, node: Node, scale: Array, shift: Array) -> None:
+def _makers(graph: Graph, made: Value, value: Value) -> Iterator[Node]:
+    """What computes one value from the other, the last first."""
+    while made is not value:
+        node = graph.producer(made)
+        assert node is not None  # noqa: S101  that is how it was made
+        yield node
+        made = node.inputs[0] or value
+
+
+def _read(graph: Graph, node: Node, by: tuple[Array, Array], read: _Exchanged) -> None:
     """Let a linear node compute from x' what it did from x = x' s + c."""
-    linear = reader_at(graph, node)
+    (scale, shift), linear = by, reader_at(graph, node)
     assert linear is not None  # noqa: S101  find_sites saw to it
-    weight = np.asarray(graph.const(linear.weight), np.float64)
-    added = _product(graph, linear, weight, shift)
-    stored = (weight * _columns(graph, linear, weight, scale)).astype(np.float32)
-    graph.set_input(node, 1, graph.constant(renewed(linear.weight), stored))
+    output, before = node.outputs[0], str(node.outputs[0].name)
+    new = read.weights.get(linear.weight)
+    if new is None:
+        weight = np.asarray(graph.const(linear.weight), np.float64)
+        stored = (weight * _columns(graph, linear, weight, scale)).astype(np.float32)
+        new = graph.constant(renewed(linear.weight), stored)
+        read.added[new] = _product(graph, linear, weight, shift), before
+    read.exchange(graph, linear, new)
     if np.any(shift):
         gain = graph.attribute(node, "alpha", 1.0) if node.op_type == "Gemm" else 1.0
-        output, before = node.outputs[0], str(node.outputs[0].name)
+        added, told = read.added[new]
         add_bias(graph, linear, gain * added, "smoothed")
         user = graph.only_user(output)
+        read.others.extend([] if user is None else [user])
         if output.name != before and user is not None and user.outputs[0].name != before:  # the bias behind it took it
             factor = Factor(np.ones(linear.channels, np.float32), added.astype(np.float32))
-            record(graph, [Smoothed(before, str(output.name), -1)], before, factor)
+            record(graph, [Smoothed(before, str(output.name), -1)], told, factor)
 
 
 def _columns(graph: Graph, linear: Linear, weight: Array, scale: Array) -> Array:

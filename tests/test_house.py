@@ -55,6 +55,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "interface",
         "seen",
         "segments",
+        "sharers",
         "shifted",
         "smoothed",
     ),

@@ -119,7 +119,7 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
                 read.setdefault((tensor, name if conv else ""), []).append(linear)
         if not read or not all(readable(graph, nodes[name]) for _, name in site.readers):
             continue
-        if site.explicit and site.convolves and site.name not in little:
+        if site.explicit and site.convolves and not little.issuperset(site.tensors):
             continue
         found[site] = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
         if not site.explicit:

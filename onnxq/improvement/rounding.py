@@ -25,6 +25,7 @@ from onnxq.improvement.sampling import patches, positions, readable, rows_as_wei
 from onnxq.linear import LINEAR, linear_at
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import dequantize, quantize, weight_params
+from onnxq.sharers import kind
 from onnxq.statistics import Rounded
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _layer(
     linears = [linear for node in read if (linear := _rounds(graph, node)) is not None]
     grids = [grid for name, _ in point.uses if (grid := params.get((name, 0))) is not None]
     plain = point.bits == 8 and point.block_size is None and point.qtype is None
-    if not plain or not len(linears) == len(grids) == len(read) or len({_kind(graph, x) for x in linears}) != 1:
+    if not plain or not len(linears) == len(grids) == len(read) or len({kind(graph, x) for x in linears}) != 1:
         return None
     linear = linears[0]
     if graph.dtype(linear.weight) != "float32" or str(linear.weight.name) != point.tensor:
@@ -203,11 +204,6 @@ def _rounds(graph: Graph, node: Node | None) -> Linear | None:
     if node is None or node.op_type not in _READ or not readable(graph, node):
         return None
     return None if node.op_type == "Gemm" and graph.attribute(node, "transA", 0) else linear_at(graph, node)
-
-
-def _kind(graph: Graph, linear: Linear) -> tuple[object, ...]:
-    """What layers must have in common that read one weight: how its numbers meet those of the input."""
-    return linear.node.op_type, linear.groups, bool(graph.attribute(linear.node, "transB", 0))
 
 
 _READ = tuple(op for op in LINEAR if op != "ConvTranspose")

@@ -52,6 +52,12 @@ class Moments:
     amax: Floats
     rows: int
 
+    def __add__(self, other: Moments) -> Moments:
+        """Of the rows of both."""
+        rows = self.rows + other.rows
+        mean = (self.mean * self.rows + other.mean * other.rows) / max(rows, 1)
+        return Moments(self.gram + other.gram, mean, np.maximum(self.amax, other.amax), rows)
+
     def quantized(self) -> Floats:
         """The Gram matrix to be expected of x + n, n what 8 bits add: each value s^2 / 12, s = 2 max|x| / 255."""
         step = 2 * float(self.amax.max(initial=0.0)) / 255

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from onnxq.recipe import Recipe
     from onnxq.rescaling import Site
     from onnxq.statistics import Factor, Statistics
+    from onnxq.weights.moments import Moments
 
     Floats = npt.NDArray[np.float64]
     Method = Callable[[npt.NDArray[Any], Floats, Format], Stored]
@@ -122,19 +123,28 @@ def awq_factors(seen: Seen, monitor: Monitor = QUIET) -> dict[str, Factor]:
     """
     narrow = {user: layer for layer in _layers(seen.graph, seen.plan) for user, _ in layer.point.uses}
     sites = {
-        site.tensors[0]: site
+        tensor: site
         for site in find_sites(seen.graph)
-        if len(site.tensors) == 1 and not site.clips and all(name in narrow for _, name in site.readers)
+        if (len(site.tensors) == 1 or site.explicit)
+        and not site.clips
+        and all(name in narrow for _, name in site.readers)
+        for tensor in site.tensors
     }
     channels = {tensor: site.channels for tensor, site in sites.items()}
     monitor.stage(f"AWQ factors of {len(channels)} tensors", len(channels))
     found: dict[Site, Factor] = {}
+    waiting: dict[Site, tuple[Moments, int]] = {}
     for tensor, now in _moments(seen, channels, monitor):
         site = sites[tensor]
-        layers = [narrow[name] for _, name in site.readers]
+        met, count = (waiting[site][0] + now, waiting[site][1] + 1) if site in waiting else (now, 1)
+        waiting[site] = met, count
+        if count < len(site.tensors):
+            continue
+        del waiting[site]
+        layers = list(dict.fromkeys(narrow[name] for _, name in site.readers))
         matrices = [layer.matrix(seen.graph) for layer in layers]
         margin = EXPLICIT_DB if site.explicit else 0.0
-        factor = awq_factor(matrices, now, layers[0].format, margin)
+        factor = awq_factor(matrices, met, layers[0].format, margin)
         if factor is not None:
             found[site] = factor
     found = within_half(seen.graph, found) if seen.plan.float_type == "float16" else found

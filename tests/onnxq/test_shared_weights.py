@@ -203,3 +203,35 @@ def test_the_same_bytes_in_any_order(tmp_path: Path) -> None:
         (path,) = api.export(api.quantize(unrolled(), statistics, RECIPE)[0], tmp_path / "o.onnx")
         outputs.add(path.read_bytes())
     assert len(outputs) == 1
+
+
+# --- smoothed together --------------------------------------------------------------------------------------
+
+
+def block_thrice(outlier: float = 100.0) -> Graph:
+    """One block of a normalization, in which two channels are far larger than the others, and two products."""
+    rng, gain = np.random.default_rng(3), np.ones(64)
+    gain[[5, 40]] = outlier
+    step = """n{i} = LayerNormalization(x{i}, g) a{i} = MatMul(n{i}, w) r{i} = Relu(a{i}) c{i} = MatMul(r{i}, v)
+              x{j} = Add(x{i}, c{i}) """
+    arrays = {"g": gain, "w": rng.normal(size=(64, 64)) / gain[:, None] / 8, "v": rng.normal(size=(64, 64)) / 8}
+    text = "".join(step.format(i=i, j=i + 1) for i in range(3))
+    weights = {k: v.astype(np.float32) for k, v in arrays.items()}
+    return graph_of(f"(float[N,8,64] x0) => (float[N,8,64] x3) {{ {text} }}", 17, **weights)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
+def test_one_factor_for_all_uses(target: str) -> None:
+    recipe = replace(RECIPE, target=target, high_precision=None)
+    data = [{"x0": normal(1, 8, 64, seed=i)} for i in range(64)]
+    statistics = api.calibrate(block_thrice(), data, recipe)
+    assert "n0" in statistics.smoothing
+    better, _ = api.quantize(block_thrice(), statistics, recipe)
+    plain, _ = api.quantize(block_thrice(), data, replace(recipe, effort="fast"))
+    new = [{"x0": normal(1, 8, 64, seed=i)} for i in range(100, 124)]
+    exact, *found = (np.stack([run(g, f)[0] for f in new]) for g in (block_thrice(), better, plain))
+    gained = sqnr_db(exact, found[0]) - sqnr_db(exact, found[1])
+    assert gained > 6
+    for graph in (better, plain):
+        held = [v for v in graph.weights.values() if graph.rank(v) == 2 and graph.dtype(v) == "int8"]
+        assert [graph.shape(v) for v in held] == [(64, 64)] * 2

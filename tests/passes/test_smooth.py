@@ -167,8 +167,6 @@ CASES = {
         pytest.param("(float[8,5] x) => (float y) { t = Tanh(x) y = Gemm<transA = 1>(t, w) }",
                      {"w": floats(8, 4)}, id="transposed input"),
         pytest.param("(float[2,5,8] x, float[8,4] w) => (float y) { y = MatMul(x, w) }", {}, id="computed weight"),
-        pytest.param("(float[2,5,8] x) => (float y, float z) { t = Tanh(x) y = MatMul(t, w) z = MatMul(x, w) }",
-                     {"w": floats(8, 4)}, id="one weight for two nodes"),
         pytest.param("(float[2,6,5,5] x) => (float y) { y = ConvTranspose(x, w) }",
                      {"w": floats(6, 4, 3, 3)}, id="transposed convolution"),
         pytest.param("(float[2,8] x) => (float y) { y = Softmax(x) }", {}, id="nothing linear"),

@@ -47,3 +47,11 @@ def test_equal_channels_are_left_alone() -> None:
     x = np.eye(32).repeat(4, axis=0)
     w = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
     assert awq_factor([w], seen(x), Format.parse("int4/block:16")) is None
+
+
+def test_moments_of_two_tensors_are_those_of_their_rows() -> None:
+    rng = np.random.default_rng(1)
+    x, z = rng.normal(size=(30, 8)), 5 * rng.normal(size=(7, 8))
+    both, sum_ = seen(np.concatenate([x, z])), seen(x) + seen(z)
+    for name in ("gram", "mean", "amax", "rows"):
+        np.testing.assert_allclose(getattr(sum_, name), getattr(both, name))

@@ -15,6 +15,9 @@ from onnxq import Recipe, api, intake
 from onnxq.errors import DataError, RecipeError, StatisticsError
 from onnxq.statistics import Statistics
 from onnxq.weights import Seen, moments, refined
+from onnxq.weights.awq import awq_factor
+from onnxq.weights.moments import Moments
+from onnxq.weights.refine import EXPLICIT_DB
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
@@ -163,3 +166,20 @@ def test_a_language_model() -> None:
     nearest, gptq, awq = (found / float_one - 1 for found in three)
     assert gptq < nearest / 2
     assert awq < nearest / 1.3
+
+
+def test_what_one_weight_meets_takes_one_factor() -> None:
+    """That of the rows of both tensors."""
+    rng, large = np.random.default_rng(4), np.where(np.arange(64) % 16 == 0, 30, 1)
+    weight = (rng.normal(size=(64, 64)) / 8).astype(np.float32)
+    text = """(float[N,4,64] x, float[N,4,64] z) => (float[N,4,64] a, float[N,4,64] b) {
+              a = MatMul(x, d) b = MatMul(z, d) }"""
+    by = {"x": large, "z": 2 * large[::-1]}
+    data = [{n: (rng.normal(size=(1, 4, 64)) * size).astype(np.float32) for n, size in by.items()} for _ in range(24)]
+    statistics = api.calibrate(graph_of(text, 17, d=weight), data, AWQ)
+    (factor,), (stored,) = statistics.smoothing.values(), statistics.weights.values()
+    rows = np.concatenate([feed[n].reshape(-1, 64) for feed in data for n in by]).astype(np.float64)
+    seen = Moments(rows.T @ rows, np.abs(rows).mean(axis=0), np.abs(rows).max(axis=0), len(rows))
+    wanted = awq_factor([weight], seen, stored.format, EXPLICIT_DB)
+    assert wanted is not None
+    np.testing.assert_allclose(factor.scale, wanted.scale, rtol=1e-5)
