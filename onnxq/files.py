@@ -74,7 +74,7 @@ def spill(graph: Graph) -> Graph:
     What passes make later, in the graph or a copy of it, goes to such a file too. The graph given gives up its weights;
     copies of it keep theirs.
     """
-    shelf = Shelf()
+    shelf = Shelf(graph._shelf)  # noqa: SLF001  what passes put on that stays there, and must outlive the graph
     for value in (v for part in graph.model.graphs() for v in part.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or isinstance(tensor, FileTensor):

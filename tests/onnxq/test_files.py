@@ -554,3 +554,20 @@ def test_what_declares_no_rank_is_written_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="transB"):
         files.save(Graph.from_proto(proto), tmp_path / "bad.onnx", check=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]
+
+
+def test_what_lies_on_a_shelf_outlives_the_graph_that_is_spilled_again() -> None:
+    """A model that is given as a graph with a shelf of its own: passes put weights there before it is spilled."""
+    text = "(float[64,1024] x) => (float[64,1024] y) { y = Add(x, w) }"
+    graph = files.spill(graph_of(text, w=np.ones((64, 1024), np.float32)))
+    mine = graph.copy()
+    made = np.arange(64 * 1024, dtype=np.float32).reshape(64, 1024)
+    mine.set_input(mine.nodes[0], 1, mine.constant("made", made))
+    mine = files.spill(mine)
+    gc.collect()
+    np.testing.assert_array_equal(mine.const(mine.weights["made"]), made)
+    folder = mine.shelf
+    del graph, mine
+    gc.collect()
+    assert folder is not None
+    assert not folder.exists()
