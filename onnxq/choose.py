@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxq.added import Added
 from onnxq.calibrators import make_calibrator
 from onnxq.errors import DataError, StatisticsError
 from onnxq.histogram import Histogram
@@ -17,6 +18,7 @@ from onnxq.plan import FEW_STEPS, Narrow
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from onnxq.added import Weight
     from onnxq.caches import Cache
     from onnxq.numerics import QType, Range
     from onnxq.plan import Decision, Plan, Point, WeightPoint
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from onnxq.statistics import Rounded, Statistics
     from onnxq.targets.target import Target
 
-    Known = dict[tuple[str, QType, frozenset[str], Pointwise | None], Range]
-    """(calibrator, grid, tensors observed, activation behind them) -> the range that statistics gave."""
+    Behind = Pointwise | Added | None
+    Known = dict[tuple[str, QType, frozenset[str], Behind], Range]
+    """(calibrator, grid, tensors observed, what is behind them) -> the range that statistics gave."""
 
 _CLIPPING_BY_CHOICE = ("auto", "entropy")  # they would clip a protected tensor without being told to
 
@@ -79,7 +82,8 @@ def resolve(
                 if histogram.amax == 0.0:
                     text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                     notes.append(f"{members[0].tensor}: {text}")
-                found = make_calibrator(name, recipe.percentile, behind)(histogram, grid)
+                function = _added_to(plan, behind, counted) if isinstance(behind, Added) else behind
+                found = make_calibrator(name, recipe.percentile, function)(histogram, grid)
                 narrow += _small_members(measured, seen, found)
             if known is not None:
                 known[key] = found
@@ -211,10 +215,18 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram], bounds: C
     return total
 
 
-def _behind(members: Sequence[Point], alone: Collection[str]) -> Pointwise | None:
-    """The activation behind all of them, if there is one and their ranges are chosen for it."""
+def _behind(members: Sequence[Point], alone: Collection[str]) -> Behind:
+    """What is behind all of them, if there is one and their ranges are chosen for it."""
     found = {None if p.tensor in alone else p.behind for p in members}
     return found.pop() if len(found) == 1 else None
+
+
+def _added_to(plan: Plan, behind: Added, counted: Mapping[str, Histogram]) -> Weight | None:
+    """How errors weigh in front of the addition; None where no histogram tells of what is added."""
+    point = plan.points.get(behind.tensor)
+    names = set() if point is None else _observed([point])
+    histogram = sum((counted[name] for name in sorted(names & counted.keys())), Histogram.empty())
+    return behind.to(histogram) if names and names <= counted.keys() and histogram.count else None
 
 
 def _observed(members: Sequence[Point]) -> set[str]:

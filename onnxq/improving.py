@@ -36,6 +36,7 @@ from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
 from onnxq.planning import parted
+from onnxq.pointwise import Pointwise
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.tried import NEAREST, Ranges, shifts_zero_points
@@ -238,7 +239,8 @@ def _refined(
 
 def _alone(ranges: Ranges, statistics: Statistics, model: Inspected, judge: Judge, monitor: Monitor) -> tuple[str, ...]:
     """The tensors whose ranges are chosen for themselves though an activation reads them."""
-    weighed = [p.tensor for p in ranges.symmetric.points.values() if p.behind is not None and p.chosen in WIDENED]
+    points = ranges.symmetric.points.values()
+    weighed = [p.tensor for p in points if isinstance(p.behind, Pointwise) and p.chosen in WIDENED]
 
     def noise(names: Sequence[str]) -> Noise:
         tried = replace(statistics, alone=tuple(names))

@@ -19,6 +19,7 @@ from onnxq.operators import RECURRENT
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from onnxq.added import Added
     from onnxq.interface import Port
     from onnxq.numerics import QType, QuantParams, Range
     from onnxq.outcome import Budget
@@ -48,7 +49,8 @@ class Point:
         output: whether the model output of that name is behind the pair too.
         bounds: what the Relu or Clip that makes it leaves; its range reaches no further.
         qtype: its grid where a rule asks for another than the target's.
-        behind: the activation that alone reads it: its range is chosen for what that makes of it.
+        behind: the activation, or the addition that is cut off, that alone reads it: its range is chosen for what that
+            makes of it.
         also: other tensors whose values tell its range too: what a Concat put into it.
     """
 
@@ -65,7 +67,7 @@ class Point:
     output: bool = False
     bounds: Range = (-math.inf, math.inf)
     qtype: QType | None = None
-    behind: Pointwise | None = None
+    behind: Pointwise | Added | None = None
     also: tuple[str, ...] = ()
 
     @property

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 # to name a type of a floor above is to know that floor. A package is one entry, with all its files.
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
-        *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram", "pointwise"),
+        *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram", "pointwise", "added"),
         *("monitor", "naming", "operators", "scratch", "shares", "smallest", "timing", "blas"),
         *("work", "dtypes"),
     ),

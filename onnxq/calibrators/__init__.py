@@ -17,7 +17,7 @@ from onnxq.histogram import Histogram
 from onnxq.numerics import QType, Range
 
 if TYPE_CHECKING:
-    from onnxq.pointwise import Pointwise
+    from onnxq.calibrators._error import Function
 
 Calibrator = Callable[[Histogram, QType], Range]
 """A histogram without nonzero values gives (0, 0); a symmetric QType gives lo = -hi; the range holds 0."""
@@ -36,7 +36,7 @@ LEAST_ERROR = {"auto": auto, "mse": mse, "legacy": legacy}
 """Those that weigh errors, and so can weigh them behind an activation."""
 
 
-def make_calibrator(name: str, percentile: float = 99.99, behind: Pointwise | None = None) -> Calibrator:
+def make_calibrator(name: str, percentile: float = 99.99, behind: Function | None = None) -> Calibrator:
     """The calibrator of that name.
 
     Args:

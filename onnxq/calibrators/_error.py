@@ -11,9 +11,12 @@ import numpy.typing as npt
 from onnxq.numerics import affine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onnxq.histogram import Histogram
     from onnxq.numerics import QType
-    from onnxq.pointwise import Pointwise
+
+    Function = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,10 +40,10 @@ class Points:
     mass: Floats
     moment: Floats
     power: float
-    behind: Pointwise | None = None
+    behind: Function | None = None
 
     @staticmethod
-    def of(hist: Histogram, behind: Pointwise | None = None) -> Points:
+    def of(hist: Histogram, behind: Function | None = None) -> Points:
         """Zeros are left out: every grid holds 0, so they cost nothing."""
         centers = hist.centers()
         x = np.concatenate([-centers[::-1], centers])

@@ -12,9 +12,9 @@ from onnxq.calibrators.mse import mse
 from onnxq.calibrators.percentile import percentile
 
 if TYPE_CHECKING:
+    from onnxq.calibrators._error import Function
     from onnxq.histogram import Histogram
     from onnxq.numerics import QType, Range
-    from onnxq.pointwise import Pointwise
 
 CANDIDATES = (
     minmax,  # first: of equals, the one that clips nothing
@@ -25,7 +25,7 @@ CANDIDATES = (
 )
 
 
-def auto(hist: Histogram, qtype: QType, behind: Pointwise | None = None) -> Range:
+def auto(hist: Histogram, qtype: QType, behind: Function | None = None) -> Range:
     """The range of the candidate with the least expected squared error; ties keep the earlier candidate.
 
     The error of the values, or of what the function `behind` them makes of them.

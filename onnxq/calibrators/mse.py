@@ -13,10 +13,9 @@ from onnxq.calibrators.minmax import minmax
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onnxq.calibrators._error import Floats
+    from onnxq.calibrators._error import Floats, Function
     from onnxq.histogram import Histogram
     from onnxq.numerics import QType, Range
-    from onnxq.pointwise import Pointwise
 
 _SHRINK = np.geomspace(1.0, 2.0**-5, 129)
 """Shares of the full range that are tried, 2.7 % apart; below 1/32 fewer than 64 bins might be left."""
@@ -25,7 +24,7 @@ _ROUNDS = 2
 """Rounds of coordinate search; a third moved nothing on any of the test data."""
 
 
-def mse(hist: Histogram, qtype: QType, behind: Pointwise | None = None) -> Range:
+def mse(hist: Histogram, qtype: QType, behind: Function | None = None) -> Range:
     """Minimise sum (x - x^)² over the range, on the grid that is emitted; sum (f(x) - f(x^))² with f `behind` it.
 
     Symmetric, or with values on one side of 0 only: over T, on a geometric grid, then finer between the best's
@@ -61,7 +60,7 @@ def _least(errors: Callable[[Floats], Floats]) -> float:
     return float(shares[np.argmin(errors(shares))])
 
 
-def legacy(hist: Histogram, qtype: QType, behind: Pointwise | None = None) -> Range:
+def legacy(hist: Histogram, qtype: QType, behind: Function | None = None) -> Range:
     """`mse` under the name that some users know it by.
 
     TensorRT's IInt8LegacyCalibrator was something else: a quantile of |x|, or a regression cut off at a share of the

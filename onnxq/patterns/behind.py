@@ -1,4 +1,4 @@
-"""The activation that alone reads a tensor, as a function of one value."""
+"""The activation, or the addition, that alone reads a tensor, as a function of one value."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
+from onnxq.added import Added
 from onnxq.pointwise import FUNCTIONS, Pointwise
 
 if TYPE_CHECKING:
@@ -37,6 +38,24 @@ def activations_behind(graph: Graph, patterns: Iterable[Pattern]) -> dict[str, P
             found[str(value.name)] = _cut(graph, Pointwise(pattern.kind), made.get(pattern.output))
         elif (single := _leaky_relu(graph, users)) is not None:
             found[str(value.name)] = _cut(graph, single, users[0].outputs[0])
+    return found
+
+
+def sums_behind(graph: Graph) -> dict[str, Added]:
+    """Tensor -> the addition that is all that reads it, where a Relu or Clip is all that reads the sum."""
+    found = {}
+    for node in graph.nodes:
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+            continue
+        user = None if node.outputs[0].is_graph_output() else graph.only_user(node.outputs[0])
+        bounds = None if user is None or user.domain or graph.in_body(user) else _bounds(graph, user)
+        if bounds is None:
+            continue
+        for value, other in (node.inputs, node.inputs[::-1]):
+            if value is None or other is None or value is other or graph.is_const(value) or graph.is_const(other):
+                continue
+            if graph.only_user(value) is node:
+                found[str(value.name)] = Added(str(other.name), *bounds)
     return found
 
 

@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from onnxq.patterns import find_patterns
-from onnxq.patterns.behind import activations_behind
+from onnxq.patterns.behind import activations_behind, sums_behind
 from onnxq.patterns.pairs import origin
 from onnxq.placement.weighted import weight_of
 from onnxq.plan import Point, WeightPoint
@@ -15,7 +15,9 @@ from onnxq.plan import Point, WeightPoint
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from onnxq.added import Added
     from onnxq.graph import Graph, Node, Value
+    from onnxq.pointwise import Pointwise
     from onnxq.recipe import Recipe
     from onnxq.targets.target import Target
 
@@ -155,7 +157,8 @@ def points(island: Island, recipe: Recipe) -> dict[str, Point]:
             mine = uses.setdefault(str(end.name), {})
             mine |= {(user.name or "", index): None for user, index in graph.users(end)}
     groups = _groups(island, values)
-    behind = activations_behind(graph, find_patterns(graph))
+    behind: dict[str, Pointwise | Added] = {name: s for name, s in sums_behind(graph).items() if s.tensor in values}
+    behind |= activations_behind(graph, find_patterns(graph))
     return {
         name: replace(_point(island, value, tuple(uses[name]), groups, calibrators.get(name)), behind=behind.get(name))
         for name, value in values.items()

@@ -1,0 +1,125 @@
+"""Ranges in front of additions that are cut off: chosen by the error behind these."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+import pytest
+from graphs import Array, graph_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq import Recipe, Rule, api
+from onnxq.added import Added
+from onnxq.calibrators import make_calibrator
+from onnxq.histogram import Histogram
+from onnxq.numerics import UINT8, dequantize, params_from_range, quantize
+from onnxq.patterns.behind import sums_behind
+
+RNG = np.random.default_rng(3)
+SKIP = np.maximum(RNG.normal(-0.5, 1.0, 4000), 0).astype(np.float32)  # a Relu made it: many zeros
+BRANCH = np.concatenate([RNG.normal(-0.5, 1.0, 20_000), np.linspace(-9, 5, 500)]).astype(np.float32)
+CUTS = [Added("k"), Added("k", 0.0, 3.0), Added("k", -0.5, 2.0)]
+
+
+def squares(added: Added, x: Array, found: Array) -> float:
+    """Expected squared error of the cut sum for a value of k drawn for each x, the mean over many."""
+    k = SKIP[:, None].astype(np.float64)
+    one, other = (np.clip(v + k, added.lowest, added.highest) for v in (x.astype(np.float64), found.astype(np.float64)))
+    return float(np.square(one - other).mean(axis=0).sum())
+
+
+@pytest.mark.parametrize("added", CUTS)
+def test_small_errors_weigh_what_is_left_of_them_on_average(added: Added) -> None:
+    weight = added.to(Histogram.of(SKIP))
+    for x in np.linspace(-2.9, 4.1, 15):  # k is 0 often: there the share that is cut off jumps
+        near = np.array([x + 0.02])
+        expected = squares(added, np.array([x]), near)
+        assert np.square(weight(near) - weight(np.array([x])))[0] == pytest.approx(expected, rel=0.05, abs=4e-6)
+
+
+@pytest.mark.parametrize("added", CUTS)
+@settings(max_examples=50)
+@given(ends=st.tuples(st.floats(-12, 12), st.floats(-12, 12)))
+def test_large_errors_never_weigh_less_than_they_are(added: Added, ends: tuple[float, float]) -> None:
+    x, found = (np.array([end]) for end in ends)
+    weight = added.to(Histogram.of(SKIP))
+    knot = weight.x[1] - weight.x[0]  # in which the share that is cut off may jump
+    assert abs(weight(x) - weight(found))[0] >= 0.99 * squares(added, x, found) ** 0.5 - knot
+
+
+def test_beyond_its_knots_a_sum_is_cut_off_or_all_there() -> None:
+    weight = Added("k").to(Histogram.of(SKIP))
+    far = np.array([-50.0, -20.0, 30.0, 70.0])
+    np.testing.assert_allclose(np.diff(weight(far))[[0, 2]], [0.0, 40.0])
+    assert np.diff(Added("k", 0.0, 6.0).to(Histogram.of(SKIP))(far))[2] == 0.0
+
+
+@pytest.mark.parametrize("added", CUTS)
+def test_the_range_errs_less_behind_the_sum(added: Added) -> None:
+    hist, weight = Histogram.of(BRANCH), added.to(Histogram.of(SKIP))
+
+    def error(low: float, high: float) -> float:
+        params = params_from_range(low, high, UINT8)
+        return squares(added, BRANCH[::7], dequantize(quantize(BRANCH[::7], params), params))
+
+    for name in ("mse", "auto"):
+        before, after = (make_calibrator(name, behind=behind)(hist, UINT8) for behind in (None, weight))
+        assert error(*after) < 0.9 * error(*before)
+
+
+NET = "(float[1,4,8,8] x) => (float y) {{ a = Conv(x, w) k = Conv(x, v) {} }}"
+W = {"w": RNG.normal(size=(4, 4, 1, 1)).astype(np.float32), "v": RNG.normal(size=(4, 4, 1, 1)).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param("s = Add(a, k) y = Tanh(s)", id="not cut off"),
+        pytest.param("y = Add(a, k)", id="the sum is the output"),
+        pytest.param("s = Add(a, k) r = Relu(s) y = Mul(s, r)", id="read by others too"),
+        pytest.param("s = Add(a, a) y = Relu(s)", id="twice the same"),
+        pytest.param("s = Add(a, w) y = Relu(s)", id="a constant"),
+        pytest.param("s = Sub(a, k) y = Relu(s)", id="a difference"),
+        pytest.param("t = Tanh(a) u = Tanh(k) s = Add(a, k) r = Relu(s) z = Add(r, t) y = Mul(z, u)", id="others"),
+    ],
+)  # fmt: skip
+def test_what_is_left_alone(rest: str) -> None:
+    assert sums_behind(graph_of(NET.format(rest), **W)) == {}
+
+
+@pytest.mark.parametrize(
+    ("rest", "bounds"),
+    [
+        ("s = Add(a, k) y = Relu(s)", (0.0, inf)),
+        ("s = Add(k, a) y = Clip(s, low, high)", (-1.0, 6.0)),
+        ("s = Add(a, k) y = Max(s, low)", (-1.0, inf)),
+    ],
+)
+def test_both_operands_of_a_sum_that_is_cut_off(rest: str, bounds: tuple[float, float]) -> None:
+    numbers = {"low": np.array(-1, np.float32), "high": np.array(6, np.float32)}
+    found = sums_behind(graph_of(NET.format(rest), **W, **numbers))
+    assert found == {"a": Added("k", *bounds), "k": Added("a", *bounds)}
+
+
+BLOCK = "i = Conv(x, u) j = Relu(i) a = Conv(j, w, b) s = Add(a, j) r = Relu(s) y = Conv(r, v)"
+
+
+@pytest.mark.parametrize("calibrator", ["auto", "mse", "minmax", "entropy"])
+def test_a_residual_block_for_the_cpu(calibrator: str) -> None:
+    arrays = {n: RNG.normal(size=(8, 8, 1, 1)).astype(np.float32) for n in "uwv"}
+    arrays["b"] = np.full(8, -3, np.float32)  # so that the branch is negative more often than not
+    data = [{"x": RNG.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(4)]
+    ends = {}
+    for end in ("r = Relu(s)", "r = Tanh(s)"):
+        text = f"(float[1,8,16,16] x) => (float[1,8,16,16] y) {{ {BLOCK.replace('r = Relu(s)', end)} }}"
+        recipe = Recipe(target="ort-cpu", effort="fast", calibrator=calibrator, rules=(Rule(quantize=True),))
+        _, plan = api.quantize(graph_of(text, **arrays), data, recipe)
+        assert (plan.points["a"].behind == Added("j")) is ("Relu" in end)
+        ends[end] = plan.points["a"].range
+    cut, whole = ends.values()
+    assert cut is not None
+    assert whole is not None
+    weighs = calibrator in ("auto", "mse")
+    assert cut[0] > 0.9 * whole[0] if weighs else cut == whole  # less of what the Relu cuts off
