@@ -7,6 +7,7 @@ import pytest
 from graphs import graph_of, lines, random_feeds, run, same_function
 
 from onnxq.passes.fuse_layer_norm import fuse_layer_norm
+from onnxq.runtime import Session
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
@@ -152,3 +153,16 @@ def test_inner_tensors_that_others_read_stay() -> None:
         "y = Add(u, m)",
     ]
     same_function(before, graph, random_feeds(graph), rtol=1e-5)
+
+
+def test_behind_a_cast_to_float32() -> None:
+    """ONNX Runtime 1.31 fuses it with the Cast, to a node of two types, and does not load the model."""
+    text = f"(float16[2,3,8] h) => (float[2,3,8] y) {{ x = Cast<to = 1>(h) {CORE} y = Mul(d, g) }}"
+    graph = graph_of(text, 17, two=np.float32(2), eps=np.float32(1e-5), g=SCALE)
+    graph.infer_shapes()
+    before = graph.copy()
+    assert fuse_layer_norm(graph) == 1
+    assert lines(graph)[0] == "x = Cast(h)"
+    given = {"h": (RNG.normal(size=(2, 3, 8)) * 3 + 1).astype(np.float16)}
+    (got,) = Session(graph.to_proto().SerializeToString()).run(given)
+    np.testing.assert_allclose(got, run(before, given)[0], rtol=1e-4, atol=1e-4)
