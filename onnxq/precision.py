@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from onnxq.placement.bodies import divided, part_name
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from collections.abc import Set as AbstractSet
+
+    import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
     from onnxq.numerics import QuantParams
@@ -84,6 +86,7 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], sou
     """
     plan = replace(plan, points={name: _rounded(p, plan.float_type) for name, p in plan.points.items()})
     kept = {n.name or "": "as the model has it" for part in graph.parts() for n in part.nodes if n.name in source.wide}
+    proven = source.nodes if plan.float_type == "float16" else frozenset()  # bfloat16 has fewer digits
     parts = tuple(graph.parts())
     for part, share in zip(parts, divided(plan, parts), strict=True):
         if tensors and part_name(part) in plan.modes:
@@ -92,7 +95,7 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], sou
             kept |= {
                 n.name or "": "in a body without layers, which Casts at its ends would only slow" for n in part.nodes
             }
-        kept |= float32_nodes(part, share, tensors, plan.float_type, source.nodes)
+        kept |= float32_nodes(part, share, tensors, plan.float_type, proven)
     decisions = []
     wide = {n.name or "" for part in parts for n in part.nodes if any(part.dtype(v) == "float64" for v in n.outputs)}
     for decision in plan.decisions:
@@ -289,18 +292,34 @@ def _long_biases(graph: Graph, plan: Plan) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         name = node.name or ""
         weight, grid = graph.const(weights.get(name)), grids.get((name, 0))
-        given = len(node.inputs) > 2 and node.inputs[2] is not None
-        bias = graph.const(node.inputs[2]) if given else np.zeros(1, np.float32)
+        bias, last = _bias(graph, node)
         if weight is None or grid is None or bias is None or weight.dtype != np.float32 or bias.ndim != 1:
             continue
-        chain, point = _chain_to_point(graph, plan, node)
-        if point is None or point.params is None or node.op_type not in BIASED:
+        chain, point = _chain_to_point(graph, plan, last)
+        if point is None or point.params is None:
             continue
         others = tuple(i for i in range(weight.ndim) if i != axes[name])
         step = np.float64(grid.scale) * np.maximum(np.abs(weight).max(axis=others), 127 * SMALLEST_SCALE) / 127
         most = np.abs(bias) + _shift(grid) * np.abs(weight.sum(axis=others, dtype=np.float64)) + _shift(point.params)
         if np.max(most / step, initial=0.0) > LIMIT:
-            yield from ((n, "its bias is more steps of the int8 scales than float16 counts") for n in chain)
+            layer = dict.fromkeys((name, *chain))
+            yield from ((n, "its bias is more steps of the int8 scales than float16 counts") for n in layer)
+
+
+def _bias(graph: Graph, node: Node) -> tuple[npt.NDArray[Any] | None, Node]:
+    """Its constant bias, zero where it could have one, and the node that adds it.
+
+    ONNX Runtime makes a Gemm of a MatMul and the Add of a vector behind it.
+    """
+    if node.op_type == "MatMul":
+        add = graph.only_user(node.outputs[0])
+        added = [] if add is None or add.op_type != "Add" else [graph.const(v) for v in add.inputs]
+        vectors = [array for array in added if array is not None and array.ndim == 1]
+        return (vectors[0], add) if vectors and add is not None else (np.zeros(1, np.float32), node)
+    if node.op_type not in BIASED:
+        return None, node
+    given = len(node.inputs) > 2 and node.inputs[2] is not None
+    return (graph.const(node.inputs[2]) if given else np.zeros(1, np.float32)), node
 
 
 def _shift(params: QuantParams) -> float:
@@ -316,5 +335,5 @@ def _chain_to_point(graph: Graph, plan: Plan, node: Node) -> tuple[list[str], Po
         value = user.outputs[0]
     point = plan.points.get(str(value.name))
     read = {(user.name or "", index) for user, index in graph.users(value)}
-    alone = point is not None and read == set(point.uses) and not value.is_graph_output()
+    alone = point is not None and read == set(point.uses) and (point.output or not value.is_graph_output())
     return chain, point if alone else None

@@ -83,6 +83,12 @@ def test_what_the_user_says_of_types_holds() -> None:
     assert made.dtype(norm.outputs[0]) == "float32"
 
 
+def test_what_float16_held_bfloat16_may_not() -> None:
+    """It has fewer digits: sums stay in float32, as of a model in float32."""
+    plan = api.quantize(network(), feeds(), Recipe(effort="fast", high_precision="bf16"), SILENT)[1]
+    assert set(plan.float32) == {"Exp:e"}
+
+
 def test_float32_parts_of_a_model_stay_so_where_the_target_leaves_types_alone() -> None:
     nodes = (
         "n = LayerNormalization(x, g, b) h = MatMul(n, w) i = Cast<to = 1>(h) e = Exp(i) t = Tanh(e)"

@@ -360,10 +360,60 @@ def test_a_bias_that_makes_up_for_a_zero_point(tmp_path: Path) -> None:
     assert point is not None
     assert point.zero_point != 0
     assert {"Conv:a", "Relu:r"} <= set(plan.float32)
-    quantized.save(tmp_path / "m.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    pairs = [(run(graph, feed)[0], session.run(None, feed)[0]) for feed in data[:4]]
-    assert sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True))) > 30
+    assert as_users_run(graph, quantized, data[:4], tmp_path) > 30
+
+
+def test_a_product_gets_a_bias_that_makes_up_for_a_zero_point(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    given = {"u": rng.normal(size=(64, 512)), "w": rng.uniform(0, 0.1, (512, 64)), "v": rng.normal(size=(64, 16))}
+    body = "h = MatMul(x, u) s = Relu(h) a = MatMul(s, w) r = Relu(a) y = MatMul(r, v)"
+    graph = graph_of(
+        f"(float[8,64] x) => (float[8,16] y) {{ {body} }}",
+        17,
+        **{name: array.astype(np.float32) for name, array in given.items()},
+    )
+    data = [{"x": x} for x in rng.normal(size=(64, 8, 64)).astype(np.float32)]
+    quantized, plan = api.quantize(graph, data, onnxq.Recipe(float_share=0.0))
+    (point,) = (p.params for p in plan.points.values() if ("MatMul:a", 0) in p.uses)
+    assert point is not None
+    assert point.zero_point != 0
+    assert {"MatMul:a", "Relu:r"} <= set(plan.float32)
+    assert as_users_run(graph, quantized, data[:4], tmp_path) > 30
+
+
+def as_users_run(graph: Graph, quantized: Graph, data: list[dict[str, Array]], folder: Path) -> float:
+    """SQNR in dB of a session with ONNX Runtime's own options."""
+    quantized.save(folder / "m.onnx")
+    session = onnxruntime.InferenceSession(folder / "m.onnx", providers=["CPUExecutionProvider"])
+    pairs = [(run(graph, feed)[0], session.run(None, feed)[0]) for feed in data]
+    return sqnr_db(*(np.stack(side) for side in zip(*pairs, strict=True)))
+
+
+@pytest.mark.parametrize("added", ["Add(p, b)", "Add(b, p)"])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_bias_behind_a_product(added: str, rank: int, tmp_path: Path) -> None:
+    """ONNX Runtime makes a Gemm of them, whose bias becomes an integer likewise: 0 dB with its own options."""
+    graph = small(
+        f"float[{'2,' * (rank - 2)}8,32] x",
+        f"p = MatMul(x, w) a = {added} r = Relu(a) y = MatMul(r, v)",
+        w=weight(0.1),
+        b=np.linspace(-3, 3, 32, dtype=np.float32),
+        v=weight(),
+    )
+    quantized, plan = converted(graph, feeds(graph))
+    assert set(plan.float32) == {"MatMul:p", "Add:a", "Relu:r"}
+    assert "steps" in plan.float32["MatMul:p"]
+    assert as_users_run(graph, quantized, feeds(graph), tmp_path) > 30
+
+
+@pytest.mark.parametrize(
+    ("body", "layer"), [("y = Gemm(x, w, b)", {"Gemm:y"}), ("p = MatMul(x, w) y = Add(p, b)", {"MatMul:p", "Add:y"})]
+)
+def test_a_bias_in_front_of_an_output(body: str, layer: set[str]) -> None:
+    """Only where codes leave the model is the bias written as an integer."""
+    graph = small("float[4,32] x", body, w=weight(0.1), b=np.full(32, 3.0, np.float32))
+    for ends, kept in (("float32", set()), ("int8", layer)):
+        assert set(converted(graph, feeds(graph), replace(HALF, io_types=ends))[1].float32) == kept
 
 
 def test_what_fuses_behind_a_float32_layer_stays_with_it() -> None:
