@@ -70,7 +70,7 @@ def resolve(
         if found is None:
             name = _calibrator_name(members, recipe, grid)
             measured = [p for p in members if p.range is None]
-            behind = _behind(members, () if statistics is None else statistics.alone)
+            behind = None if statistics is None else _behind(members, statistics)
             key = name, grid, frozenset(_observed(measured)), behind
             if known is not None and key in known:
                 found = known[key]
@@ -215,9 +215,14 @@ def merged(members: Sequence[Point], tensors: Mapping[str, Histogram], bounds: C
     return total
 
 
-def _behind(members: Sequence[Point], alone: Collection[str]) -> Behind:
+def _behind(members: Sequence[Point], statistics: Statistics) -> Behind:
     """What is behind all of them, if there is one and their ranges are chosen for it."""
-    found = {None if p.tensor in alone else p.behind for p in members}
+
+    def chosen(point: Point) -> bool:
+        added = isinstance(point.behind, Added)
+        return point.tensor in statistics.summed if added else point.tensor not in statistics.alone
+
+    found = {p.behind if chosen(p) else None for p in members}
     return found.pop() if len(found) == 1 else None
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxq import api
+from onnxq.added import Added
 from onnxq.blas import one_thread
 from onnxq.choose import WIDENED
 from onnxq.customs import behind_customs
@@ -24,6 +25,7 @@ from onnxq.improvement import (
     rounded_weights,
     smoothing_axes,
     smoothing_factors,
+    summed,
     weighed_alone,
     widening,
     zero_points,
@@ -36,7 +38,6 @@ from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
 from onnxq.planning import parted
-from onnxq.pointwise import Pointwise
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.tried import NEAREST, Ranges, shifts_zero_points
@@ -206,7 +207,8 @@ def _refined(
     plain, model = _in_float32(better), _inspected(better)
     ranges = Ranges.of(plain, statistics, shifts=shifts_zero_points(better.recipe))
 
-    statistics = replace(statistics, alone=_alone(ranges, statistics, model, judge, monitor))
+    alone, sums = _behind(ranges, statistics, model, judge, monitor)
+    statistics = replace(statistics, alone=alone, summed=sums)
     ranges = ranges.of_plan(plain, statistics)
     by = _widening(ranges, better, statistics, picked, judge, monitor)
     statistics, ranges = replace(statistics, widening=by), ranges.widened(by)
@@ -221,32 +223,36 @@ def _refined(
     rounding, lacking, least = rounded_weights(model, plan, picked, grid, least, coded, monitor)
     leaving = Leaving(ranges, replace(statistics, zero_points=points, rounding=rounding), model, picked, judge)
     wanted = leaving.by_themselves(monitor)
-    alone = tuple(group for unit in wanted for group in unit)
+    groups = tuple(group for unit in wanted for group in unit)
     joint: dict[str, Rounded] = {}
-    if alone and not rounding:  # errors that cancel out hide what codes gain as well: both together, then
-        with_them = partial(leaving.judged, alone)
+    if groups and not rounding:  # errors that cancel out hide what codes gain as well: both together, then
+        with_them = partial(leaving.judged, groups)
         joint, lacked, after = rounded_weights(model, plan, picked, grid, with_them(NEAREST), with_them, monitor)
     if joint and leaving.pays(least, after):
         rounding, lacking, least = joint, lacked, after
         leaving = replace(leaving, statistics=replace(leaving.statistics, rounding=rounding))
     else:
-        alone, least = leaving.confirmed(wanted, least)
-    floats, least = leaving.beyond(alone, least, monitor)
+        groups, least = leaving.confirmed(wanted, least)
+    floats, least = leaving.beyond(groups, least, monitor)
     found = replace(leaving.statistics, spared=floats, judged=how_near(least, monitor))
     again = rounded_again(model, plan, picked, grid, lacking, monitor)
     return replace(found, rounding=rounding | again), rounding if again else None
 
 
-def _alone(ranges: Ranges, statistics: Statistics, model: Inspected, judge: Judge, monitor: Monitor) -> tuple[str, ...]:
-    """The tensors whose ranges are chosen for themselves though an activation reads them."""
-    points = ranges.symmetric.points.values()
-    weighed = [p.tensor for p in points if isinstance(p.behind, Pointwise) and p.chosen in WIDENED]
+def _behind(
+    ranges: Ranges, statistics: Statistics, model: Inspected, judge: Judge, monitor: Monitor
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tensors whose ranges are for themselves though an activation reads them, those that are for an addition."""
+    points = [p for p in ranges.symmetric.points.values() if p.behind is not None and p.chosen in WIDENED]
+    added = [p.tensor for p in points if isinstance(p.behind, Added)]
+    weighed = [p.tensor for p in points if not isinstance(p.behind, Added)]
 
-    def noise(names: Sequence[str]) -> Noise:
-        tried = replace(statistics, alone=tuple(names))
+    def noise(alone: Sequence[str], sums: Sequence[str]) -> Noise:
+        tried = replace(statistics, alone=tuple(alone), summed=tuple(sums))
         return judge.noise(ranges.of_plan(ranges.plain, tried).paired(()), statistics.smoothing)
 
-    return weighed_alone(weighed, noise, model.effort.trials, monitor)
+    sums = summed(added, lambda names: noise(weighed, names), monitor)
+    return weighed_alone(weighed, lambda names: noise(names, sums), model.effort.trials, monitor), sums
 
 
 def _widening(

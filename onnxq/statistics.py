@@ -125,9 +125,9 @@ class Statistics:
         zero_points: names of the tensors that a symmetric target gives a zero point by a shift.
         spared: names of the layers that stay in float.
         widening: what ranges of least squared error are multiplied by.
-        unseen: tensor name -> values that it holds for samples that have no part in `smoothing`, beyond those that it
-            holds for samples that have; ranges of least squared error count them too.
+        unseen: tensor -> values beyond those of samples that `smoothing` is of; ranges of least error count them too.
         alone: names of the tensors whose range of least error is for themselves, whatever activation reads them.
+        summed: names of those whose range is for the addition that reads them (`onnxq.added`), not for themselves.
         judged: how near the model then was, in float32 around int8; no file has it, as other recipes may follow.
     """
 
@@ -147,13 +147,14 @@ class Statistics:
     widening: float = 1.0
     unseen: Mapping[str, Histogram] = field(default_factory=dict)
     alone: tuple[str, ...] = ()
+    summed: tuple[str, ...] = ()
     judged: Judged | None = field(default=None, compare=False)
 
     @property
     def improved(self) -> tuple[object, ...]:
         """What an effort chose from the data."""
         chosen = (dict(self.smoothing), dict(self.rounding), self.zero_points, self.spared, self.widening)
-        return (*chosen, dict(self.unseen), self.alone)
+        return (*chosen, dict(self.unseen), self.alone, self.summed)
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -235,7 +236,7 @@ class Statistics:
             **({"spared": list(self.spared)} if self.spared else {}),
             **({"widening": self.widening} if self.widening != 1.0 else {}),
             **({"unseen": sorted(self.unseen)} if self.unseen else {}),
-            **({"alone": list(self.alone)} if self.alone else {}),
+            **{key: list(names) for key, names in (("alone", self.alone), ("summed", self.summed)) if names},
         }
         arrays = arrays_of(self.tensors, "") | arrays_of(self.unseen, "u")
         if self.bounds:
@@ -357,6 +358,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         float(meta.get("widening", 1.0)),
         {str(n): Histogram.from_arrays(grouped[f"u{i}"]) for i, n in enumerate(meta.get("unseen", ()))},
         tuple(map(str, meta.get("alone", ()))),
+        tuple(map(str, meta.get("summed", ()))),
     )
 
 

@@ -37,6 +37,10 @@ def shifts_zero_points(recipe: Recipe) -> bool:
     return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
 
 
+def _behind(statistics: Statistics) -> tuple[tuple[str, ...], ...]:
+    return statistics.alone, statistics.summed
+
+
 @dataclass(frozen=True)
 class Ranges:
     """The ranges of one model, with zero points and without: found once, for all that is tried with them.
@@ -48,7 +52,7 @@ class Ranges:
         symmetric: its resolved plan.
         shifted: the same with a zero point wherever there can be one.
         known: what calibrators have found, which takes longest.
-        alone: the tensors whose ranges disregard the activation behind them.
+        behind: the tensors whose ranges disregard the activation behind them, and those that regard the addition.
     """
 
     plain: Prepared
@@ -57,7 +61,7 @@ class Ranges:
     symmetric: Plan
     shifted: Plan
     known: Known = field(default_factory=dict)
-    alone: tuple[str, ...] = ()
+    behind: tuple[tuple[str, ...], ...] = ((), ())
 
     @classmethod
     def of(cls, plain: Prepared, statistics: Statistics, *, shifts: bool, known: Known | None = None) -> Ranges:
@@ -71,11 +75,11 @@ class Ranges:
             moved = with_zero_points(plain.graph, plan, names_of(possible))
             points = {n: symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
             shifted = resolve(replace(moved, points=points), statistics, recipe, target, known=known)
-        return cls(plain, statistics.tensors, possible, symmetric, shifted, known, statistics.alone)
+        return cls(plain, statistics.tensors, possible, symmetric, shifted, known, _behind(statistics))
 
     def of_plan(self, plain: Prepared, statistics: Statistics) -> Ranges:
         """Those of the model placed again, from the same observations."""
-        if plain is self.plain and statistics.alone == self.alone:
+        if plain is self.plain and _behind(statistics) == self.behind:
             return self
         return Ranges.of(plain, statistics, shifts=bool(self.possible), known=self.known)
 

@@ -12,7 +12,7 @@ from onnxq.improvement.picking import LEVELS, Inspected, Picked, pick
 from onnxq.improvement.rounding import rounded_again, rounded_weights
 from onnxq.improvement.shifting import zero_points
 from onnxq.improvement.sparing import by_themselves, kept, pays, spared
-from onnxq.improvement.weighing import weighed_alone
+from onnxq.improvement.weighing import summed, weighed_alone
 from onnxq.improvement.widening import widening
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "smoothing_axes",
     "smoothing_factors",
     "spared",
+    "summed",
     "weighed_alone",
     "widening",
     "zero_points",

@@ -21,6 +21,25 @@ ERRORS = 2.0
 error 0.13) on its judging samples, none without layers in float on the test images, and -0.9 with them."""
 
 
+def summed(
+    tensors: Sequence[str], noise: Callable[[Sequence[str]], Noise], monitor: Monitor = QUIET
+) -> tuple[str, ...]:
+    """All of the tensors or none: those in front of additions, unless the judging samples contradict.
+
+    That what is added is independent of them is an assumption: of a branch that is far below 0 just where the shortcut
+    is far above, it would cut off what matters. So where nothing judges, ranges are for the tensors themselves.
+
+    Args:
+        tensors: that additions read whose result is cut off.
+        noise: those with a range by the error behind the addition -> noise over signal, as below.
+        monitor: progress.
+    """
+    if not tensors:
+        return ()
+    monitor.stage("Judging ranges in front of additions", None)
+    return tuple(tensors) if gains(noise(()), noise(tensors), expected=True) else ()
+
+
 def weighed_alone(
     tensors: Sequence[str], noise: Callable[[Sequence[str]], Noise], trials: int, monitor: Monitor = QUIET
 ) -> tuple[str, ...]:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from graphs import Array, graph_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noises import noise_of
 
 from onnxq import Recipe, Rule, api
 from onnxq.added import Added
 from onnxq.calibrators import make_calibrator
 from onnxq.histogram import Histogram
+from onnxq.improvement.weighing import summed
 from onnxq.numerics import UINT8, dequantize, params_from_range, quantize
 from onnxq.patterns.behind import sums_behind
+from onnxq.statistics import Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from onnxq.improvement.judging import Noise
 
 RNG = np.random.default_rng(3)
 SKIP = np.maximum(RNG.normal(-0.5, 1.0, 4000), 0).astype(np.float32)  # a Relu made it: many zeros
@@ -103,6 +114,8 @@ def test_both_operands_of_a_sum_that_is_cut_off(rest: str, bounds: tuple[float, 
     assert found == {"a": Added("k", *bounds), "k": Added("a", *bounds)}
 
 
+ENDS = "(float[N,8,16,16] x) => (float[N,8,16,16] y)"
+RULES = (Rule(quantize=True),)
 BLOCK = "i = Conv(x, u) j = Relu(i) a = Conv(j, w, b) s = Add(a, j) r = Relu(s) y = Conv(r, v)"
 
 
@@ -111,15 +124,41 @@ def test_a_residual_block_for_the_cpu(calibrator: str) -> None:
     arrays = {n: RNG.normal(size=(8, 8, 1, 1)).astype(np.float32) for n in "uwv"}
     arrays["b"] = np.full(8, -3, np.float32)  # so that the branch is negative more often than not
     data = [{"x": RNG.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(4)]
-    ends = {}
-    for end in ("r = Relu(s)", "r = Tanh(s)"):
-        text = f"(float[1,8,16,16] x) => (float[1,8,16,16] y) {{ {BLOCK.replace('r = Relu(s)', end)} }}"
-        recipe = Recipe(target="ort-cpu", effort="fast", calibrator=calibrator, rules=(Rule(quantize=True),))
-        _, plan = api.quantize(graph_of(text, **arrays), data, recipe)
-        assert (plan.points["a"].behind == Added("j")) is ("Relu" in end)
-        ends[end] = plan.points["a"].range
-    cut, whole = ends.values()
-    assert cut is not None
-    assert whole is not None
+    recipe = Recipe(target="ort-cpu", effort="fast", calibrator=calibrator, rules=RULES)
+    graph = graph_of(f"{ENDS} {{ {BLOCK} }}", **arrays)
+    statistics = api.calibrate(graph, data, recipe)
+    (cut, whole) = (
+        api.quantize(graph.copy(), replace(statistics, summed=names), recipe)[1].points["a"] for names in (("a",), ())
+    )
+    assert cut.behind == whole.behind == Added("j")
+    assert cut.range is not None
+    assert whole.range is not None
     weighs = calibrator in ("auto", "mse")
-    assert cut[0] > 0.9 * whole[0] if weighs else cut == whole  # less of what the Relu cuts off
+    assert cut.range[0] > 0.9 * whole.range[0] if weighs else cut.range == whole.range  # less of what is cut off
+
+
+@pytest.mark.parametrize(("gained", "kept"), [(0.5, True), (0.0, True), (-0.5, False)])
+def test_the_judging_samples_have_a_veto(gained: float, *, kept: bool) -> None:
+    chance = np.random.default_rng(8).normal(0, 0.5, 16)
+
+    def noise(names: Sequence[str]) -> Noise:
+        assert tuple(names) in ((), ("a", "b"))
+        return noise_of(10 ** ((-30 + (chance - chance.mean() - gained if names else np.zeros(16))) / 10))
+
+    assert summed(["a", "b"], noise) == (("a", "b") if kept else ())
+    assert summed([], lambda _: pytest.fail("nothing to judge")) == ()
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_branch_that_follows_its_shortcut_keeps_its_range(follows: bool, tmp_path: Path) -> None:
+    unit = np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1)
+    arrays = {n: unit if follows else RNG.normal(size=(8, 8, 1, 1)).astype(np.float32) for n in "uwv"}
+    arrays["b"] = np.full(8, 0 if follows else -3, np.float32)
+    arrays["w"] = -0.5 * unit if follows else arrays["w"]  # -0.5 k beside k: nothing is cut off
+    data = [{"x": RNG.normal(size=(4, 8, 16, 16)).astype(np.float32) ** 3} for _ in range(32)]
+    graph, recipe = graph_of(f"{ENDS} {{ {BLOCK} }}", **arrays), Recipe(target="ort-cpu", rules=RULES)
+    statistics = api.calibrate(graph.copy(), data, recipe)
+    assert [name.removesuffix("/smoothed") for name in statistics.summed] == ([] if follows else ["a"])
+    statistics.save(tmp_path / "s.npz")
+    assert Statistics.load(tmp_path / "s.npz").summed == statistics.summed
+    assert not api.calibrate(graph.copy(), data, replace(recipe, effort="fast")).summed
