@@ -7,7 +7,7 @@ processors, or another ONNX Runtime, may round the last bits of a tensor differe
 from __future__ import annotations
 
 from collections import Counter, deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from onnxq.graph import Graph
     from onnxq.runtime import Session
     from onnxq.statistics import Statistics
+
+    _Submit = Callable[[list[Feed]], Future[Statistics]]
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
     def take() -> None:
         future, group = waiting.popleft()
         try:
-            total.add(Checkpoint(_result(future), Counter(s.key for s in group)))
+            found = _result(future, partial(again, [s.feed for s in group]))
+            total.add(Checkpoint(found, Counter(s.key for s in group)))
         except DataError:
             if source.bad is None:
                 raise
@@ -148,7 +151,7 @@ def spread(  # noqa: PLR0913  as `collect`, and by whom
     with Scratch() as folder:
         path = files.save(graph, folder / "model.onnx", external_bytes=files.SPILL_BYTES)[0]
         work = Work(path, empty.model, *map(tuple, (tensors, bounds, providers, custom_ops)))
-        submit, ahead = _submitter(executor, work, small=files.weight_bytes(graph) <= SENT_BYTES)
+        submit, again, ahead = _submitter(executor, work, small=files.weight_bytes(graph) <= SENT_BYTES)
         try:
             for group in _groups(samples(here, source, monitor), total.left):
                 waiting.append((submit([s.feed for s in group]), group))
@@ -252,19 +255,24 @@ def _loaded(work: Work) -> _Loaded:
     return _Loaded(graph, session, folder)
 
 
-def _submitter(executor: Workers, work: Work, *, small: bool) -> tuple[Callable[[list[Feed]], Future[Statistics]], int]:
-    """What sends a group of samples to a worker, and how many groups may wait.
+def _submitter(executor: Workers, work: Work, *, small: bool) -> tuple[_Submit, _Submit, int]:
+    """What sends a group of samples to a worker, what does so once more, and how many groups may wait.
 
     The processes of an executor of this machine read the model's file; so do Dask's workers if it is not `small` and
-    all of them see it. Else it goes to them once, over the network.
+    all of them see it. Else it goes to them once, over the network, and once more with what is sent again.
     """
     if isinstance(executor, Executor):
-        return lambda feeds: executor.submit(observed, work, feeds), _AHEAD
+
+        def submit(feeds: list[Feed]) -> Future[Statistics]:
+            return executor.submit(observed, work, feeds)
+
+        return submit, submit, _AHEAD
     if isinstance(work.model, Path) and (small or not _all_see(executor, work.model)):
         work = replace(work, model=tuple(_contents(work.model.parent)))
     sent = executor.scatter(work, broadcast=True)
     threads = sum(executor.nthreads().values())
-    return lambda feeds: executor.submit(observed, sent, feeds, pure=False), max(_AHEAD, 3 * threads)
+    first, again = (partial(executor.submit, observed, own, pure=False) for own in (sent, work))
+    return first, again, max(_AHEAD, 3 * threads)
 
 
 def _all_see(client: Workers, path: Path) -> bool:
@@ -325,9 +333,13 @@ def _without_bad(
     return total
 
 
-def _result(future: Future[Statistics]) -> Statistics:
+def _result(future: Future[Statistics], again: Callable[[], Future[Statistics]]) -> Statistics:
+    """What the worker found, or another one: nobody here cancels, but Dask forgets what only a dead worker held."""
     try:
-        return future.result()
+        try:
+            return future.result()
+        except CancelledError:
+            return again().result()
     except OnnxqError:
         raise
     except Exception as error:  # whatever the executor raises when a worker is lost

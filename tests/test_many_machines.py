@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -139,6 +139,32 @@ def test_workers_skip_what_cannot_be_run_and_pass_labels_over(tmp_path: Path) ->
     [said] = warned
     assert said.startswith("skipped: ")
     assert "sample 5: " in said
+
+
+class Forgetful(ThreadPoolExecutor):
+    """Cancels the first calls, as Dask does with what it forgets when a worker dies."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__(1)
+        self.left = calls
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401  as its base has them
+        """The call, or one that is cancelled."""
+        if self.left > 0:
+            self.left -= 1
+            forgotten: Future[Any] = Future()
+            forgotten.cancel()
+            return forgotten
+        return super().submit(fn, *args, **kwargs)
+
+
+def test_what_the_workers_forget_is_sent_again(alone: bytes, tmp_path: Path) -> None:
+    with np.load(DATA) as data:
+        feeds = [{"image": image[None]} for image in data["image"][:96]]
+    with Forgetful(1) as pool:
+        assert saved(onnxq.calibrate(MODEL, feeds, FAST, running=Running(pool)), tmp_path / "s") == alone
+    with Forgetful(1000) as pool, pytest.raises(onnxq.DataError, match="a worker failed: CancelledError"):
+        onnxq.calibrate(MODEL, feeds, FAST, running=Running(pool))
 
 
 def die(_: object) -> None:
