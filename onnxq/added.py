@@ -59,9 +59,7 @@ class Weight:
 
 def _below(k: Histogram, x: Floats) -> Floats:
     """Share of the values that are below each x, those of a bin at its center."""
-    centers = k.centers()
-    values = np.concatenate([-centers[::-1], [0.0], centers])
-    counts = np.concatenate([k.negative[::-1], [k.zeros], k.positive])
+    values, counts = k.signed()
     running = np.concatenate([[0], np.cumsum(counts)])
-    share: Floats = running[np.searchsorted(values, x)] / running[-1]
+    share: Floats = (running[np.searchsorted(values, x)] + k.zeros * (x > 0)) / k.count
     return share

@@ -230,8 +230,10 @@ def _added_to(plan: Plan, behind: Added, counted: Mapping[str, Histogram]) -> We
     """How errors weigh in front of the addition; None where no histogram tells of what is added."""
     point = plan.points.get(behind.tensor)
     names = set() if point is None else _observed([point])
-    histogram = sum((counted[name] for name in sorted(names & counted.keys())), Histogram.empty())
-    return behind.to(histogram) if names and names <= counted.keys() and histogram.count else None
+    if not names or not names <= counted.keys():
+        return None
+    histogram = sum((counted[name] for name in sorted(names)), Histogram.empty())
+    return behind.to(histogram) if histogram.count else None
 
 
 def _observed(members: Sequence[Point]) -> set[str]:

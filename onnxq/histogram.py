@@ -156,6 +156,11 @@ class Histogram:
         """Centers of a side's bins as |x|: float64[BINS], ascending."""
         return np.arange(0.5, BINS) * self.bin_width
 
+    def signed(self) -> tuple[npt.NDArray[np.float64], Counts]:
+        """Centers of the bins of both sides, ascending, and their counts, each [2 BINS]; zeros left out."""
+        centers = self.centers()
+        return np.concatenate([-centers[::-1], centers]), np.concatenate([self.negative[::-1], self.positive])
+
     def folded(self) -> Counts:
         """Counts of |x|: int64[BINS], zeros left out."""
         return self.positive + self.negative

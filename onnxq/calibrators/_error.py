@@ -45,18 +45,16 @@ class Points:
     @staticmethod
     def of(hist: Histogram, behind: Function | None = None) -> Points:
         """Zeros are left out: every grid holds 0, so they cost nothing."""
-        centers = hist.centers()
-        x = np.concatenate([-centers[::-1], centers])
-        counts = np.concatenate([hist.negative[::-1], hist.positive])
+        x, counts = hist.signed()
         # Most of a wide side's bins may be empty, and the centers of the outermost lie outside the values.
-        x, counts = np.clip(x[counts > 0], hist.min, hist.max), counts[counts > 0].astype(np.float64)
+        x, weights = np.clip(x[counts > 0], hist.min, hist.max), counts[counts > 0].astype(np.float64)
         if hist.min < 0:
             x[0] = hist.min
         if hist.max > 0:
             x[-1] = hist.max
         y = x if behind is None else behind(x)
-        mass, moment = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * y))
-        return Points(x, mass, moment, float((counts * y * y).sum()), behind)
+        mass, moment = (np.concatenate([[0.0], np.cumsum(part)]) for part in (weights, weights * y))
+        return Points(x, mass, moment, float((weights * y * y).sum()), behind)
 
     def errors(self, lo: npt.ArrayLike, hi: npt.ArrayLike, qtype: QType) -> Floats:
         """Sum of (y - y^)² for each of the ranges [lo, hi], on the grid that is emitted for it.

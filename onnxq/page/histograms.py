@@ -76,7 +76,7 @@ def drawn(histogram: Histogram, qtype: QType | None, used: Range | None = None) 
     """
     if histogram.amax == 0.0:
         return None
-    counts = np.concatenate([histogram.negative[::-1], histogram.positive])
+    _, counts = histogram.signed()
     filled = np.flatnonzero(counts)
     first, last = min(int(filled[0]), BINS), max(int(filled[-1]) + 1, BINS)  # zero is always in sight
     merged = -(-(last - first) // COLUMNS)

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import Array, graph_of, lines, random_feeds, run, same_function
+from graphs import Array, lines, random_feeds, run, same_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sites import built, factors_of
 
 from onnxq.errors import StatisticsError
 from onnxq.graph import Graph, Node
-from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.smooth import Smooth
-from onnxq.rescaling import Site, find_sites
+from onnxq.rescaling import find_sites
 from onnxq.smoothed import with_float_tensors
 from onnxq.statistics import Factor
 
@@ -19,22 +19,6 @@ RNG = np.random.default_rng(5)
 
 def floats(*shape: int) -> Array:
     return RNG.normal(size=shape).astype(np.float32)
-
-
-def built(text: str, **weights: Array) -> Graph:
-    graph = graph_of(text, **weights)
-    infer_shapes(graph)
-    return graph
-
-
-def factors_of(sites: tuple[Site, ...], seed: int = 1, low: float = 0.1, high: float = 10.0) -> dict[str, Factor]:
-    rng = np.random.default_rng(seed)
-    found = {}
-    for site in sites:
-        scale = np.exp(rng.uniform(np.log(low), np.log(high), site.channels)).astype(np.float32)
-        shift = rng.normal(size=site.channels).astype(np.float32) * site.shifts
-        found[site.name] = Factor(scale, shift.astype(np.float32))
-    return found
 
 
 LN = "n = LayerNormalization(x, g, h) "

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
-from graphs import Array, graph_of, random_feeds, run, same_function
+from graphs import Array, random_feeds, run, same_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sites import built, factors_of
 
 from onnxq.graph import Graph
-from onnxq.passes.infer_shapes import infer_shapes
 from onnxq.passes.remove_unused import remove_unused
 from onnxq.passes.smooth import Smooth
-from onnxq.rescaling import Site, find_sites
+from onnxq.rescaling import find_sites
 from onnxq.smoothed import with_float_tensors
-from onnxq.statistics import Factor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 RNG = np.random.default_rng(6)
 
@@ -28,21 +22,7 @@ def floats(*shape: int) -> Array:
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def built(text: str, **weights: Array) -> Graph:
-    graph = graph_of(text, **weights)
-    infer_shapes(graph)
-    return graph
-
-
-def factors_of(sites: Iterable[Site], seed: int = 1) -> dict[str, Factor]:
-    rng = np.random.default_rng(seed)
-    return {
-        site.name: Factor(
-            np.exp(rng.uniform(-1, 1, site.channels)).astype(np.float32),
-            (rng.normal(size=site.channels) * site.shifts).astype(np.float32),
-        )
-        for site in sites
-    }
+MILD = {"low": np.exp(-1), "high": np.exp(1)}
 
 
 # --- what must be left alone -------------------------------------------------------------------------------
@@ -206,7 +186,7 @@ def test_keeps_the_function(name: str, seed: int) -> None:
     before = built(text, **weights)
     sites = find_sites(before)
     after = before.copy()
-    assert Smooth(factors_of(sites, seed))(after) == len(wanted)
+    assert Smooth(factors_of(sites, seed, **MILD))(after) == len(wanted)
     assert after.problem() is None
     same_function(before, after, random_feeds(before, seed), rtol=1e-3)
 
@@ -217,7 +197,7 @@ def test_one_copy_of_everything(name: str) -> None:
     text, weights, _ = CASES[name]
     graph = built(text, **weights)
     before = {v: graph.rank(v) for v in graph.weights.values()}
-    Smooth(factors_of(find_sites(graph)))(graph)
+    Smooth(factors_of(find_sites(graph), **MILD))(graph)
     remove_unused(graph)
     held = [np.asarray(graph.const(v)) for v in graph.weights.values()]
     assert sum(a.ndim > 1 for a in held if a.size != max(a.shape)) == sum((rank or 0) > 1 for rank in before.values())
@@ -231,7 +211,7 @@ def test_every_tensor_comes_back_under_its_name(name: str) -> None:
     before = built(text, **weights)
     sites = find_sites(before)
     after = before.copy()
-    Smooth(factors_of(sites))(after)
+    Smooth(factors_of(sites, **MILD))(after)
     whole = with_float_tensors(Graph.from_proto(after.to_proto()))
     told = {str(v.name) for v in whole.values()}
     assert {t for site in sites for t in site.tensors} <= told
