@@ -23,7 +23,7 @@ class Added:
 
     Attributes:
         tensor: name of k.
-        lowest, highest: what the sum is cut to.
+        lowest, highest: what the sum is cut to; one of them is finite.
     """
 
     tensor: str
@@ -37,23 +37,27 @@ class Added:
         P(lowest < x + k < highest) d². So errors are those of f(x), of which f'(x)² is that probability. For
         large ones, what is cut off, it is an upper bound: E (int 1)² = int int P(both) <= (int sqrt P)².
         """
-        x = np.linspace(self.lowest - k.max, (self.lowest if self.highest == inf else self.highest) - k.min, _KNOTS)
+        open_below, open_above = self.lowest == -inf, self.highest == inf
+        first, last = self.highest if open_below else self.lowest, self.lowest if open_above else self.highest
+        x = np.linspace(first - k.max, last - k.min, _KNOTS)
         slope = np.sqrt(_below(k, self.highest - x) - _below(k, self.lowest - x))
         steps = (slope[1:] + slope[:-1]) / 2 * np.diff(x)
-        return Weight(x, np.concatenate([[0.0], np.cumsum(steps)]), 1.0 if self.highest == inf else 0.0)
+        return Weight(x, np.concatenate([[0.0], np.cumsum(steps)]), float(open_below), float(open_above))
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A function of one value, linear between its knots x, constant below them and of the slope `beyond` above."""
+    """A function of one value, linear between its knots x, and of the slopes `below` and `above` beside them."""
 
     x: Floats
     y: Floats
-    beyond: float
+    below: float
+    above: float
 
     def __call__(self, x: Floats) -> Floats:
         """f(x), of any shape."""
-        found: Floats = np.interp(x, self.x, self.y) + self.beyond * np.maximum(x - self.x[-1], 0.0)
+        beside = self.below * np.minimum(x - self.x[0], 0.0) + self.above * np.maximum(x - self.x[-1], 0.0)
+        found: Floats = np.interp(x, self.x, self.y) + beside
         return found
 
 

@@ -49,7 +49,7 @@ def sums_behind(graph: Graph) -> dict[str, Added]:
             continue
         user = None if node.outputs[0].is_graph_output() else graph.only_user(node.outputs[0])
         bounds = None if user is None or user.domain or graph.in_body(user) else _bounds(graph, user)
-        if bounds is None:
+        if bounds is None or bounds == (-inf, inf):
             continue
         for value, other in (node.inputs, node.inputs[::-1]):
             if value is None or other is None or value is other or graph.is_const(value) or graph.is_const(other):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RNG = np.random.default_rng(3)
 SKIP = np.maximum(RNG.normal(-0.5, 1.0, 4000), 0).astype(np.float32)  # a Relu made it: many zeros
 BRANCH = np.concatenate([RNG.normal(-0.5, 1.0, 20_000), np.linspace(-9, 5, 500)]).astype(np.float32)
-CUTS = [Added("k"), Added("k", 0.0, 3.0), Added("k", -0.5, 2.0)]
+CUTS = [Added("k"), Added("k", 0.0, 3.0), Added("k", -0.5, 2.0), Added("k", -inf, 1.0)]
 
 
 def squares(added: Added, x: Array, found: Array) -> float:
@@ -64,6 +64,7 @@ def test_beyond_its_knots_a_sum_is_cut_off_or_all_there() -> None:
     weight = Added("k").to(Histogram.of(SKIP))
     far = np.array([-50.0, -20.0, 30.0, 70.0])
     np.testing.assert_allclose(np.diff(weight(far))[[0, 2]], [0.0, 40.0])
+    np.testing.assert_allclose(np.diff(Added("k", -inf, 1.0).to(Histogram.of(SKIP))(far))[[0, 2]], [30.0, 0.0])
     assert np.diff(Added("k", 0.0, 6.0).to(Histogram.of(SKIP))(far))[2] == 0.0
 
 
@@ -89,6 +90,7 @@ W = {"w": RNG.normal(size=(4, 4, 1, 1)).astype(np.float32), "v": RNG.normal(size
     [
         pytest.param("s = Add(a, k) y = Tanh(s)", id="not cut off"),
         pytest.param("y = Add(a, k)", id="the sum is the output"),
+        pytest.param("s = Add(a, k) y = Clip(s)", id="a Clip without limits"),
         pytest.param("s = Add(a, k) r = Relu(s) y = Mul(s, r)", id="read by others too"),
         pytest.param("s = Add(a, a) y = Relu(s)", id="twice the same"),
         pytest.param("s = Add(a, w) y = Relu(s)", id="a constant"),
@@ -106,6 +108,7 @@ def test_what_is_left_alone(rest: str) -> None:
         ("s = Add(a, k) y = Relu(s)", (0.0, inf)),
         ("s = Add(k, a) y = Clip(s, low, high)", (-1.0, 6.0)),
         ("s = Add(a, k) y = Max(s, low)", (-1.0, inf)),
+        ("s = Add(a, k) y = Min(high, s)", (-inf, 6.0)),
     ],
 )
 def test_both_operands_of_a_sum_that_is_cut_off(rest: str, bounds: tuple[float, float]) -> None:
