@@ -13,6 +13,7 @@ import numpy as np
 from onnxq.collect import holds_numbers, named
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.data import rereadable
+from onnxq.emulation import emulate_bfloat16
 from onnxq.errors import DataError, ModelError
 from onnxq.files import runnable
 from onnxq.histogram import Tally
@@ -354,7 +355,9 @@ def _common(reference: Graph, quantized: Graph, monitor: Monitor, *, layers: boo
     if not common:
         raise ModelError(
             "the two models have no numeric tensor of the same name to compare",
-            f"The outputs are {_listed(reference)} in the float model and {_listed(quantized)} in the other.",
+            "The outputs are {} in the float model and {} in the other.".format(
+                *(", ".join(repr(v.name) for v in graph.outputs) for graph in (reference, quantized))
+            ),
         )
     return common
 
@@ -374,10 +377,6 @@ def _without_customs(names: list[str], reference: Graph, quantized: Graph, monit
     return left
 
 
-def _listed(graph: Graph) -> str:
-    return ", ".join(repr(v.name) for v in graph.outputs)
-
-
 def _quantized_to(graph: Graph) -> set[str]:
     """What QuantizeLinear nodes make, those of bodies too; a file need not say the type of their outputs."""
     nodes = [n for part in graph.parts() for n in part.nodes if n.op_type == "QuantizeLinear" and not n.domain]
@@ -393,6 +392,7 @@ def quantized_session(
     # ONNX Runtime 1.31's optimizer makes nonsense of float8, and ends the process where it turns a float16 product.
     optimize = not any(kind.startswith("float8") for kind in kinds) and not turns_halves(graph)
     copy = graph.copy()
+    emulate_bfloat16(copy)
     values = {str(v.name): v for v in copy.values()}
     copy.set_outputs([values[name] for name in names])
     if not custom_ops:

@@ -59,10 +59,9 @@ def check_mode(recipe: Recipe, target: Target) -> None:
             f"{target.name} takes weights in blocks in {known} bits only", "Choose other bits, or no block_size."
         )
     _check_stored(recipe, target)
-    if recipe.float_type == "bfloat16" and target.products == "integer":
-        raise RecipeError(
-            f"{target.name} cannot run with bf16: its QuantizeLinear takes float32 and float16", "Give fp16 or fp32."
-        )
+    lacks = cell(Format("bf16"), "weights", target.name).reason
+    if recipe.float_type == "bfloat16" and lacks:
+        raise RecipeError(f"{target.name} cannot run with bf16: {lacks}", "Give fp16 or fp32.")
 
 
 def check_width(recipe: Recipe) -> None:

@@ -12,11 +12,12 @@ from onnxq import files, pipeline
 from onnxq.collect import learn_types
 from onnxq.customs import behind_customs, listed, notes
 from onnxq.errors import ModelError, RecipeError
+from onnxq.halves import of_halves
 from onnxq.intake import checked, load
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
 from onnxq.operators import is_integer
-from onnxq.passes import FitPairs, Smooth, SplitOutliers, prepare, widen_halves
+from onnxq.passes import FitPairs, Smooth, SplitOutliers, prepare
 from onnxq.placement import placed
 from onnxq.placement.dla import cover
 from onnxq.placement.float_costs import work_seen
@@ -30,7 +31,7 @@ from onnxq.targets import get_target
 from onnxq.timing import timed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from onnxq.graph import Graph
     from onnxq.intake import Model
@@ -54,7 +55,7 @@ class Prepared:
         plan: its plan.
         recipe: every choice.
         work: node -> multiply-accumulates by the shapes that data had, where those of the graph leave some open.
-        source: what the model had in float16, before it was brought to float32.
+        source: what the model had in half precision, before it was brought to float32.
     """
 
     graph: Graph
@@ -121,7 +122,7 @@ def drafted(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
     with timed(monitor, "reading the model"):
         graph = load(model)
     widen = target.placement == "ort-cpu" and recipe.mode not in ("weight-only", "float")  # integer kernels want it
-    recipe, source = _of_halves(graph, recipe)
+    recipe, source = of_halves(graph, recipe)
     prepares = prepare(lowest_opset(recipe, target), target.placement, every_tensor=target.every_tensor, widen=widen)
     passes: tuple[pipeline.Pass, ...] = (*prepares, FitPairs(target.activation))
     pipeline.run(graph, passes)
@@ -130,33 +131,6 @@ def drafted(model: Model, recipe: Recipe, monitor: Monitor = QUIET) -> Prepared:
     if files.weight_bytes(graph) > files.SPILL_BYTES:
         graph = files.spill(graph)
     return Prepared(graph, planned(graph, recipe), recipe, source=source)
-
-
-def _of_halves(graph: Graph, recipe: Recipe) -> tuple[Recipe, Halves]:
-    """Bring a model with weights in float16 to float32, for what is improved in float32 alone.
-
-    Factors, zero points and codes are found and folded in float32 and written as for any other model. Returns the
-    recipe, in which what is not int8 is float16 unless it says something else, and what was float16.
-    """
-    target = backend(recipe)
-    fits = target.placement == "tensorrt" and not target.every_tensor and recipe.mode in ("static", "auto")
-    if not fits or not any(graph.dtype(v) == "float16" and (graph.rank(v) or 0) > 1 for v in graph.weights.values()):
-        return recipe, FLOAT32
-    graph.infer_shapes()
-    made = {kind: frozenset(_making(graph, kind)) for kind in ("float16", "float32")}
-    if not sum(step.rewrites for step in pipeline.run(graph, (widen_halves,))):
-        return recipe, FLOAT32
-    if recipe.high_precision is not None or recipe.float_type != "float32":
-        return recipe, Halves(made["float16"])
-    return replace(recipe, high_precision="fp16"), Halves(made["float16"], made["float32"])
-
-
-def _making(graph: Graph, kind: str) -> Iterator[str]:
-    """Names of the nodes that compute something of the type."""
-    for part in graph.parts():
-        for node in part.nodes:
-            if node.op_type != "Cast" and any(part.dtype(v) == kind for v in node.outputs):
-                yield str(node.name)
 
 
 def planned(graph: Graph, recipe: Recipe, work: Mapping[str, int] = MappingProxyType({})) -> Plan:

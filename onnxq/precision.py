@@ -60,15 +60,18 @@ HALF_OPSET = 19
 
 @dataclass(frozen=True)
 class Halves:
-    """What a model had in float16 that was brought to float32.
+    """What a model had in half precision that was brought to float32.
 
     Attributes:
-        nodes: names of those that computed in float16: they do so again, whatever their operator.
+        nodes: names of those that computed in it: they do so again, whatever their operator.
         wide: names of those that stay in float32, since they were.
+        kind: "float16" or "bfloat16". What is then written in the other one is of another range or fewer digits, and
+            held to be of a model in float32.
     """
 
     nodes: frozenset[str] = frozenset()
     wide: frozenset[str] = frozenset()
+    kind: str = "float16"
 
 
 FLOAT32 = Halves()
@@ -82,11 +85,11 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], sou
         graph: the prepared graph.
         plan: resolved with statistics, or of weights only; its float_type is float16 or bfloat16.
         tensors: what was observed; empty without data.
-        source: what the model had in float16 itself.
+        source: what the model had in half precision itself.
     """
     plan = replace(plan, points={name: _rounded(p, plan.float_type) for name, p in plan.points.items()})
     kept = {n.name or "": "as the model has it" for part in graph.parts() for n in part.nodes if n.name in source.wide}
-    proven = source.nodes if plan.float_type == "float16" else frozenset()  # bfloat16 has fewer digits
+    proven = source.nodes if plan.float_type == source.kind else frozenset()
     parts = tuple(graph.parts())
     for part, share in zip(parts, divided(plan, parts), strict=True):
         if tensors and part_name(part) in plan.modes:
@@ -107,7 +110,7 @@ def with_float_types(graph: Graph, plan: Plan, tensors: Mapping[str, Reach], sou
         else:
             decisions.append(replace(decision, reason=f"{decision.reason}; float32: {reason}"))
     notes = plan.notes
-    if plan.float_type == "float16" and not tensors and not source.nodes:
+    if plan.float_type == "float16" and not tensors and not proven:
         notes = (*notes, "without calibration data nothing is known of what overflows float16")
     return replace(plan, decisions=tuple(decisions), float32=kept, notes=notes)
 

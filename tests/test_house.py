@@ -83,6 +83,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "proof",
         "improvement",
         "weights",
+        "emulation",
+        "halves",
         "planning",
     ),
     ("page", "api", "report", "exchange", "proving", "reporting", "search", "improving", "leaving", "tried", "handout"),

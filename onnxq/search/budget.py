@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from onnxq.emulation import emulate_bfloat16
 from onnxq.errors import AccuracyError
 from onnxq.outcome import Budget, Reverted, Tried
 from onnxq.search.goals import MinSqnr, Trial
@@ -98,8 +99,9 @@ class Search:
         """The choice in the form that is shipped, and what the held-back samples say of it."""
         graph, plan = self.trials.final(reverted)
         runs = graph
-        if plan.float_type == "bfloat16":  # which ONNX Runtime's CPU provider cannot run
-            runs, _ = self.trials.graph(reverted)
+        if plan.float_type == "bfloat16":  # of which ONNX Runtime has few kernels
+            runs = graph.copy()
+            runs = runs if emulate_bfloat16(runs) else self.trials.graph(reverted)[0]
         trial = Trial.of(self.judging, self.trials.outputs(runs, self.judging.feeds))
         verdicts = tuple(goal.verdict(trial) for goal in self.goals)
         key = _choice(reverted)

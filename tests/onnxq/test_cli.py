@@ -235,14 +235,15 @@ def test_the_summary_says_how_near_by_the_samples_that_judge(here: Path, onnxq: 
         ((), ""),
         (("--high-precision", "fp32"), ""),
         (INTEGERS, ""),
-        (("--high-precision", "bf16"), ", with bfloat16 still in float32"),  # ONNX Runtime does not run it
+        (("--high-precision", "bf16"), ""),  # which is computed in float32, rounded behind every node
     ):
         run = onnxq("quantize", MODEL, "--data", "many.npz", *options)
         (found,) = re.findall(
             r"^SQNR (\S+) dB at the worst output, on (\d+) samples of the .* judge(.*)$", run.out, re.MULTILINE
         )
         told = json.loads((here / "m.int8.plan.json").read_text())["judged"]
-        assert found == (f"{told['sqnr_db']:.1f}", str(told["samples"]), half)
+        assert float(found[0]) == pytest.approx(told["sqnr_db"], abs=0.06)  # both are rounded
+        assert found[1:] == (str(told["samples"]), half)
         assert told["as_written"] is not bool(half)
     run = onnxq("quantize", MODEL, "--data", "many.npz", "--effort", "fast")
     assert "SQNR" not in run.out

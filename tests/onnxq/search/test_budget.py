@@ -19,6 +19,7 @@ from real_models import DIGITS, cached
 import onnxq
 from onnxq import Recipe, api, intake
 from onnxq.checkpoint import Checkpoint, Keeper
+from onnxq.emulation import emulate_bfloat16
 from onnxq.errors import AccuracyError, DataError, RecipeError
 from onnxq.monitor import QUIET, Monitor
 from onnxq.numerics import sqnr_db
@@ -325,9 +326,10 @@ def test_targets_forms_and_modes(given: dict[str, Any], least: float) -> None:
     assert 0 < len(plan.budget.reverted) < 5
     assert 0 < plan.int8_share() < 1
     unseen = samples(100, seed=5)
-    if given.get("high_precision") != "bf16":  # which the CPU cannot run
-        assert sqnr(graph, plain, unseen) < least
-        assert sqnr(graph, found, unseen) >= least
+    for made in (plain, found):
+        emulate_bfloat16(made)
+    assert sqnr(graph, plain, unseen) < least
+    assert sqnr(graph, found, unseen) >= least
 
 
 def test_every_tensor_quantized_for_dla() -> None:
