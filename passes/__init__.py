@@ -24,6 +24,7 @@ from onnxq.passes.cpu_qattention import quantize_attention
 from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
+from onnxq.passes.einsum_to_matmul import einsum_to_matmul
 from onnxq.passes.fit_biases import FitBiases
 from onnxq.passes.fit_pairs import FitPairs
 from onnxq.passes.flatten_to_reshape import flatten_to_reshape
@@ -126,6 +127,7 @@ def prepare(
         Everywhere(fold_constants),  # weights computed in the graph become weights
         from_qonnx,  # the scales it reads are constants now; the types of its pairs are inferred below
         inline_if,  # conditions that were computed from shapes
+        Everywhere(einsum_to_matmul),  # layers of some exporters; before shapes are inferred again
         Everywhere(sum_to_add),  # old exporters write residual additions as Sum
         infer_shapes,  # targets of Reshape and Expand are constants now
         Everywhere(remove_identities),  # what those shapes prove to change nothing

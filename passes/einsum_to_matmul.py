@@ -1,0 +1,149 @@
+"""Write an Einsum with one constant weight as the MatMul that it is: placement and backends know layers by that name.
+
+    Einsum("btgi,gih->btgh", x, W)  =  Transpose(MatMul(Transpose(x), W))
+
+Labels of both x and W that the result has too are batches, those that it lacks are summed over; the others are rows (of
+x) and columns (of W). A MatMul wants x as [rows but the last, batches, the last row, summed] and W as [batches, summed,
+columns]. Several summed labels or columns are one axis there, with a Reshape on either side. What sums over a label of
+one operand alone, takes a diagonal, or has no rows, columns or sums is left as it is.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.linear import FLOATS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy.typing as npt
+
+    from onnxq.graph import Attribute, Dim, Graph, Node
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Labels of the axes of the tensor, of the constant and of the result, a letter each."""
+
+    x: str
+    w: str
+    y: str
+
+    @property
+    def rows(self) -> str:
+        return "".join(label for label in self.x if label not in self.w)
+
+    @property
+    def batches(self) -> str:
+        return "".join(label for label in self.w if label in self.x and label in self.y)
+
+    @property
+    def summed(self) -> str:
+        return "".join(label for label in self.w if label not in self.y)
+
+    @property
+    def columns(self) -> str:
+        return "".join(label for label in self.w if label not in self.x)
+
+    @property
+    def lead(self) -> str:
+        """The axes of a MatMul's first input and of its result in front of the last."""
+        return self.rows[:-1] + self.batches + self.rows[-1:]
+
+    def is_matmul(self) -> bool:
+        once = all(len(set(labels)) == len(labels) for labels in (self.x, self.w, self.y))
+        made = set(self.y) == set(self.rows + self.batches + self.columns)
+        return once and made and set(self.summed) <= set(self.x) and all((self.rows, self.summed, self.columns))
+
+
+def einsum_to_matmul(graph: Graph) -> int:
+    """Rewrite every Einsum of one tensor and one constant that is a MatMul; return how many."""
+    return sum(_rewrite(graph, node) for node in graph.nodes if node.op_type == "Einsum" and not node.domain)
+
+
+def _rewrite(graph: Graph, node: Node) -> bool:
+    constant = [graph.is_const(value) for value in node.inputs]
+    if sorted(constant) != [False, True]:
+        return False
+    x, w = node.inputs[constant.index(False)], node.inputs[constant.index(True)]
+    array, labels = graph.const(w), _labels(graph, node)
+    if x is None or array is None or labels is None or graph.dtype(w) not in FLOATS:
+        return False
+    product = _Product(labels[constant.index(False)], labels[constant.index(True)], labels[2])
+    if not product.is_matmul() or not _fits(graph.shape(x), array.shape, product):
+        return False
+    output, value, name = node.outputs[0], x, node.name
+    steps = [step for step in _steps(product, array) if step is not None]
+    for step in steps:
+        inputs = [] if step.constant is None else [graph.constant(f"{output.name}/{step.title}", step.constant)]
+        like = output if step is steps[-1] else None
+        title = f"{output.name}/{step.title}"
+        value = graph.add(step.op_type, [value, *inputs], name=title, attributes=step.said, before=node, like=like)
+        made = value.producer()
+        if made is not None and step.op_type == "MatMul":
+            layer = made
+    graph.absorb(node, value)
+    layer.name = name  # rules know nodes by their names
+    return True
+
+
+def _labels(graph: Graph, node: Node) -> tuple[str, str, str] | None:
+    """Those of both inputs and of the result, an ellipsis of the tensor written out; None where it is not plain."""
+    equation = str(graph.attribute(node, "equation", "")).replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    given = terms.split(",")
+    if not arrow or len(given) != 2:
+        return None
+    for index, value in enumerate(node.inputs):
+        if "..." in given[index]:
+            rank = graph.rank(value)
+            if rank is None or graph.is_const(value):
+                return None
+            count = rank - len(given[index].replace("...", ""))
+            free = "".join(label for label in string.ascii_letters if label not in equation)[:count]
+            given[index], result = given[index].replace("...", free), result.replace("...", free)
+    left, right = given
+    return (left, right, result) if (left + right + result).isalpha() else None
+
+
+def _fits(shape: tuple[Dim, ...] | None, sizes: tuple[int, ...], product: _Product) -> bool:
+    """Whether the ranks are those of the labels, and no axis that both have is broadcast."""
+    if shape is None or len(shape) != len(product.x) or len(sizes) != len(product.w):
+        return False
+    both = dict(zip(product.w, sizes, strict=True))
+    return all(size == both.get(label, size) for label, size in zip(product.x, shape, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """An operator on what the one before made, and its second input."""
+
+    op_type: str
+    title: str
+    constant: npt.NDArray[Any] | None = None
+    said: Mapping[str, Attribute] | None = None
+
+
+def _steps(product: _Product, array: npt.NDArray[Any]) -> Iterator[_Step | None]:
+    sizes = dict(zip(product.w, array.shape, strict=True))
+    lead, batches, summed, columns = product.lead, product.batches, product.summed, product.columns
+    apart = [sizes[label] for label in columns]
+    kept = [0] * len(lead)  # as they are
+    yield _transpose(product.x, lead + summed, "rows")
+    yield _Step("Reshape", "summed", np.array([*kept, -1], np.int64)) if len(summed) > 1 else None
+    matrix = np.transpose(array, [product.w.index(label) for label in batches + summed + columns])
+    shape = (*matrix.shape[: len(batches)], prod(sizes[label] for label in summed), prod(apart))
+    yield _Step("MatMul", "weight", np.ascontiguousarray(matrix.reshape(shape)))
+    yield _Step("Reshape", "columns", np.array([*kept, *apart], np.int64)) if len(columns) > 1 else None
+    yield _transpose(lead + columns, product.y, "ordered")
+
+
+def _transpose(before: str, after: str, title: str) -> _Step | None:
+    said = {"perm": [before.index(label) for label in after]}
+    return None if before == after else _Step("Transpose", title, said=said)
