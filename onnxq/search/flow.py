@@ -143,13 +143,13 @@ def within_budget(
         graph, plan, verdicts = search.judge(())
         if all(v.met for v in verdicts):
             plan = replace(plan, budget=search.budget((), plan, verdicts, None))
-            return _told(graph, plan, monitor), _timed(plan, search, ready, evaluation), trials.statistics
+            return _told(graph, plan, search), _timed(plan, search, ready, evaluation), trials.statistics
         floor = search.raised((), verdicts)
     if not search.groups:
         raise unmet(search)
     costs = measure(trials, search.groups, exact[0].feeds, Aside(None, ""), monitor)
     graph, plan = within(search, costs, floor)
-    return _told(graph, plan, monitor), _timed(plan, search, ready, evaluation), trials.statistics
+    return _told(graph, plan, search), _timed(plan, search, ready, evaluation), trials.statistics
 
 
 def _timed(plan: Plan, search: Search, ready: Prepared, evaluation: Evaluation) -> Plan:
@@ -167,10 +167,12 @@ def _why_none(plan: Plan) -> str:
     return plan.why_empty()
 
 
-def _told(graph: Graph, plan: Plan, monitor: Monitor) -> Graph:
-    """The graph, after the warnings of its plan, which no trial has told."""
-    for note in plan.warnings:
-        monitor.warn(note)
+def _told(graph: Graph, plan: Plan, search: Search) -> Graph:
+    """The graph, after the warnings of its plan, which no trial has told, and what its verdicts do not tell."""
+    verdicts = plan.budget.verdicts if plan.budget is not None else ()
+    doubts = [g.doubt(v, len(search.judging.feeds)) for g, v in zip(search.goals, verdicts, strict=True)]
+    for note in (*plan.warnings, *filter(None, doubts)):
+        search.monitor.warn(note)
     return graph
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from onnxq.errors import DataError
 from onnxq.outcome import Verdict
 from onnxq.search.noise import Exact, Noise, measured, t99
+from onnxq.shares import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +66,11 @@ class MinSqnr:
         del trial
         return None
 
+    def doubt(self, verdict: Verdict, count: int) -> str | None:
+        """Nothing: its bound goes by the number of samples too."""
+        del verdict, count
+        return None
+
 
 @dataclass(frozen=True)
 class MaxDrop:
@@ -104,6 +110,17 @@ class MaxDrop:
     def drop(self, trial: Trial) -> float | None:
         """How much the metric got worse; below 0 when it got better."""
         return self._drop(trial, range(len(trial.outputs)))
+
+    def doubt(self, verdict: Verdict, count: int) -> str | None:
+        """What a metric that is the same on all `count` samples does not tell, where it is a share of them.
+
+        None changed: with 99 % confidence fewer than p of all do, (1 - p)^count = 0.01 (Clopper and Pearson, 1934).
+        """
+        share = 1 - 0.01 ** (1 / count)
+        if (verdict.value, verdict.bound) != (0.0, 0.0) or share <= self.most:
+            return None
+        held = f"{self.metric.name} is the same on all {count} samples that judge"
+        return f"{held}: of others up to {percent(share)} may change (99 % sure), and the limit is {self.most:g}"
 
     def _drop(self, trial: Trial, which: Sequence[int]) -> float:
         feeds = [trial.exact.feeds[i] for i in which]

@@ -109,6 +109,8 @@ def _taken(session: Session, source: Source, keys: Collection[int]) -> tuple[Fee
             with named(where):  # later runs on it know no more where it came from
                 run(session, feed)
             kept[key] = copied(feed)
+            for array in kept[key].values():  # a metric reads them, and they are run again
+                array.flags.writeable = False
     return tuple(kept[key] for key in sorted(kept))
 
 

@@ -21,6 +21,9 @@ METRIC = """
 import numpy as np
 def hits(feeds, outputs):
     return np.mean([o["y"].argmax() == f["label"][0] for f, o in zip(feeds, outputs)])
+def writes(feeds, outputs):
+    feeds[0]["x"][:] = 0.0
+    return 1.0
 def broken(feeds, outputs):
     return outputs[0]["logits"]
 """
@@ -98,9 +101,12 @@ def test_a_metric_with_labels(onnxq: Callable[..., tuple[int, str, str]]) -> Non
     assert "drop of ../metric.py:hits <= 0.2 holds: " in out
     assert "on 30 held-back samples" in out
     assert "of the calibration data" not in out
+    status, _, err = onnxq(*given, *goal, "--metric", "../metric.py:writes")
+    assert status == 1
+    assert "metric.py:6: ValueError: assignment destination is read-only" in err
     status, _, err = onnxq(*given, *goal, "--metric", "../metric.py:broken")
     assert status == 1
-    assert "metric.py:6: KeyError: 'logits'" in err
+    assert "metric.py:9: KeyError: 'logits'" in err
     assert "The outputs are 'y'; the samples hold 'x', 'label'" in err
 
 

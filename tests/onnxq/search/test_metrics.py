@@ -98,3 +98,14 @@ def test_a_metric_that_fails_on_parts_has_no_margin() -> None:
 
     verdict = MaxDrop(Metric("m", whole), 1.0, relative=False, higher=True).verdict(trial([*range(20)], [0.0] * 20))
     assert verdict.bound == verdict.value == pytest.approx(9.5)
+
+
+def test_a_metric_that_never_changes_is_no_proof() -> None:
+    goal = MaxDrop(Metric("m", mean), 0.005, relative=False, higher=True)
+    same = trial([1.0] * 10, [1.0] * 10)
+    said = str(goal.doubt(goal.verdict(same), 10))
+    assert "the same on all 10 samples that judge: of others up to 36.9% may change" in said
+    none_of_them = (1 - 0.369) ** 10
+    assert none_of_them == pytest.approx(0.01, rel=0.01)
+    assert goal.doubt(goal.verdict(trial([1.0] * 10, [0.9] + [1.0] * 9)), 10) is None
+    assert MaxDrop(Metric("m", mean), 0.5, relative=False, higher=True).doubt(goal.verdict(same), 10) is None
