@@ -171,10 +171,8 @@ def bounds_only(plan: Plan, recipe: Recipe) -> frozenset[str]:
     if not light(recipe):
         return frozenset()
     others = {p.group for p in plan.points.values() if p.calibrator not in (None, "minmax")}
-    names = {True: set[str](), False: set[str]()}
-    for point in plan.points.values():
-        names[point.group in others].add(point.observe)
-    return frozenset(names[False] - names[True])
+    whole = {name for p in plan.points.values() if p.group in others for name in p.observed}
+    return frozenset(plan.observe) - whole
 
 
 def weights_only(plan: Plan) -> Plan:
@@ -233,7 +231,9 @@ def _added_to(plan: Plan, behind: Added, counted: Mapping[str, Histogram]) -> We
     if not names or not names <= counted.keys():
         return None
     histogram = sum((counted[name] for name in sorted(names)), Histogram.empty())
-    return behind.to(histogram) if histogram.count else None
+    before, after = (counted.get(name) for name in behind.pool or ("", ""))
+    pool = None if before is None or after is None or not before.count or not after.count else (before, after)
+    return behind.to(histogram, pool) if histogram.count else None
 
 
 def _observed(members: Sequence[Point]) -> set[str]:

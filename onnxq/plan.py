@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxq.added import Added
 from onnxq.formats import Format
 from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.operators import RECURRENT
@@ -19,7 +20,6 @@ from onnxq.operators import RECURRENT
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from onnxq.added import Added
     from onnxq.interface import Port
     from onnxq.numerics import QType, QuantParams, Range
     from onnxq.outcome import Budget
@@ -206,7 +206,9 @@ class Plan:
     @property
     def observe(self) -> tuple[str, ...]:
         """Names of the tensors whose values must be seen, without repeats."""
-        return tuple(dict.fromkeys(name for p in self.points.values() if p.range is None for name in p.observed))
+        wanted = [p for p in self.points.values() if p.range is None]
+        pools = [name for p in wanted if isinstance(p.behind, Added) for name in p.behind.pool or ()]
+        return tuple(dict.fromkeys([*(name for p in wanted for name in p.observed), *pools]))
 
     @property
     def resolved(self) -> bool:

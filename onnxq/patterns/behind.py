@@ -42,21 +42,33 @@ def activations_behind(graph: Graph, patterns: Iterable[Pattern]) -> dict[str, P
 
 
 def sums_behind(graph: Graph) -> dict[str, Added]:
-    """Tensor -> the addition that is all that reads it, where a Relu or Clip is all that reads the sum."""
+    """Tensor -> the addition that is all that reads it, where a Relu or Clip is all that reads the sum.
+
+    And the MaxPool that is all that reads on, if there is one.
+    """
     found = {}
     for node in graph.nodes:
         if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
             continue
         user = None if node.outputs[0].is_graph_output() else graph.only_user(node.outputs[0])
         bounds = None if user is None or user.domain or graph.in_body(user) else _bounds(graph, user)
-        if bounds is None or bounds == (-inf, inf):
+        if user is None or bounds is None or bounds == (-inf, inf):
             continue
+        pool = _pool(graph, user.outputs[0])
         for value, other in (node.inputs, node.inputs[::-1]):
             if value is None or other is None or value is other or graph.is_const(value) or graph.is_const(other):
                 continue
             if graph.only_user(value) is node:
-                found[str(value.name)] = Added(str(other.name), *bounds)
+                found[str(value.name)] = Added(str(other.name), *bounds, pool)
     return found
+
+
+def _pool(graph: Graph, value: Value) -> tuple[str, str] | None:
+    """The tensor's name and that of what a MaxPool makes of it, where that is all that reads it."""
+    node = None if value.is_graph_output() else graph.only_user(value)
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type != "MaxPool" or graph.in_body(node):
+        return None
+    return str(value.name), str(node.outputs[0].name)
 
 
 def _leaky_relu(graph: Graph, users: list[Node]) -> Pointwise | None:

@@ -81,6 +81,55 @@ def test_the_range_errs_less_behind_the_sum(added: Added) -> None:
         assert error(*after) < 0.9 * error(*before)
 
 
+def pooled(values: Array) -> Array:
+    """The largest of every four neighbours along the last axis."""
+    largest: Array = values.reshape(*values.shape[:-1], -1, 4).max(axis=-1)
+    return largest
+
+
+@pytest.mark.parametrize("cuts", [(0.0, inf), (0.0, 3.0), (-0.5, 2.0), (-inf, 1.0), (-1.0, 0.0)])
+def test_in_front_of_a_pool_errors_weigh_as_often_as_a_sum_is_the_largest(cuts: tuple[float, float]) -> None:
+    """Oracle: the mean square by which pooled sums change that hold x once, over many windows drawn at random."""
+    rng = np.random.default_rng(11)
+    x, k = (rng.normal(m, 1.0, (200_000, 4)).astype(np.float32) for m in (0.0, -0.3))
+    sums = np.clip(x + k, *cuts)
+    largest = Histogram.of(pooled(sums))
+    weight = Added("k", *cuts, ("s", "m")).to(Histogram.of(k), (Histogram.of(sums), largest))
+    for value in np.linspace(-2, 2.5, 10, dtype=np.float32):
+        near = x.copy()
+        x[:, 0], near[:, 0] = value, value + 0.02
+        exact, moved = (pooled(np.clip(v + k, *cuts)) for v in (x, near))
+        expected = float(np.square(moved - exact).mean())
+        found = np.square(np.diff(weight(np.array([value, value + 0.02]))))[0]
+        assert found == pytest.approx(expected, rel=0.2, abs=1e-5)
+
+
+def test_in_front_of_a_pool_less_is_cut_off_above_and_more_below() -> None:
+    rng = np.random.default_rng(11)
+    x, k = (rng.laplace(m, 1.0, (200_000, 4)).astype(np.float32) for m in (0.0, -0.3))
+    sums = np.maximum(x + k, 0)
+    pool = Histogram.of(sums), Histogram.of(pooled(sums))
+    one, two = (Added("k").to(Histogram.of(k), both) for both in (None, pool))
+    before, after = (make_calibrator("mse", behind=weight)(Histogram.of(x), UINT8) for weight in (one, two))
+    assert after[0] > before[0]
+    assert after[1] > 1.05 * before[1]
+
+
+@pytest.mark.parametrize(
+    ("sums", "largest"),
+    [
+        pytest.param(np.zeros(8), np.zeros(2), id="all is cut off"),
+        pytest.param(np.full(8, 6.0), np.full(2, 6.0), id="all is cut off above"),
+        pytest.param(np.array([0.0, 3.0, 3.0, 0.0]), np.full(1, 3.0), id="one value"),
+    ],
+)
+def test_few_values_in_front_of_a_pool(sums: Array, largest: Array) -> None:
+    added = Added("k", 0.0, 6.0, ("s", "m"))
+    weight = added.to(Histogram.of(SKIP), (Histogram.of(sums), Histogram.of(largest)))
+    assert np.isfinite(weight(np.linspace(-9, 9, 50))).all()
+    assert (np.diff(weight(np.linspace(-9, 9, 50))) >= 0).all()
+
+
 NET = "(float[1,4,8,8] x) => (float y) {{ a = Conv(x, w) k = Conv(x, v) {} }}"
 W = {"w": RNG.normal(size=(4, 4, 1, 1)).astype(np.float32), "v": RNG.normal(size=(4, 4, 1, 1)).astype(np.float32)}
 
@@ -117,6 +166,22 @@ def test_both_operands_of_a_sum_that_is_cut_off(rest: str, bounds: tuple[float, 
     assert found == {"a": Added("k", *bounds), "k": Added("a", *bounds)}
 
 
+POOL = "MaxPool<kernel_shape=[2,2]>"
+
+
+@pytest.mark.parametrize(
+    ("rest", "pool"),
+    [
+        (f"s = Add(a, k) r = Relu(s) y = {POOL}(r)", ("r", "y")),
+        (f"s = Add(a, k) r = Relu(s) m = {POOL}(r) y = Add(m, r)", None),
+        (f"s = Add(a, k) r = Relu(s) y = Average{POOL[3:]}(r)", None),
+    ],
+)
+def test_the_pool_that_alone_reads_what_is_left(rest: str, pool: tuple[str, str] | None) -> None:
+    found = sums_behind(graph_of(NET.format(rest), **W))
+    assert found == {"a": Added("k", pool=pool), "k": Added("a", pool=pool)}
+
+
 ENDS = "(float[N,8,16,16] x) => (float[N,8,16,16] y)"
 RULES = (Rule(quantize=True),)
 BLOCK = "i = Conv(x, u) j = Relu(i) a = Conv(j, w, b) s = Add(a, j) r = Relu(s) y = Conv(r, v)"
@@ -138,6 +203,25 @@ def test_a_residual_block_for_the_cpu(calibrator: str) -> None:
     assert whole.range is not None
     weighs = calibrator in ("auto", "mse")
     assert cut.range[0] > 0.9 * whole.range[0] if weighs else cut.range == whole.range  # less of what is cut off
+
+
+def test_what_a_pool_leaves_is_looked_at() -> None:
+    arrays = {n: RNG.normal(size=(8, 8, 1, 1)).astype(np.float32) for n in "uwv"}
+    arrays["b"] = np.full(8, -3, np.float32)
+    data = [{"x": RNG.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(4)]
+    rest = f"m = {POOL}(r) y = Conv(m, v)"
+    graph = graph_of(
+        f"(float[N,8,16,16] x) => (float[N,8,p,q] y) {{ {BLOCK.replace('y = Conv(r, v)', rest)} }}", **arrays
+    )
+    recipe = Recipe(target="ort-cpu", effort="fast", rules=RULES)
+    statistics = api.calibrate(graph, data, recipe)
+    point = api.quantize(graph, replace(statistics, summed=("a",)), recipe)[1].points["a"]
+    assert point.behind == Added("j", pool=("r", "m"))
+    seen = statistics.tensors
+    weight = Added("j").to(seen["j"], (seen["r"], seen["m"]))
+    assert point.range == make_calibrator("auto", behind=weight)(seen["a"], UINT8)
+    assert point.range != make_calibrator("auto", behind=Added("j").to(seen["j"]))(seen["a"], UINT8)
+    assert "m" in api.calibrate(graph, data, replace(recipe, calibrator="minmax")).bounds
 
 
 @pytest.mark.parametrize(("gained", "kept"), [(0.5, True), (0.0, True), (-0.5, False)])
