@@ -85,7 +85,8 @@ def check_names(names: Sequence[object], inputs: Sequence[InputSpec], where: str
         meant = f"Did you mean {near[0]!r}? " if near else ""
         hint = f"{meant}Name each array after the model's input: {{{(near or wanted or ['x'])[0]!r}: array}}."
         if not missing:
-            hint = f"{meant}Leave it out of the data; if it is a label that a metric reads: --labels {unknown[0]}."
+            label = f"--labels {unknown[0]}, beside --eval-data for that data alone"
+            hint = f"{meant}Leave it out of the data; if it is a label that a metric reads: {label}."
         raise DataError(f"{where}: unknown input {unknown[0]!r}; the model's inputs are {listed}", hint)
     if missing:
         if missing[0] not in read:

@@ -63,7 +63,8 @@ def split(session: Session, source: Source, held_back: Source | None = None, mon
     Raises:
         DataError: too few samples, or they cannot be read.
     """
-    found = _hashes(session, source, monitor)
+    of_source = _hashes(session, source, monitor)
+    found = [*of_source]
     if held_back is None:
         apart = found[3::4] if len(found) > 2 * LEAST else found[1::2]
         apart = apart[:JUDGES]
@@ -71,8 +72,9 @@ def split(session: Session, source: Source, held_back: Source | None = None, mon
         searched, judged = rest[-SEARCHED:], apart  # smoothing looks at the smallest hashes
         origin = source
     else:
-        apart = _hashes(session, held_back, monitor)
-        rest = sorted({*found} - {*apart})
+        of_held_back = _hashes(session, held_back, monitor)
+        apart, alike = [*of_held_back], {*of_held_back.values()}
+        rest = [key for key, read in of_source.items() if read not in alike]
         searched = apart[3::4][:JUDGES] if len(apart) > 2 * LEAST else apart[1::2]
         judged = sorted({*apart} - {*searched})
         origin = held_back
@@ -94,10 +96,13 @@ def split(session: Session, source: Source, held_back: Source | None = None, mon
     return Split(_filtered(session, source, rest), searching, judging, _key(rest, apart))
 
 
-def _hashes(session: Session, source: Source, monitor: Monitor) -> list[int]:
-    """Of the different samples, in order."""
+def _hashes(session: Session, source: Source, monitor: Monitor) -> dict[int, int]:
+    """Of the different samples, in order -> of what the model reads of them: evaluation data alone may have labels."""
     monitor.stage(f"Splitting {source.name}", source.length)
-    return sorted({sample_hash(feed) for _, feed in samples(session, source, monitor, tried=True)})
+    found = {}
+    for _, feed in samples(session, source, monitor, tried=True):
+        found[sample_hash(feed)] = sample_hash({name: feed[name] for name in session.inputs})
+    return dict(sorted(found.items()))
 
 
 def _taken(session: Session, source: Source, keys: Collection[int]) -> tuple[Feed, ...]:

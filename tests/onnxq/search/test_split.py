@@ -9,13 +9,13 @@ import pytest
 from graphs import Array, graph_of
 
 from onnxq.collect import sample_hash, session_for
-from onnxq.data import input_specs, open_source
+from onnxq.data import input_specs, label_specs, open_source
 from onnxq.errors import DataError
 from onnxq.monitor import Monitor
 from onnxq.search.split import Split, split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from onnxq.data import Feed
 
@@ -27,10 +27,10 @@ def feeds(count: int) -> list[dict[str, Array]]:
     return [{"x": RNG.normal(size=(1, 4)).astype(np.float32)} for _ in range(count)]
 
 
-def parts(data: object, eval_data: object = None, monitor: Monitor | None = None) -> Split:
+def parts(data: object, eval_data: object = None, monitor: Monitor | None = None, labels: Sequence[str] = ()) -> Split:
     session = session_for(GRAPH, (), ("cpu",))
     specs = input_specs(GRAPH)
-    other = None if eval_data is None else open_source(eval_data, specs)
+    other = None if eval_data is None else open_source(eval_data, (*specs, *label_specs(labels)))
     return split(session, open_source(data, specs), other, monitor or Monitor(warn=lambda _: None))
 
 
@@ -91,3 +91,16 @@ def test_evaluation_data_that_is_the_calibration_data() -> None:
     data = feeds(12)
     with pytest.raises(DataError, match="none is left to calibrate on"):
         parts(data, data)
+
+
+def test_a_label_makes_no_other_sample() -> None:
+    """Of evaluation data alone: the calibration data has none."""
+    data, said = feeds(40), list[str]()
+    labelled = [feed | {"label": np.array([i])} for i, feed in enumerate(data)]
+    found = parts(data, labelled[20:], Monitor(warn=said.append), ["label"])
+    read = {sample_hash({"x": feed["x"]}) for feed in (*found.judging, *found.searching)}
+    assert len(read) == 20
+    assert hashes(found.calibration) == hashes(data[:20])
+    assert "20 samples of" in said[0]
+    with pytest.raises(DataError, match="none is left to calibrate on"):
+        parts(data, labelled, labels=["label"])
