@@ -6,6 +6,7 @@ import os
 import shlex
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from onnxq.errors import RecipeError
 from onnxq.intake import Model, checked, given_shapes, load, open_data, unknown_shapes
 from onnxq.interface import ports
 from onnxq.monitor import QUIET, SILENT, Monitor
+from onnxq.numerics import NEAR
 from onnxq.parts import HERE, Running
 from onnxq.passes import finish, lower, weight_grid
 from onnxq.placement import settled
@@ -39,6 +41,7 @@ from onnxq.precision import with_float_types
 from onnxq.recipe import Recipe
 from onnxq.relay import collect_within
 from onnxq.schemes import backend, held_in
+from onnxq.seen import observing
 from onnxq.statistics import Statistics, is_statistics
 from onnxq.weights import chosen_weights, needs_data
 
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
     from onnxq import checks
     from onnxq.graph import Graph
-    from onnxq.improvement.judging import Kept
+    from onnxq.improvement.written import Kept
     from onnxq.plan import Plan
     from onnxq.search import Evaluation
 
@@ -232,7 +235,7 @@ def observe(
         few |= set(names) - set(ready.plan.observe)
     source = open_data(data, ready.graph, ready.recipe, monitor)
     bounds = tuple(dict.fromkeys([*(name for name in names if name in few), *ready.plan.probes]))
-    monitor.stage(_observing(len(names), len(set(bounds) - set(names)), source.name), source.length)
+    monitor.stage(observing(len(names), len(set(bounds) - set(names)), source.name), source.length)
     memory = ready.recipe.memory_bytes
     if memory is not None and running.executor is not None:
         raise RecipeError("memory is limited for one process, and workers load whole models", "Leave out --memory.")
@@ -245,13 +248,6 @@ def observe(
         custom_ops=ready.recipe.custom_op_list,
         monitor=monitor,
     )
-
-
-def _observing(tensors: int, bounds: int, where: str) -> str:
-    """What a run over the data is for: ranges, bounds that decide about types alone, or shapes of inputs alone."""
-    what = [f"{tensors} tensors"] if tensors else []
-    what += [f"the bounds of {bounds}{'' if tensors else ' tensors'}"] if bounds else []
-    return f"Observing {' and '.join(what)} on {where}" if what else f"Reading the shapes of inputs from {where}"
 
 
 def measured(
@@ -316,16 +312,21 @@ def carried_out(
     if statistics is None or statistics.judged is None or kept is None:  # or it was given, and is of another recipe
         return graph, plan, statistics
     monitor.stage("Judging what is written", None)
-    apart = None if kept.rounding is None else replace(statistics, rounding=kept.rounding)
-    written = kept.sqnr_db(graph if apart is None else lowered(ready, apart, SILENT)[0])
+    written = kept.sqnr_db(lambda s: graph if s is statistics else lowered(ready, s, SILENT, near=inf)[0], statistics)
     judged = statistics.judged if written is None else (written, len(kept.feeds))
     return graph, replace(plan, judged=judged, as_written=written is not None), statistics
 
 
 def lowered(
-    ready: Prepared, statistics: Statistics | None, monitor: Monitor = QUIET, cache: Cache | None = None
+    ready: Prepared,
+    statistics: Statistics | None,
+    monitor: Monitor = QUIET,
+    cache: Cache | None = None,
+    near: float = NEAR,
 ) -> tuple[Graph, Plan]:
     """Choose parameters and write them into a copy of the graph; with neither statistics nor a cache, the weights only.
+
+    Codes of weights that were chosen are taken where scales are as `near` those they were chosen for, relatively.
 
     Raises:
         StatisticsError: they belong to another model, or a tensor is in neither.
@@ -352,7 +353,7 @@ def lowered(
     if plan.float_type != "float32":
         plan = with_float_types(ready.graph, plan, {} if statistics is None else statistics.reach, ready.source)
     if statistics is not None:
-        plan = with_codes(plan, statistics.rounding, weight_grid(target, ready.recipe))
+        plan = with_codes(plan, statistics.rounding, weight_grid(target, ready.recipe), near)
     plan = with_held_scales(plan)
     for note in plan.warnings:
         monitor.warn(note)

@@ -112,11 +112,11 @@ def widened(plan: Plan, by: float) -> Plan:
     return replace(plan, points=points)
 
 
-def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType) -> Plan:
+def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType, near: float = NEAR) -> Plan:
     """The resolved plan with the codes that were chosen for its weights, where they still fit.
 
-    They were chosen for one scale of each input that the weight meets, and one grid of the weight: with another
-    calibrator, or where a layer stays in float, weights are rounded to the nearest.
+    They were chosen for one scale of each input that the weight meets, within `near` of it, and one grid of the weight:
+    with another calibrator, or where a layer stays in float, weights are rounded to the nearest.
     """
     scales = {use: p.params.scale for p in plan.points.values() if p.params is not None for use in p.uses}
 
@@ -125,8 +125,8 @@ def with_codes(plan: Plan, rounding: Mapping[str, Rounded], weight: QType) -> Pl
         plain = point.bits == 8 and point.block_size is None and point.qtype is None
         per_channel = (point.axis is not None) == (found.scale.ndim == 1)
         same = len(seen) == len(point.uses) == found.input_scale.size
-        near = same and bool(np.isclose(seen, found.input_scale, rtol=NEAR, atol=0).all())
-        return plain and per_channel and near and found.limit == weight.qmax
+        close = same and bool((np.abs(seen - found.input_scale) <= near * found.input_scale).all())
+        return plain and per_channel and close and found.limit == weight.qmax
 
     weights = (
         replace(w, rounded=rounding[w.tensor]) if w.tensor in rounding and fits(w, rounding[w.tensor]) else w

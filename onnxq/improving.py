@@ -31,6 +31,7 @@ from onnxq.improvement import (
     zero_points,
 )
 from onnxq.improvement.shifting import names_of
+from onnxq.improvement.written import Kept, folds
 from onnxq.intake import open_data
 from onnxq.leaving import Leaving
 from onnxq.monitor import QUIET, SILENT, Monitor
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
-    from onnxq.improvement.judging import Floats, Kept, Noise
+    from onnxq.improvement.judging import Floats, Noise
     from onnxq.improvement.picking import Quantized
     from onnxq.plan import Plan
     from onnxq.statistics import Factor, Rounded, Statistics
@@ -95,7 +96,12 @@ def improved(
         found, learned = _refined(parted(better, found), found, *examined, monitor)
     except (ModelError, DataError) as error:  # what is looked at cannot be had, or only judging samples reach a tensor
         monitor.warn(f"codes and zero points cannot be chosen by the data: {error.message}")
-    return found, None if found.judged is None else replace(examined[1].kept(), rounding=learned)
+    if found.judged is None:
+        return found, None
+    picked, judge = examined
+    parts = folds(picked.judging, found.samples)
+    seen = [api.observe(better, list(part), SILENT).tensors for part in parts]
+    return found, Kept(picked.judging, *judge.at_ends(), _inspected(ready), seen, learned)
 
 
 def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:

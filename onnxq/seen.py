@@ -139,3 +139,10 @@ def _told(found: Mapping[str, tuple[str, _Counts]]) -> Iterator[str]:
         else:
             text = f"tensor {last} holds {held} in {label}: they are left out of its range"
         yield text if kinds[0] else f"{text} and saturate where {'these are' if several else 'it is'} quantized"
+
+
+def observing(tensors: int, bounds: int, where: str) -> str:
+    """What a run over the data is for: ranges, bounds that decide about types alone, or shapes of inputs alone."""
+    what = [f"{tensors} tensors"] if tensors else []
+    what += [f"the bounds of {bounds}{'' if tensors else ' tensors'}"] if bounds else []
+    return f"Observing {' and '.join(what)} on {where}" if what else f"Reading the shapes of inputs from {where}"

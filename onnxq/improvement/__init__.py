@@ -3,7 +3,7 @@
 `picking` picks the samples, `factors` smooths the inputs of layers (`smoothing`, `sampling`), `weighing` says which
 ranges disregard the activation behind a tensor, `widening` widens ranges, `shifting` gives one-sided tensors a zero
 point, `rounding` rounds weights with regard to what they are multiplied with, `sparing` leaves a few layers in float,
-and `judging` says what of all that is kept.
+`judging` says what of all that is kept, and `written` how near the model is that comes of it.
 """
 
 from onnxq.improvement.factors import left_out, smoothing_axes, smoothing_factors

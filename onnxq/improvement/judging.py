@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from onnxq.collect import session_for
-from onnxq.comparison import quantized_session
 from onnxq.customs import behind_customs
-from onnxq.errors import OnnxqError
 from onnxq.improvement.picking import run
-from onnxq.interface import with_float_ends
 from onnxq.linear import linear_at
 from onnxq.numerics import along
 from onnxq.patterns.pairs import origin
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     from onnxq.improvement.picking import Inspected
     from onnxq.monitor import Monitor
     from onnxq.rescaling import Site
-    from onnxq.statistics import Factor, Judged, Rounded
+    from onnxq.statistics import Factor, Judged
 
     Floats = npt.NDArray[np.float64]
 
@@ -151,11 +147,10 @@ class Judge:
 
         return Noise(len(self._feeds), of, at_outputs)
 
-    def kept(self) -> Kept:
-        """What it takes to judge once more, at the outputs alone."""
+    def at_ends(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """The exact outputs of all samples that judge, and the mean power of each output that has any."""
         power = {name: self._power[name] for name in self._found[1] if self._power[name] > 0}
-        exact = [{name: arrays[name] for name in power} for arrays in self._found[3]]
-        return Kept(self._feeds, exact, power, self._model)
+        return [{name: arrays[name] for name in power} for arrays in self._found[3]], power
 
     def _weighed(self, noise: Mapping[str, Floats]) -> Floats:
         """What the noise of each tensor that is looked at comes to."""
@@ -171,39 +166,8 @@ class Judge:
         return _blended(mean, outputs, values / (values + _MANY))
 
 
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """The float model's outputs on samples that judge, to hold the model against as it is written.
-
-    Attributes:
-        feeds: all those samples.
-        exact: output -> its values, of each of them.
-        power: output -> its mean power over them, of those that have any.
-        model: the float model and how it is run.
-        rounding: codes of weights that these samples had no part in, where they had in those that are written.
-    """
-
-    feeds: Sequence[Feed]
-    exact: Sequence[Mapping[str, Any]]
-    power: Mapping[str, float]
-    model: Inspected
-    rounding: Mapping[str, Rounded] | None = None
-
-    def sqnr_db(self, written: Graph) -> float | None:
-        """SQNR at the worst output; None where ONNX Runtime does not run the model, or a number is not finite."""
-        ends = with_float_ends(written)
-        computed = {str(value.name) for value in ends.values()}  # a weight may be an output
-        power = {name: power for name, power in self.power.items() if name in computed}
-        try:
-            session = quantized_session(ends, tuple(power), self.model.providers, self.model.custom_ops)
-            runs = [run(session, feed) for feed in self.feeds]
-        except OnnxqError:
-            return None  # bfloat16, of which it has few kernels, for one
-        noise = tensor_noise(zip(self.exact, runs, strict=True), power)
-        return _sqnr_db(float(noise.mean(axis=0).max(initial=0.0)))
-
-
-def _sqnr_db(noise: float) -> float | None:
+def told_db(noise: float) -> float | None:
+    """Noise over signal as an SQNR that can be told; None for what is no number."""
     return -10 * math.log10(max(noise, _NEAR)) if math.isfinite(noise) else None
 
 
@@ -306,7 +270,7 @@ def how_near(noise: Noise, monitor: Monitor) -> Judged | None:
             "last layers, on samples that judge. `onnxq sensitivity` names the layers that cost most, --min-sqnr "
             "leaves as many in float as it takes"
         )
-    sqnr_db = _sqnr_db(float(np.mean(noise.at_outputs, axis=0).max())) if noise.at_outputs else None
+    sqnr_db = told_db(float(np.mean(noise.at_outputs, axis=0).max())) if noise.at_outputs else None
     return None if sqnr_db is None else (sqnr_db, len(noise.at_outputs))
 
 

@@ -17,16 +17,18 @@ from onnxq.feedback import DAMP, feedback, whole
 from onnxq.improvement import rounding
 from onnxq.improvement.sampling import rows_as_weight, weight_as_rows
 from onnxq.linear import linear_at
+from onnxq.monitor import SILENT
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.improvement import Inspected
+    from onnxq.statistics import Rounded
 
     Hessian = tuple[rounding.Floats | None, int]
 
@@ -202,8 +204,17 @@ def test_what_is_told_is_of_codes_that_the_judging_samples_had_no_part_in(monkey
     assert kept is not None
     assert plan.judged is not None
     assert plan.judged == expected.judged
-    assert plan.judged[0] == kept.sqnr_db(by_half)
-    assert plan.judged[0] != kept.sqnr_db(by_all)
+    ready = api.prepared(model(), RECIPE)
+    codes: list[Mapping[str, Rounded]] = []
+
+    def lowered(apart: Statistics) -> Graph:
+        codes.append(apart.rounding)
+        return api.lowered(ready, apart, SILENT, near=float("inf"))[0]
+
+    assert plan.judged[0] == kept.sqnr_db(lowered, statistics)
+    assert kept.rounding is not None
+    assert codes == [kept.rounding] * len(codes) != []
+    assert plan.judged[0] != replace(kept, rounding=None).sqnr_db(lowered, statistics)
 
 
 def test_rows_that_hold_nan_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
