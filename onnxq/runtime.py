@@ -256,30 +256,37 @@ def version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _start(model: Path | bytes, made: Callable[..., Any], names: Sequence[str], *, exact: bool) -> Any:  # noqa: ANN401  untyped
+def _start(
+    model: Path | bytes, made: Callable[..., Any], names: Sequence[str], *, exact: bool, without: Sequence[str] = ()
+) -> Any:  # noqa: ANN401  untyped
     """A session with the options that are `made`.
 
     `exact`: one whose integer products do not saturate, where ONNX Runtime can make it.
 
     On x64 CPUs without VNNI it adds pairs of uint8 x int8 products in 16 bits, and what a model computes must not
     depend on the machine it is judged on. The exact form cannot load some models whose layers share an int8 weight
-    (1.31: "Attempt to replace the existing tensor"); they are loaded without.
+    (1.31: "Attempt to replace the existing tensor"); they are loaded without. So are those that an optimizer makes
+    invalid: 1.31 takes the Cast to float32 in front of a LayerNorm into it, whose types then differ. `without` names
+    optimizers to leave out. What is to run as deployed is not helped so.
     """
     import onnxruntime as ort  # noqa: TID251  this is the wall
 
     source = model if isinstance(model, bytes) else str(model)
     options = made(exact=exact)
     try:
-        return ort.InferenceSession(source, options, providers=names)
+        return ort.InferenceSession(source, options, providers=names, disabled_optimizers=list(without))
     except Exception as error:  # ONNX Runtime raises its own types, and RuntimeError
         if exact and "replace the existing tensor" in str(error):
-            return _start(model, made, names, exact=False)
+            return _start(model, made, names, exact=False, without=without)
+        if exact and not without and f"/{_NORMS[0]}/" in str(error):
+            return _start(model, made, names, exact=exact, without=_NORMS)
         hint = "Does the float model run by itself? Try it with onnxruntime.InferenceSession."
         if "NOT_IMPLEMENTED" in str(error):
             hint = "Its CPU provider lacks most operators in bfloat16. A model in float32 runs, or --providers cuda."
         raise ModelError(f"ONNX Runtime cannot load the model: {_one_line(error)}", hint) from error
 
 
+_NORMS = ("LayerNormFusion", "LayerNormFusionL1", "LayerNormFusionL2")
 _EXACT = "session.x64quantprecision"
 _APART = "session.optimized_model_external_initializers_file_name"
 _FOLDER = "session.model_external_initializers_file_folder_path"

@@ -47,7 +47,7 @@ def fuse_layer_norm(graph: Graph) -> int:
 
 
 def _fuse(graph: Graph, x: Value, y: Value, nodes: list[Node]) -> bool:
-    x, nodes = _widened(graph, x, nodes)
+    x, y, nodes = _in_float32(graph, x, y, nodes)
     shape, axis, epsilon = graph.shape(x), _axis(graph, x, nodes), _epsilon(graph, nodes)
     last = y.producer()
     if shape is None or axis is None or epsilon is None or last is None or graph.dtype(x) != "float32":
@@ -72,13 +72,18 @@ def _fuse(graph: Graph, x: Value, y: Value, nodes: list[Node]) -> bool:
     return True
 
 
-def _widened(graph: Graph, x: Value, nodes: list[Node]) -> tuple[Value, list[Node]]:
-    """What a Cast to float32 in front gives, and the nodes behind it; both as they are where there is none.
+def _in_float32(graph: Graph, x: Value, y: Value, nodes: list[Node]) -> tuple[Value, Value, list[Node]]:
+    """What a Cast to float32 in front gives, what a Cast at the end reads, and the nodes between; else as they are.
 
     ONNX Runtime 1.31 takes such a Cast into its own LayerNormalization, whose types then differ, and loads nothing.
     """
     casts = [n for n in nodes if n.op_type == "Cast" and n.inputs[0] is x and graph.dtype(n.outputs[0]) == "float32"]
-    return (casts[0].outputs[0], [n for n in nodes if n is not casts[0]]) if len(casts) == 1 else (x, nodes)
+    if len(casts) == 1:
+        x, nodes = casts[0].outputs[0], [n for n in nodes if n is not casts[0]]
+    last = y.producer()
+    if last is not None and last.op_type == "Cast" and last in nodes and last.inputs[0] is not None:
+        y, nodes = last.inputs[0], [n for n in nodes if n is not last]
+    return x, y, nodes
 
 
 def _axis(graph: Graph, x: Value, nodes: list[Node]) -> int | None:

@@ -116,3 +116,20 @@ def test_a_scalar_stays_one() -> None:
     (y,) = Session(graph.to_proto().SerializeToString()).run({"x": x, "k": np.array(2)})
     np.testing.assert_array_equal(y, x[2])
     assert y.shape == (3,)
+
+
+def test_a_layer_norm_between_casts_runs() -> None:
+    """ONNX Runtime 1.31 takes the Cast in front into its LayerNormalization, of two types then, and loads nothing."""
+    text = """(float16[2,3,8] h) => (float16[2,3,8] z) {
+        x = Cast<to = 1>(h) m = ReduceMean<axes = [-1]>(x) c = Sub(x, m) p = Pow(c, two) v = ReduceMean<axes = [-1]>(p)
+        e = Add(v, eps) s = Sqrt(e) d = Div(c, s) y = Mul(d, g) b = Add(y, g) z = Cast<to = 10>(b)
+    }"""
+    gain = np.linspace(0.5, 2, 8).astype(np.float32)
+    graph = graph_of(text, 17, two=np.float32(2), eps=np.float32(1e-5), g=gain)
+    h = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float16)
+    (got,) = Session(graph.to_proto().SerializeToString()).run({"h": h})
+    x = h.astype(np.float64)
+    exact = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gain + gain
+    np.testing.assert_allclose(got.astype(np.float64), exact, rtol=2e-3, atol=2e-3)
+    with pytest.raises(ModelError, match="bound to different types"):
+        Session(graph.to_proto().SerializeToString(), as_deployed=True)

@@ -166,3 +166,18 @@ def test_behind_a_cast_to_float32() -> None:
     given = {"h": (RNG.normal(size=(2, 3, 8)) * 3 + 1).astype(np.float16)}
     (got,) = Session(graph.to_proto().SerializeToString()).run(given)
     np.testing.assert_allclose(got, run(before, given)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_between_casts() -> None:
+    """As mixed precision is exported: the Cast at the end stays too."""
+    nodes = f"x = Cast<to = 1>(h) {CORE} y = Mul(d, g) z = Cast<to = 10>(y)"
+    text = f"(float16[2,3,8] h) => (float16[2,3,8] z) {{ {nodes} }}"
+    graph = graph_of(text, 17, two=np.float32(2), eps=np.float32(1e-5), g=SCALE)
+    graph.infer_shapes()
+    before = graph.copy()
+    assert fuse_layer_norm(graph) == 1
+    graph.remove_unused()
+    assert [n.op_type for n in graph.nodes] == ["Cast", "LayerNormalization", "Cast"]
+    given = {"h": (RNG.normal(size=(2, 3, 8)) * 3 + 1).astype(np.float16)}
+    (got,) = Session(graph.to_proto().SerializeToString()).run(given)
+    np.testing.assert_allclose(got.astype(float), run(before, given)[0].astype(float), rtol=2e-3, atol=1e-3)
