@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
-from graphs import Array, graph_of, lines, random_feeds, same_function
+from graphs import Array, graph_of, lines, named_in, random_feeds, same_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.passes.fold_affine import fold_affine
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph
 
 RNG = np.random.default_rng(3)
 CONV = "(float[2,3,8,8] x) => (float[2,4,6,6] y) "
@@ -209,3 +216,65 @@ def test_any_gemm(behind: tuple[str, bool, bool], trans_a: int, trans_b: int, sh
     original = graph.copy()
     assert fold_affine(graph) == 2
     same_function(original, graph, random_feeds(graph))
+
+
+# --- weights that several nodes share ------------------------------------------------------------------
+
+
+def held() -> dict[str, npt.ArrayLike]:
+    rng = np.random.default_rng(3)
+    w, b = rng.normal(size=(16, 16)).astype(np.float32), rng.normal(size=16).astype(np.float32)
+    v = rng.uniform(0.5, 2, size=16).astype(np.float32)
+    return {"w": w, "b": b, "v": v, "u": v.copy(), "c": np.float32(2), "k": np.array([1, 0, 2])}
+
+
+def of_shared(nodes: str) -> Graph:
+    graph = graph_of(f"(float[N,16] x) => (float[N,16] y) {{ {nodes} }}", 17, **named_in(nodes, held()))
+    graph.infer_shapes()
+    return graph
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "p = Mul(x, c) a = MatMul(p, w) y = MatMul(a, w)",  # one has the factor, the other none
+        "p = Mul(x, c) a = MatMul(p, w) q = Mul(a, v) y = MatMul(q, w)",  # not the same
+        "a = MatMul(x, w) e = Mul(a, v) r = Relu(e) d = MatMul(r, w) y = Add(d, b)",
+        "a = Gemm(x, w, b) e = Mul(a, c) r = Relu(e) d = Gemm(r, w, b) s = Mul(d, c) t = Add(d, s) y = Relu(t)",
+        "t = Gather(w, k) a = Gemm(x, w, b) e = Mul(a, c) r = Relu(e) s = ReduceSum<keepdims = 0>(t) y = Add(r, s)",
+    ],
+)
+def test_a_shared_weight_is_not_split(nodes: str) -> None:
+    graph = of_shared(nodes)
+    before = lines(graph)
+    assert fold_affine(graph) == 0
+    assert lines(graph) == before
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = MatMul(x, w) e = Mul(a, v) r = Relu(e) d = MatMul(r, w) y = Mul(d, u)",  # equal numbers, not one constant
+        "a = MatMul(x, w) f = Add(a, b) e = Mul(f, c) r = Relu(e) d = MatMul(r, w) g = Add(d, b) y = Mul(g, c)",
+        "p = Mul(x, v) a = Gemm(p, w, b) r = Relu(a) q = Mul(r, v) y = Gemm(q, w, b)",
+        "p = Div(x, c) a = Gemm(p, w, b) r = Relu(a) q = Div(r, c) y = Gemm(q, w, b)",
+    ],
+)
+def test_the_same_step_at_all_of_them_is_folded_once(nodes: str) -> None:
+    graph = of_shared(nodes)
+    before = graph.copy()
+    assert fold_affine(graph) == 2
+    graph.remove_unused()
+    products = [n for n in graph.nodes if n.op_type in ("MatMul", "Gemm")]
+    assert len({n.inputs[1] for n in products}) == 1
+    assert [name for name in graph.weights if graph.rank(graph.weights[name]) == 2] == ["w/folded"]
+    same_function(before, graph, random_feeds(graph, N=3))
+
+
+def test_a_shift_behind_a_shared_weight_is_folded_by_itself() -> None:
+    """It leaves the weight as it is."""
+    graph = of_shared("a = Gemm(x, w, b) e = Add(a, v) r = Relu(e) y = Gemm(r, w, b)")
+    before = graph.copy()
+    assert fold_affine(graph) == 1
+    assert len({n.inputs[1] for n in graph.nodes if n.op_type == "Gemm"}) == 1
+    same_function(before, graph, random_feeds(graph, N=3))
