@@ -113,11 +113,12 @@ def _labels(graph: Graph, node: Node) -> tuple[str, str, str] | None:
 
 
 def _fits(shape: tuple[Dim, ...] | None, sizes: tuple[int, ...], product: _Product) -> bool:
-    """Whether the ranks are those of the labels, and no axis that both have is broadcast."""
-    if shape is None or len(shape) != len(product.x) or len(sizes) != len(product.w):
+    """Whether the ranks are those of the labels, and no axis that both have is broadcast, as far as that is known."""
+    if len(sizes) != len(product.w) or (shape is not None and len(shape) != len(product.x)):
         return False
     both = dict(zip(product.w, sizes, strict=True))
-    return all(size == both.get(label, size) for label, size in zip(product.x, shape, strict=True))
+    known = zip(product.x, shape or (), strict=False)
+    return all(not isinstance(size, int) or size == both.get(label, size) for label, size in known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,11 +49,28 @@ def test_leaves_two_tensors_alone() -> None:
     assert einsum_to_matmul(graph) == 0
 
 
-def test_leaves_unknown_ranks_and_other_domains_alone() -> None:
+def test_leaves_an_ellipsis_of_unknown_rank_and_other_domains_alone() -> None:
     w = np.ones((3, 4), np.float32)
-    unknown = graph_of('(float x) => (float y) { y = Einsum<equation="bi,ij->bj">(x, w) }', w=w)
+    head = "(float[30] v, int64[R] s) => (float[B,J] y)"
+    unknown = graph_of(f'{head} {{ x = Reshape(v, s) y = Einsum<equation="...i,ij->...j">(x, w) }}', w=w)
     other = graph_of('(float[2,3] x) => (float[2,4] y) { y = com.acme.Einsum<equation="bi,ij->bj">(x, w) }', w=w)
     assert einsum_to_matmul(unknown) == einsum_to_matmul(other) == 0
+
+
+def test_labels_tell_a_rank_that_nothing_else_does() -> None:
+    w, x = RNG.normal(size=(2, 3, 4)).astype(np.float32), RNG.normal(size=(5, 2, 3)).astype(np.float32)
+    head = "(float[30] v, int64[R] s) => (float[T,G,H] y)"
+    graph = graph_of(f'{head} {{ x = Reshape(v, s) y = Einsum<equation="tgi,gij->tgj">(x, w) }}', w=w)
+    graph.infer_shapes()
+    assert graph.rank(graph.find("x")) is None
+    assert einsum_to_matmul(graph) == 1
+    found = run(graph, {"v": x.reshape(-1), "s": np.array(x.shape)})[0]
+    np.testing.assert_allclose(found, np.einsum("tgi,gij->tgj", x, w), rtol=1e-5, atol=1e-5)
+
+
+def test_names_of_sizes_are_no_sizes() -> None:
+    graph = net("bi,ij->bj", "B,I", (3, 4))
+    assert einsum_to_matmul(graph) == 1
 
 
 @pytest.mark.parametrize(
