@@ -220,7 +220,7 @@ def _evaluation(recipe: Recipe, data: str | None, *, measure: bool) -> Evaluatio
 
 def _plan_of(output: Path) -> Path:
     if not output.name:  # "." has none; other folders are found where it is looked whether they can be written
-        raise OutputError(f"{output} is a folder", "Name a file with -o.")
+        raise OutputError(f"{output} is a folder", "Name a file in it.")
     return output.with_suffix(".plan.json")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnxq.checks import Report
+    from onnxq.comparison import Comparison
     from onnxq.proof import Proof
 
 EXIT_REFUSED = 3
@@ -30,7 +31,9 @@ EXIT_REFUSED = 3
 @click.argument("quantized", type=click.Path(path_type=Path))
 @one_file("--data", required=True, help="Data to compare on, as for `quantize`; better not the calibration data.")
 @click.option("--layers", is_flag=True, help="Compare every tensor both models have, not only the outputs.")
-@click.option("--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower.")
+@click.option(
+    "--fail-below", type=float, metavar="DB", help="Exit status 1 when the SQNR of an output is lower, or it is gone."
+)
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page (.html) that shows all of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reading_options
@@ -69,11 +72,29 @@ def compare(
             click.echo(line)
         if page is not None:
             click.echo(f"wrote {page}")
-    if fail_below is not None and (low := found.below(fail_below)):
+    if fail_below is not None:
+        _refuse_below(found, fail_below, reference, quantized)
+
+
+def _refuse_below(found: Comparison, least: float, reference: Path, quantized: Path) -> None:
+    """Nothing where every output of the float model has the SQNR.
+
+    Raises:
+        AccuracyError: one has less, or is not in the quantized model.
+    """
+    from onnxq import intake
+
+    if low := found.below(least):
         raise AccuracyError(
-            f"{len(low)} of {len(found.outputs)} outputs are below {fail_below:g} dB: "
+            f"{len(low)} of {len(found.outputs)} outputs are below {least:g} dB: "
             + ", ".join(f"{e.tensor!r} {e.sqnr_db:.2f} dB" for e in low[:5]),
             "`onnxq compare --layers` shows where the error arises; `onnxq quantize --min-sqnr` keeps a bound.",
+        )
+    kept = sorted({str(v.name) for v in intake.load(quantized).outputs})
+    if lost := [repr(v.name) for v in intake.load(reference).outputs if v.name not in kept]:
+        raise AccuracyError(
+            f"outputs that the quantized model has not cannot reach {least:g} dB: {', '.join(lost[:5])}",
+            f"Is it the same model? Outputs go by their names, of {quantized}: {', '.join(map(repr, kept))}.",
         )
 
 

@@ -85,7 +85,7 @@ def refuse_no_place(path: Path) -> None:
         OSError: it cannot be looked at.
     """
     if path.is_dir():
-        raise OutputError(f"{path} is a folder", "Name a file with -o.")
+        raise OutputError(f"{path} is a folder", "Name a file in it.")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is a device or a pipe, and no file", "Name a file: outputs are moved into place.")
 

@@ -220,13 +220,13 @@ def check_writable(path: Path, *sources: Path) -> None:
     with _output_errors(path):
         there = path.exists()
     if there and any(_exists(source) and path.samefile(source) for source in sources):
-        raise OutputError(f"the output {path} is itself an input", "Give another output with -o.")
+        raise OutputError(f"the output {path} is itself an input", "Name another file.")
     refuse_no_place(path)
     if not path.parent.is_dir():
         what = "is not a folder" if path.parent.exists() else "does not exist"
         raise OutputError(
             f"{path} cannot be written: the folder {path.parent} {what}",
-            "Make the folder first, or choose another output with -o.",
+            "Make the folder first, or name a file in another.",
         )
     with _output_errors(path), Scratch(path.parent):
         pass
@@ -393,5 +393,5 @@ def _output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {what_failed(error)}",
-            "Choose a writable folder with enough room, with -o.",
+            "Choose a writable folder with enough room.",
         ) from error

@@ -327,6 +327,17 @@ def test_compare_prints_outputs_before_layers_and_holds_a_bound(here: Path, onnx
     failed(onnxq(*compare, "--fail-below", "nan"), "nan", status=2)
 
 
+def test_compare_holds_no_bound_of_an_output_that_is_gone(here: Path, onnxq: Callable[..., Run]) -> None:
+    text = "(float[N,32] x) => (float[N,32] {}) {{ y = Relu(x) z = Tanh(x) }}"
+    onnx.save(graph_of(text.format("y, float[N,32] z")).to_proto(), here / "both.onnx")
+    onnx.save(graph_of(text.format("z")).to_proto(), here / "one.onnx")
+    assert onnxq("compare", "one.onnx", "both.onnx", "--data", DATA, "--fail-below", 9).status == 0
+    assert onnxq("compare", "both.onnx", "one.onnx", "--data", DATA).status == 0
+    gone = onnxq("compare", "both.onnx", "one.onnx", "--data", DATA, "--fail-below", 9)
+    assert gone.status == 1
+    assert "error: outputs that the quantized model has not cannot reach 9 dB: 'y'" in gone.err
+
+
 def test_recipe_files_and_flags(here: Path, onnxq: Callable[..., Run]) -> None:
     (here / "r.toml").write_text('calibrator = "minmax"\n[[rules]]\nnodes = "MatMul:y"\nquantize = false\n')
     assert onnxq("quantize", MODEL, "--data", DATA, "--recipe", "r.toml").status == 0
