@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.api import Prepared, lowered
 from onnxq.collect import session_for
+from onnxq.customs import behind_customs
 from onnxq.interface import with_float_ends
 from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.search.groups import only, share_whole, without
@@ -58,9 +59,17 @@ class Trials:
         return self._lowered(without(self.ready, reverted))
 
     def session(self, graph: Graph, tensors: Sequence[str] = ()) -> Session:
-        """A form of the model, with these tensors as outputs in place of its own where some are named."""
+        """A form of the model, with these tensors as outputs in place of its own where some are named.
+
+        Of its own those are left out that hang on custom operators without a library, unless all do.
+
+        Raises:
+            ModelError: all do.
+        """
         recipe = self.ready.recipe
-        return session_for(with_float_ends(graph), tensors, recipe.provider_list, recipe.custom_op_list)
+        form = with_float_ends(graph)
+        named = tensors or _outputs(form, customs=bool(recipe.custom_op_list))
+        return session_for(form, named, recipe.provider_list, recipe.custom_op_list)
 
     def exact(self, feeds: Sequence[Feed], monitor: Monitor = QUIET) -> Exact:
         """What the float model gives."""
@@ -73,3 +82,9 @@ class Trials:
 
     def _lowered(self, ready: Prepared) -> tuple[Graph, Plan]:
         return lowered(ready, self.statistics, SILENT, self.cache)
+
+
+def _outputs(graph: Graph, *, customs: bool) -> list[str]:
+    every = [str(v.name) for v in graph.outputs]
+    behind = set() if customs else behind_customs(graph)
+    return list(dict.fromkeys([name for name in every if name not in behind] or every))

@@ -368,6 +368,24 @@ def test_a_model_with_two_outputs_keeps_both() -> None:
     assert "a" in reverted.name
 
 
+def test_every_output_counts_whichever_is_computed_last() -> None:
+    text = "(float[N,32] x) => (float[N,32] y, float[N,32] z) {a = MatMul(x, w0) y = MatMul(a, w1) z = Tanh(x) }"
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": (rng.normal(size=(32, 32)) / 6).astype(np.float32) for i in range(2)}
+    graph, data, read = graph_of(text, **weights), samples(64), set[str]()
+
+    def metric(feeds: object, made: list[dict[str, Any]]) -> float:
+        del feeds
+        read.update(made[0])
+        return float(np.mean([np.abs(o["y"]).mean() for o in made]))
+
+    recipe = replace(RECIPE, min_sqnr=10.0, max_drop=1.0, metric_direction="higher")
+    found, plan = onnxq.quantize(graph, data, recipe, evaluation=onnxq.Evaluation(samples(64, seed=5), metric))
+    assert plan.budget is not None
+    assert read == {"y", "z"}
+    assert plan.budget.verdicts[0].value == pytest.approx(sqnr(graph, found, samples(64, seed=5)), abs=1.5)
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_a_budget_for_weights_that_are_chosen_from_data(method: str) -> None:
     graph, data = chain(5), samples(48)
