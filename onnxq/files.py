@@ -393,5 +393,5 @@ def _output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {what_failed(error)}",
-            "Choose a writable folder with enough room.",
+            "Choose a writable folder with enough room, with -o.",
         ) from error

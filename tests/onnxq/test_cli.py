@@ -481,7 +481,7 @@ def test_wrong_use(here: Path, onnxq: Callable[..., Run], arguments: list[object
 
 
 def test_outputs_that_cannot_be_written(here: Path, onnxq: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    failed(onnxq("quantize", MODEL, "--data", DATA, "-o", MODEL), "m.onnx is itself an input", "-o")
+    failed(onnxq("quantize", MODEL, "--data", DATA, "-o", MODEL), "m.onnx is itself an input", "another file")
     failed(onnxq("quantize", MODEL, "--data", DATA, "-o", here), "is a folder")
     failed(onnxq("quantize", MODEL, "--data", DATA, "-o", here / "none" / "o.onnx"), "does not exist")
     failed(onnxq("calibrate", MODEL, "--data", DATA, "-o", DATA), "data.npz is itself an input")
