@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnxq import api, intake
 from onnxq.collect import session_for
+from onnxq.customs import behind_customs
 from onnxq.data import Source, rereadable
 from onnxq.errors import DataError, ModelError, RecipeError
 from onnxq.monitor import QUIET, Monitor
@@ -130,6 +131,9 @@ def within_budget(
     trials, parts = _trials(ready, data, evaluation.data, monitor, cache, running)
     monitor.stage("Running the float model", len(parts.searching) + len(parts.judging))
     exact = trials.exact(parts.searching, monitor), trials.exact(parts.judging, monitor)
+    behind = behind_customs(ready.graph) - {name for made in exact[1].outputs[:1] for name in made}
+    if lost := [str(v.name) for v in ready.graph.outputs if v.name in behind]:
+        monitor.warn(f"outputs that do not count, behind custom operators without --custom-ops: {', '.join(lost)}")
     if not exact[1].names and ready.recipe.min_sqnr is not None:
         raise RecipeError(
             "min_sqnr has nothing to go by: no output of the model is a tensor of floating point",

@@ -386,6 +386,17 @@ def test_every_output_counts_whichever_is_computed_last() -> None:
     assert plan.budget.verdicts[0].value == pytest.approx(sqnr(graph, found, samples(64, seed=5)), abs=1.5)
 
 
+def test_an_output_behind_a_custom_operator_is_said_not_to_count() -> None:
+    text = "(float[N,32] x) => (float[N,32] z, float[N,32] y) {y = MatMul(x, w0) z = shop.Plugin(y) }"
+    weight = (np.random.default_rng(0).normal(size=(32, 32)) / 6).astype(np.float32)
+    said: list[str] = []
+    monitor = Monitor(warn=said.append)
+    _, plan = onnxq.quantize(graph_of(text, w0=weight), samples(48), replace(RECIPE, min_sqnr=10.0), monitor=monitor)
+    assert plan.budget is not None
+    assert 10.0 < plan.budget.verdicts[0].value < math.inf
+    assert "outputs that do not count, behind custom operators without --custom-ops: z" in said
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_a_budget_for_weights_that_are_chosen_from_data(method: str) -> None:
     graph, data = chain(5), samples(48)
