@@ -49,16 +49,20 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     if summary.fallback:
         nodes = ", ".join(f"{count} {op}" for op, count in summary.fallback)
         yield f"not for DLA, falls back to the GPU: {nodes}"
-    known = summary.sized or summary.mac_share in (0.0, 1.0)  # none and all are so whatever the sizes
-    counted = "" if known else ", counted with 1 for every size that the model leaves open (--shapes)"
-    share = (
-        f"{summary.int8} of {summary.weighted} weighted operators, {percent(summary.mac_share)} of their MACs{counted}"
-    )
+    share = _share(summary)
     yield (
         f"{summary.number}: {share}"
         if summary.computed
         else f"{summary.stored} weights only, all computed in float: {share}"
     )
+
+
+def _share(summary: Summary) -> str:
+    known = summary.sized or summary.mac_share in (0.0, 1.0)  # none and all are so whatever the sizes
+    told = "" if known else ", counted with 1 for every size that the model leaves open (--shapes)"
+    if known and summary.computed and summary.int8 and summary.mac_share < _LITTLE:
+        told = ": hardly any of the work gets faster"
+    return f"{summary.int8} of {summary.weighted} weighted operators, {percent(summary.mac_share)} of their MACs{told}"
 
 
 def decisions(plan: Plan, *, every: bool) -> str:
@@ -77,6 +81,9 @@ def times(stages: Sequence[Stage]) -> str:
         rows += [(f"{seconds:.2f}", "", f"  of it {part}") for part, seconds in stage.parts if seconds >= _SEEN_S]
     return table(("seconds", "share", "stage"), rows)
 
+
+_LITTLE = 0.05
+"""Share of the multiply-accumulates below which nobody will notice that they are quantized."""
 
 _SEEN_S = 0.005
 """Parts that took less are not printed."""

@@ -60,6 +60,22 @@ def test_all_is_said_of_all_only(share: float, said: str) -> None:
     assert f", {said} of their MACs" in last
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Summary(8, 3, True, 0.04, 0, 0, (), ()), True),
+        (Summary(8, 3, True, 0.0, 0, 0, (), ()), True),
+        pytest.param(Summary(8, 3, True, 0.05, 0, 0, (), ()), False, id="enough"),
+        pytest.param(Summary(8, 0, True, 0.0, 0, 0, (), ()), False, id="nothing"),
+        pytest.param(Summary(8, 3, False, 0.04, 0, 0, (), ()), False, id="weights alone"),
+        pytest.param(Summary(8, 3, True, 0.04, 0, 0, (), (), sized=False), False, id="sizes unknown"),
+    ],
+)
+def test_a_share_of_the_work_that_pays_nothing_says_so(found: Summary, *, said: bool) -> None:
+    (*_, last) = tables.summary_lines(found)
+    assert last.endswith(": hardly any of the work gets faster") is said
+
+
 def test_the_summary_says_what_falls_back() -> None:
     found = Summary(3, 2, True, 0.5, 2000, 1000, (("too small", "Conv", 1),), (), (("Gemm", 2), ("Erf", 1)))
     plan = Plan("tensorrt", {}, (), (), kept=("a",), remarks=("three zero points",))
