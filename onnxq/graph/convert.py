@@ -28,6 +28,12 @@ _BLIND, _SEEING = (13, 14), 15
 """onnx computes no values of what comes from a Shape before opset 15; all that infers shapes is the same from 13 on."""
 
 
+_SHAPED = {"Reshape": 1, "ConstantOfShape": 0}
+"""Operators whose output has the shape that such an input says."""
+
+_ROUNDS = 16
+"""How often shapes are inferred again at most, from ranks that the last time made known."""
+
 _ALIKE = {"Scaler": "Cast", "Normalizer": "Cast", "Imputer": "Identity"}
 """Operators of ai.onnx.ml without inference of their own, which keep the shape of what they read, and what says so in
 their stead: the first two write float32 of any type."""
@@ -52,9 +58,19 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
     for value in model.graph.inputs:
         if (dims := inputs.get(str(value.name))) is not None:
             value.shape = ir.Shape(dims)
+    _infer(model, blind=not inputs)
+    for _ in range(_ROUNDS):
+        if not _rank_by_length(model):
+            break
+        _infer(model, blind=not inputs)
+    for value in model.graph.outputs:
+        _mend_rank(value)
+
+
+def _infer(model: ir.Model, *, blind: bool) -> None:
     proto = _skeleton(model)[0]
     _show_alike(proto.graph)
-    for entry in proto.opset_import if inputs else ():
+    for entry in () if blind else proto.opset_import:
         if not entry.domain and entry.version in _BLIND:
             entry.version = _SEEING
     try:
@@ -68,8 +84,28 @@ def infer_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
         shape = ir.serde.deserialize_type_proto_for_shape(found[str(value.name)])
         value.type = value.type if kind is None else kind
         value.shape = value.shape if shape is None else shape
-    for value in model.graph.outputs:
-        _mend_rank(value)
+
+
+def _rank_by_length(model: ir.Model) -> bool:
+    """Give what is made in a computed shape its rank, which is the length of that shape; whether there was any.
+
+    onnx knows no rank where it does not know the sizes, nor of anything that is made from there on.
+    """
+    found = False
+    for node in model.graph.all_nodes():
+        place = _SHAPED.get(node.op_type) if not node.domain and len(node.outputs) == 1 else None
+        length = _length(node.inputs[place]) if place is not None and place < len(node.inputs) else None
+        made = node.outputs[0] if length is not None else None
+        if made is not None and length is not None and made.shape is None and made.type is not None:
+            made.shape = ir.Shape([None] * length)
+            found = True
+    return found
+
+
+def _length(value: ir.Value | None) -> int | None:
+    """How many numbers a list of such has, where that is known."""
+    shape = None if value is None else value.shape
+    return shape[0] if shape is not None and len(shape) == 1 and isinstance(shape[0], int) else None
 
 
 def _show_alike(graph: onnx.GraphProto) -> None:
@@ -93,10 +129,9 @@ def _mend_rank(value: ir.Value) -> None:
     maker = value.producer()
     if maker is None or maker.op_type != "Reshape" or maker.domain or value.shape is None:
         return
-    target = maker.inputs[1] if len(maker.inputs) > 1 else None  # an attribute before opset 5
-    length = None if target is None else target.shape
-    if length is not None and len(length) == 1 and isinstance(length[0], int) and length[0] != len(value.shape):
-        value.shape = ir.Shape([None] * length[0])
+    length = _length(maker.inputs[1]) if len(maker.inputs) > 1 else None  # an attribute before opset 5
+    if length is not None and length != len(value.shape):
+        value.shape = ir.Shape([None] * length)
 
 
 def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

@@ -401,6 +401,39 @@ def test_infer_shapes_reaches_what_can_be_known() -> None:
     assert names(graph) == (["x"], ["y"])
 
 
+RESHAPED = """(float[N,S,8] x, int64[k] t, int64[3] u) => (float y) {
+    p = Foo(u) q = Cast<to=7>(p) a = Reshape(x, %s) b = Relu(a) c = MatMul(b, w) d = Shape(c) e = Slice(d, zero, one)
+    f = Concat<axis=0>(e, one, one) g = Reshape(c, f) y = Relu(g) }"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks"), [("t", [None, None, None]), ("u", [3, 3, 3]), ("q", [None, None, None])], ids=str
+)
+def test_what_a_computed_shape_makes_has_the_rank_that_the_shape_is_long(shape: str, ranks: list[int | None]) -> None:
+    """Of the first the length is not known, nor of what a custom operator makes; of the last Reshape's it follows."""
+    weights = {"w": np.ones((8, 8), np.float32), "zero": np.array([0]), "one": np.array([1])}
+    graph = graph_of(RESHAPED % shape, 17, **weights)
+    graph.infer_shapes()
+    assert [graph.rank(value(graph, name)) for name in "acg"] == ranks
+    if shape == "u":
+        sizes = [graph.shape(value(graph, name)) or () for name in "ac"]
+        assert [[d for d in shape if isinstance(d, int)] for shape in sizes] == [[], [8]]
+
+
+def test_ranks_of_computed_shapes_hold_in_bodies_and_what_is_known_stays() -> None:
+    text = """(float[4,8] x, int64[2] t, bool c) => (float z) {
+        s = ConstantOfShape(t) k = Reshape(x, known) m = MatMul(k, s)
+        z = If (c) <then_branch = t1 () => (float p) { r = Reshape(m, t) p = Relu(r) },
+                    else_branch = e1 () => (float q) { q = Identity(m) }> }"""
+    graph = graph_of(text, 17, known=np.array([8, 4]))
+    graph.infer_shapes()
+    assert graph.shape(value(graph, "k")) == (8, 4)
+    assert graph.rank(value(graph, "s")) == 2
+    inner = {str(v.name): v for part in graph.parts() for node in part.nodes for v in node.outputs}
+    assert inner["r"].shape is not None
+    assert len(inner["r"].shape) == 2
+
+
 @pytest.mark.parametrize(
     ("operator", "source", "kind"),
     [("Scaler", "double", "float32"), ("Normalizer", "int64", "float32"), ("Imputer", "double", "float64")],
