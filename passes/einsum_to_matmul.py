@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onnxq.graph import Attribute, Dim, Graph, Node
+    from onnxq.graph import Attribute, Dim, Graph, Node, Value
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,17 @@ class _Product:
 
 def einsum_to_matmul(graph: Graph) -> int:
     """Rewrite every Einsum of one tensor and one constant that is a MatMul; return how many."""
-    return sum(_rewrite(graph, node) for node in graph.nodes if node.op_type == "Einsum" and not node.domain)
+    made: dict[Value, list[Value]] = {}
+    return sum(_rewrite(graph, node, made) for node in graph.nodes if node.op_type == "Einsum" and not node.domain)
 
 
-def _rewrite(graph: Graph, node: Node) -> bool:
+def _rewrite(graph: Graph, node: Node, made: dict[Value, list[Value]]) -> bool:
     constant = [graph.is_const(value) for value in node.inputs]
     if sorted(constant) != [False, True]:
         return False
     x, w = node.inputs[constant.index(False)], node.inputs[constant.index(True)]
     array, labels = graph.const(w), _labels(graph, node)
-    if x is None or array is None or labels is None or graph.dtype(w) not in FLOATS:
+    if x is None or w is None or array is None or labels is None or graph.dtype(w) not in FLOATS:
         return False
     product = _Product(labels[constant.index(False)], labels[constant.index(True)], labels[2])
     if not product.is_matmul() or not _fits(graph.shape(x), array.shape, product):
@@ -81,16 +82,26 @@ def _rewrite(graph: Graph, node: Node) -> bool:
     output, value, name = node.outputs[0], x, node.name
     steps = [step for step in _steps(product, array) if step is not None]
     for step in steps:
-        inputs = [] if step.constant is None else [graph.constant(f"{output.name}/{step.title}", step.constant)]
-        like = output if step is steps[-1] else None
         title = f"{output.name}/{step.title}"
+        forms = made.setdefault(w, [w]) if step.op_type == "MatMul" else []
+        inputs = [] if step.constant is None else [_held(graph, step.constant, forms, title)]
+        like = output if step is steps[-1] else None
         value = graph.add(step.op_type, [value, *inputs], name=title, attributes=step.said, before=node, like=like)
-        made = value.producer()
-        if made is not None and step.op_type == "MatMul":
-            layer = made
+        step_node = value.producer()
+        if step_node is not None and step.op_type == "MatMul":
+            layer = step_node
     graph.absorb(node, value)
     layer.name = name  # rules know nodes by their names
     return True
+
+
+def _held(graph: Graph, array: npt.NDArray[Any], forms: list[Value], name: str) -> Value:
+    """The array as one of the forms of a weight, so that products that share it still do; else as a new one of them."""
+    found = next((v for v in forms if np.array_equal(np.asarray(graph.const(v)), array)), None)
+    if found is None:
+        found = graph.constant(name, array)
+        forms.append(found)
+    return found
 
 
 def _labels(graph: Graph, node: Node) -> tuple[str, str, str] | None:
@@ -135,11 +146,12 @@ def _steps(product: _Product, array: npt.NDArray[Any]) -> Iterator[_Step | None]
     sizes = dict(zip(product.w, array.shape, strict=True))
     lead, batches, summed, columns = product.lead, product.batches, product.summed, product.columns
     apart = [sizes[label] for label in columns]
+    terms = prod(sizes[label] for label in summed)  # and not -1, which no batch of nothing has
     kept = [0] * len(lead)  # as they are
     yield _transpose(product.x, lead + summed, "rows")
-    yield _Step("Reshape", "summed", np.array([*kept, -1], np.int64)) if len(summed) > 1 else None
+    yield _Step("Reshape", "summed", np.array([*kept, terms], np.int64)) if len(summed) > 1 else None
     matrix = np.transpose(array, [product.w.index(label) for label in batches + summed + columns])
-    shape = (*matrix.shape[: len(batches)], prod(sizes[label] for label in summed), prod(apart))
+    shape = (*matrix.shape[: len(batches)], terms, prod(apart))
     yield _Step("MatMul", "weight", np.ascontiguousarray(matrix.reshape(shape)))
     yield _Step("Reshape", "columns", np.array([*kept, *apart], np.int64)) if len(columns) > 1 else None
     yield _transpose(lead + columns, product.y, "ordered")

@@ -110,6 +110,31 @@ def test_open_sizes_of_rows_stay_open() -> None:
         np.testing.assert_allclose(run(graph, {"x": x})[0], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_no_rows_are_no_error() -> None:
+    graph = net("bthd,hdo->bto", "N,5,3,4", (3, 4, 6))
+    assert einsum_to_matmul(graph) == 1
+    assert run(graph, {"x": np.zeros((0, 5, 3, 4), np.float32)})[0].shape == (0, 5, 6)
+
+
+def test_a_weight_that_layers_share_stays_one() -> None:
+    w, v = RNG.normal(size=(8, 2, 4)).astype(np.float32), RNG.normal(size=(8, 8)).astype(np.float32)
+    graph = graph_of(
+        """(float[2,5,8] x) => (float[2,5,8] y) {
+            a = Einsum<equation="bti,ihd->bthd">(x, w) b = Reshape(a, s) c = Einsum<equation="bti,ihd->bthd">(b, w)
+            d = Reshape(c, s) e = Einsum<equation="bti,ij->btj">(d, v) y = Einsum<equation="bti,ji->btj">(e, v)
+        }""",
+        w=w,
+        v=v,
+        s=np.array([0, 0, 8]),
+    )
+    graph.infer_shapes()
+    assert einsum_to_matmul(graph) == 4
+    read = [node.inputs[1] for node in graph.nodes if node.op_type == "MatMul"]
+    assert read[0] is read[1]
+    assert read[2] is graph.find("v")  # as it is
+    assert read[3] is not read[2]  # and on its side
+
+
 @pytest.mark.parametrize("target", ["tensorrt", "ort-cpu"])
 def test_such_a_layer_is_quantized(target: str) -> None:
     graph = net("bti,ihd->bthd", "4,8,32", (32, 4, 16))
