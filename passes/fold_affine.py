@@ -14,6 +14,7 @@ normalization, which backends fuse only as a whole.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,32 +31,47 @@ from onnxq.linear import (
 from onnxq.sharers import sharers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from onnxq.graph import Graph, Node, Value
 
     Array = npt.NDArray[Any]
-    Made = dict[Value, Value]  # a weight that was shared -> what it became at the first node
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What weights became: a weight that was shared -> the new one of the first node, and those made in this round."""
+
+    instead: dict[Value, Value] = field(default_factory=dict)
+    now: set[Value] = field(default_factory=set)
 
 
 def fold_affine(graph: Graph) -> int:
     """Fold constants behind linear nodes, then those before; return how many nodes went."""
-    made: Made = {}
     steps = [n for n in graph.nodes if n.op_type in ("Mul", "Div", "Add", "Sub") and n.domain in ("", "ai.onnx")]
-    behind = {id(node) for node in steps if _fold_behind(graph, node, made)}
+    behind = _in_rounds(graph, steps, _fold_behind)
     # Backwards, so that of two steps before a convolution the nearer goes first and uncovers the other.
-    return len(behind) + sum(_fold_before(graph, n, made) for n in reversed(steps) if id(n) not in behind)
+    return len(behind) + len(_in_rounds(graph, [n for n in reversed(steps) if id(n) not in behind], _fold_before))
 
 
-def _fold_behind(graph: Graph, node: Node, made: Made) -> bool:
+def _in_rounds(graph: Graph, steps: Sequence[Node], fold: Callable[[Graph, Node, _Made], bool]) -> set[int]:
+    """Fold what can be, into each weight once a round: nodes that share one then read the same all the time."""
+    made, gone = _Made(), set[int]()
+    while found := {id(node) for node in steps if id(node) not in gone and fold(graph, node, made)}:
+        gone |= found
+        made.now.clear()
+    return gone
+
+
+def _fold_behind(graph: Graph, node: Node, made: _Made) -> bool:
     for x, constant, first in _operands(graph, node):
         linear = linear_before(graph, node, x)
         if linear is None:
             continue
         affine = _affine(node.op_type, per_output_channel(graph, linear, constant), constant_first=first)
-        if affine is None or (np.any(affine[0] != 1) and not _alike(graph, linear, node, _step_behind)):
+        if affine is None or (np.any(affine[0] != 1) and not _alike(graph, linear, node, made, _step_behind)):
             continue
         if scale_outputs(graph, linear, *affine):
             _share(graph, linear, made)
@@ -67,7 +83,7 @@ def _fold_behind(graph: Graph, node: Node, made: Made) -> bool:
     return False
 
 
-def _fold_before(graph: Graph, node: Node, made: Made) -> bool:
+def _fold_before(graph: Graph, node: Node, made: _Made) -> bool:
     output = node.outputs[0]
     user = graph.only_user(output)
     linear = linear_at(graph, user)
@@ -75,7 +91,7 @@ def _fold_before(graph: Graph, node: Node, made: Made) -> bool:
         return False
     for x, constant, first in _operands(graph, node):
         affine = _affine(node.op_type, per_input_channel(graph, linear, constant, x), constant_first=first)
-        if affine is None or (np.any(affine[0] != 1) and not _alike(graph, linear, node, _step_before)):
+        if affine is None or (np.any(affine[0] != 1) and not _alike(graph, linear, node, made, _step_before)):
             continue
         if not _is_product(graph, x) and scale_inputs(graph, linear, *affine):
             _share(graph, linear, made)
@@ -85,8 +101,12 @@ def _fold_before(graph: Graph, node: Node, made: Made) -> bool:
     return False
 
 
-def _alike(graph: Graph, linear: Linear, step: Node, found: Callable[[Graph, Linear], Node | None]) -> bool:
-    """Whether all nodes that read the weight have such a step, with the same numbers."""
+def _alike(
+    graph: Graph, linear: Linear, step: Node, made: _Made, found: Callable[[Graph, Linear], Node | None]
+) -> bool:
+    """Whether all nodes that read the weight have such a step, with the same numbers, and it is not of this round."""
+    if linear.weight in made.now:
+        return False
     if len(graph.users(linear.weight)) == 1:
         return True
     steps = [found(graph, other) for other in sharers(graph, linear.weight)]
@@ -119,14 +139,16 @@ def _same(graph: Graph, one: Node, other: Node) -> bool:
     return all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
 
 
-def _share(graph: Graph, linear: Linear, made: Made) -> None:
+def _share(graph: Graph, linear: Linear, made: _Made) -> None:
     """Let the node read the new weight of another that shared its old one, where that is the same."""
     new = linear.node.inputs[1]
     if new is None or new is linear.weight:
         return
-    old = made.setdefault(linear.weight, new)
-    if old is not new and np.array_equal(np.asarray(graph.const(old)), np.asarray(graph.const(new))):
-        graph.set_input(linear.node, 1, old)
+    first = made.instead.setdefault(linear.weight, new)
+    if first is not new and np.array_equal(np.asarray(graph.const(first)), np.asarray(graph.const(new))):
+        graph.set_input(linear.node, 1, first)
+        new = first
+    made.now.add(new)
 
 
 def _operands(graph: Graph, node: Node) -> tuple[tuple[Value, Value, bool], ...]:

@@ -138,13 +138,18 @@ def test_a_padded_convolution_takes_the_factor_and_leaves_the_shift() -> None:
             "p = MatMul(x, w) a = Add(c, p) y = Mul(a, c)",
             ["p/scaled = MatMul(x, w/folded)", "y = Add(c/folded, p/scaled)"],
         ),
-        ("p = MatMul(x, w) a = Add(p, c) y = Sub(a, c)", ["p = MatMul(x, w)", "y = Add(p, c/folded)"]),
+        ("p = MatMul(x, w) a = Add(p, c) y = Sub(a, e)", ["p = MatMul(x, w)", "y = Add(p, c/folded)"]),
         ("m = Add(x, k) y = MatMul(m, w)", ["m = Add(x, k)", "y = MatMul(m, w)"]),
     ],
 )
 def test_matmul(body: str, expected: list[str]) -> None:
     graph = graph_of(
-        "(float[3,2,5] x) => (float[3,2,4] y) { " + body + " }", w=floats(5, 4), k=floats(1), r=floats(5), c=floats(4)
+        "(float[3,2,5] x) => (float[3,2,4] y) { " + body + " }",
+        w=floats(5, 4),
+        k=floats(1),
+        r=floats(5),
+        c=floats(4),
+        e=floats(4),
     )
     before = graph.copy()
     fold_affine(graph)
@@ -277,4 +282,22 @@ def test_a_shift_behind_a_shared_weight_is_folded_by_itself() -> None:
     before = graph.copy()
     assert fold_affine(graph) == 1
     assert len({n.inputs[1] for n in graph.nodes if n.op_type == "Gemm"}) == 1
+    same_function(before, graph, random_feeds(graph, N=3))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gone"),
+    [
+        # the factors meet once all shifts in front of them are gone, of which the last is folded at last
+        ("a = Gemm(x, w, b) e = Add(a, v) f = Mul(e, c) r = Relu(f) d = Gemm(r, w) g = Add(d, v) y = Mul(g, c)", 4),
+        # a second factor of one alone, behind one that both have
+        ("a = Gemm(x, w, b) e = Mul(a, c) f = Mul(e, v) r = Relu(f) d = Gemm(r, w, b) y = Mul(d, c)", 2),
+    ],
+)
+def test_steps_in_a_row_leave_a_shared_weight_one(nodes: str, gone: int) -> None:
+    graph = of_shared(nodes)
+    before = graph.copy()
+    assert fold_affine(graph) == gone
+    graph.remove_unused()
+    assert [name for name in graph.weights if graph.rank(graph.weights[name]) == 2] == ["w/folded"]
     same_function(before, graph, random_feeds(graph, N=3))
