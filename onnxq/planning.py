@@ -17,7 +17,7 @@ from onnxq.intake import checked, load
 from onnxq.modes import lowest_opset
 from onnxq.monitor import QUIET, Monitor
 from onnxq.operators import is_integer
-from onnxq.passes import FitPairs, Smooth, SplitOutliers, prepare
+from onnxq.passes import FitPairs, Smooth, SplitOutliers, fold_constants, prepare
 from onnxq.placement import placed
 from onnxq.placement.dla import cover
 from onnxq.placement.float_costs import work_seen
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from onnxq.plan import Plan, Point
     from onnxq.statistics import Bounds, Factor, Statistics
 
+
+_FOLD = pipeline.Everywhere(fold_constants)
 
 PARTED = f"joins tensors of ranges that differ by more than {FEW_STEPS} times: one scale would leave some no steps"
 """Why a Concat stays in float."""
@@ -74,7 +76,7 @@ class Prepared:
 
     def sized(self, seen: Mapping[str, Bounds]) -> Prepared:
         """The same with its work counted by shapes that inputs were seen to have; done once."""
-        work = self.work or work_seen(self.graph, get_target(self.recipe.target), seen)
+        work = self.work or work_seen(self.graph, get_target(self.recipe.target), seen, _FOLD)
         return replace(self, plan=_counted(self.plan, work), work=work)
 
 

@@ -15,7 +15,7 @@ from onnxq.placement.weighted import macs
 from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from onnxq.graph import Graph
     from onnxq.plan import Plan
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     Shapes = Mapping[str, Sequence[int]]
     """Tensor -> its shape in a sample."""
+
+
+_ROUNDS = 8
+"""How often what hangs on sizes is computed at most, from those that the last time made known."""
 
 
 def sized(graph: Graph, plan: Plan) -> set[str]:
@@ -41,21 +45,27 @@ def work(graph: Graph, plan: Plan, shapes: Shapes) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def work_seen(graph: Graph, target: Target, seen: Mapping[str, Bounds]) -> dict[str, int]:
+def work_seen(graph: Graph, target: Target, seen: Mapping[str, Bounds], fold: Callable[[Graph], int]) -> dict[str, int]:
     """Node -> its multiply-accumulates in a run on the largest inputs, in bodies for each time that they run.
 
     Args:
         graph: as it is observed.
         target: whose weighted operators count.
         seen: input -> (smallest, largest) size of every dimension.
+        fold: computes what hangs on known sizes alone, and gives back whether there was any: that of a Resize or
+            Expand may be computed from those of the inputs.
 
     Returns:
         Empty where the graph knows the shapes of its inputs, and so as much as data can tell.
     """
     if all(graph.size(value) is not None for value in graph.inputs):
         return {}
-    sized = graph.copy()
-    sized.infer_shapes({name: largest for name, (_, largest) in seen.items()})
+    sized, sizes = graph.copy(), {name: largest for name, (_, largest) in seen.items()}
+    sized.infer_shapes(sizes)
+    for _ in range(_ROUNDS):
+        if not fold(sized):
+            break
+        sized.infer_shapes(sizes)
     found = {node.name or "": macs(part, node, target) for part in sized.parts() for node in part.nodes}
     return {name: count for name, count in found.items() if count}
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from placing import net
 
+from onnxq.passes import fold_constants
+from onnxq.pipeline import Everywhere
 from onnxq.placement.float_costs import cost, sized, work, work_seen
 from onnxq.placement.ort_cpu import MACS_PER_ELEMENT, place_cpu
 from onnxq.recipe import Recipe, Rule
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from onnxq.plan import Plan
 
 CPU = TARGETS["ort-cpu"]
+FOLD = Everywhere(fold_constants)
 PADS = "<pads=[1,1,1,1]>"
 LAYERS = {"w0": (8, 8, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 3, 3)}
 
@@ -92,12 +95,25 @@ def test_work_is_seen_through_reshapes_to_computed_shapes(opset: int) -> None:
               t = Concat<axis=0>(b1, h1, rest) r = Reshape(x, t) y = MatMul(r, w)"""
     given = {"zero": np.array(0), "two": np.array(2), "axes": np.array([0]), "rest": np.array([32])}
     graph = net("float[N, 8, H, 4] x", body, "y", opset, **given, w=(32, 16))
-    assert work_seen(graph, CPU, {"x": ((1, 8, 1, 4), (3, 8, 10, 4))}) == {"MatMul:y": 3 * 10 * 32 * 16}
+    assert work_seen(graph, CPU, {"x": ((1, 8, 1, 4), (3, 8, 10, 4))}, FOLD) == {"MatMul:y": 3 * 10 * 32 * 16}
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_work_is_seen_through_sizes_that_onnx_does_not_compute(opset: int) -> None:
+    """A Where makes a size here, as torch's expand does, and a product of sizes, twice in a row."""
+    body = """s = Shape(x) c = Slice(s, zero, two) h = Slice(s, two, four) b = Equal(c, c) e = Where(b, c, one)
+              d = Mul(h, h) t = Concat<axis=0>(e, d) r = Resize<mode="nearest">(x, , , t) q = Conv(r, w)
+              k = Shape(q) f = ReduceProd<keepdims=1>(k) m = Equal(f, f) n = Where(m, f, one) u = Concat<axis=0>(n, one)
+              z = Reshape(q, u) y = MatMul(z, v)"""
+    given = {k: np.array([n]) for k, n in (("zero", 0), ("one", 1), ("two", 2), ("four", 4))}
+    graph = net("float[N, 8, H, W] x", body, "y", opset, **given, w=(4, 8, 1, 1), v=(1, 16))
+    found = work_seen(graph, CPU, {"x": ((1, 8, 1, 2), (2, 8, 3, 5))}, FOLD)
+    assert found == {"Conv:q": 2 * 9 * 25 * 8 * 4, "MatMul:y": 2 * 4 * 9 * 25 * 16}
 
 
 def test_work_seen_is_that_of_the_largest_inputs() -> None:
     names = [str(n.name) for n in chain().nodes if n.op_type == "Conv"]
     seen = {"x": ((1, 8, 4, 16), (1, 8, 16, 16))}
-    assert work_seen(chain("H, W"), CPU, seen) == dict.fromkeys(names, MACS)
-    assert work_seen(chain("H, W"), CPU, {}) == dict.fromkeys(names, 8 * 8 * 9)
-    assert work_seen(chain(), CPU, seen) == {}  # nothing that the graph does not know
+    assert work_seen(chain("H, W"), CPU, seen, FOLD) == dict.fromkeys(names, MACS)
+    assert work_seen(chain("H, W"), CPU, {}, FOLD) == dict.fromkeys(names, 8 * 8 * 9)
+    assert work_seen(chain(), CPU, seen, FOLD) == {}  # nothing that the graph does not know
