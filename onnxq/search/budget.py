@@ -64,6 +64,7 @@ class Search:
         of_calibration: whether the held-back samples are a part of the calibration data.
         fallback: formats of weights, to be tried in turn for what would go to float.
         tried: reverted groups -> what was measured with them.
+        resized: outputs that were of another size than the float model's, and so of no SQNR.
     """
 
     trials: Trials
@@ -77,6 +78,7 @@ class Search:
     tried: dict[_Choice, Tried] = field(default_factory=dict)
     enough: dict[_Choice, bool] = field(default_factory=dict)
     best: tuple[tuple[Verdict, ...], float] | None = None
+    resized: set[str] = field(default_factory=set)
 
     def measure(self, reverted: Collection[Group]) -> Tried:
         """Measure a choice on the samples that the search goes by, once."""
@@ -104,6 +106,7 @@ class Search:
             runs = runs if emulate_bfloat16(runs) else self.trials.graph(reverted)[0]
         trial = Trial.of(self.judging, self.trials.outputs(runs, self.judging.feeds))
         verdicts = tuple(goal.verdict(trial) for goal in self.goals)
+        self.resized |= trial.resized()
         key = _choice(reverted)
         self.tried[key] = replace(self.measure(reverted), verdicts=verdicts)
         if self.best is None or _shortfall(verdicts, self.goals) < _shortfall(self.best[0], self.goals):
@@ -199,10 +202,11 @@ def unmet(search: Search) -> AccuracyError:
         said = "; ".join(map(str, verdicts))
         count = len(search.judging.feeds)
         best = f": the best on {count} held-back samples is {said} with {percent(share)} of the MACs quantized"
-    return AccuracyError(
-        f"{goals} could not be met{best}",
-        "Ask for less, give more data (the margin for chance shrinks), or try a higher --effort.",
-    )
+    hint = "Ask for less, give more data (the margin for chance shrinks), or try a higher --effort."
+    if search.resized and any(isinstance(goal, MinSqnr) for goal in search.goals):
+        names = ", ".join(sorted(search.resized))
+        hint = f"The size of outputs depends on the data: {names}. They have no SQNR; give a metric, with max_drop."
+    return AccuracyError(f"{goals} could not be met{best}", hint)
 
 
 def _smallest(search: Search, order: Sequence[Group], floor: float) -> int:

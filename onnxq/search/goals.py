@@ -42,6 +42,11 @@ class Trial:
         """Compare them."""
         return cls(exact, tuple(outputs), measured(exact, outputs))
 
+    def resized(self) -> set[str]:
+        """Names of the float outputs that are of another size for a sample than the float model's."""
+        pairs = tuple(zip(self.exact.outputs, self.outputs, strict=True))
+        return {name for name in self.exact.names if any(a[name].shape != b[name].shape for a, b in pairs)}
+
 
 @dataclass(frozen=True)
 class MinSqnr:

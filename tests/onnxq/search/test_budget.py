@@ -386,6 +386,18 @@ def test_every_output_counts_whichever_is_computed_last() -> None:
     assert plan.budget.verdicts[0].value == pytest.approx(sqnr(graph, found, samples(64, seed=5)), abs=1.5)
 
 
+def test_an_output_whose_size_depends_on_the_data_is_named() -> None:
+    text = """(float[N,32] x) => (float[N,32] y, float[K] z) {
+        y = MatMul(x, w0) g = Greater(y, zero) h = Reshape(g, flat) z = Compress(y, h)
+    }"""
+    weight = (np.random.default_rng(0).normal(size=(32, 32)) / 6).astype(np.float32)
+    graph = graph_of(text, w0=weight, zero=np.float32(0), flat=np.array([-1]))
+    with pytest.raises(AccuracyError) as error:
+        onnxq.quantize(graph, samples(64), replace(RECIPE, min_sqnr=10.0))
+    assert error.value.hint is not None
+    assert "depends on the data: z. They" in error.value.hint
+
+
 def test_an_output_behind_a_custom_operator_is_said_not_to_count() -> None:
     text = "(float[N,32] x) => (float[N,32] z, float[N,32] y) {y = MatMul(x, w0) z = shop.Plugin(y) }"
     weight = (np.random.default_rng(0).normal(size=(32, 32)) / 6).astype(np.float32)
