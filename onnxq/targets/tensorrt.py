@@ -62,6 +62,7 @@ _CACHE = (
     "up to TensorRT 10.7 NVIDIA documents int8 on DLA from calibration caches; where the builder refuses Q/DQ on DLA, "
     "`onnxq export-cache` with this target writes the same scales for the float model (docs/pipelines.md)"
 )
+_WEIGHTS_ALONE = "a DLA takes int8 weights where activations are quantized too, and nowhere else"
 _DLA = "--useDLACore=0 --allowGPUFallback"
 _TRTEXEC = "trtexec --onnx={model} --saveEngine={engine}"
 
@@ -69,6 +70,7 @@ TENSORRT_8_DLA = replace(
     TENSORRT_8,
     name="tensorrt@8+dla",
     every_tensor=True,  # one tensor without a scale, and the region around it runs in fp16: ModelOpt #1661
+    refuses={**TENSORRT_8.refuses, "weight-only": _WEIGHTS_ALONE},
     remark=_CACHE,  # and TensorRT#2222
     next_step={
         "trtexec (TensorRT 8, DLA)": _TRTEXEC + f" --int8 --fp16 {_DLA}{{shapes}}",
@@ -80,6 +82,7 @@ TENSORRT_10_DLA = replace(
     TENSORRT_10,
     name="tensorrt@10+dla",
     every_tensor=True,
+    refuses={**TENSORRT_10.refuses, "weight-only": _WEIGHTS_ALONE},
     remark=_CACHE,
     next_step={
         # The last 10.x with DLA is 10.7, before strong typing became the rule in 10.12.
@@ -93,6 +96,7 @@ TENSORRT_11_DLA = replace(
     TENSORRT_11,
     name="tensorrt@11+dla",
     every_tensor=True,
+    refuses={**TENSORRT_11.refuses, "weight-only": _WEIGHTS_ALONE},
     next_step={
         "trtexec (TensorRT 11.4.1 on Orin, DLA)": _TRTEXEC + f" {_DLA}{{shapes}}",
         "polygraphy": "polygraphy convert {model} --strongly-typed --use-dla --allow-gpu-fallback -o {engine}",

@@ -118,6 +118,14 @@ def test_targets_and_checks_agree(name: str) -> None:
     assert target.activation.dtype == target.weight.dtype == "int8"
 
 
+@pytest.mark.parametrize("name", ["tensorrt@8+dla", "tensorrt@10+dla", "tensorrt@11+dla"])
+def test_a_dla_has_no_mode_of_weights_alone(name: str) -> None:
+    model = net("float[8,64] x", "y = MatMul(x, w)", "y", 17, w=(64, 64))
+    with pytest.raises(RecipeError, match="cannot run mode weight-only: a DLA takes int8 weights where") as caught:
+        onnxq.quantize(model, None, onnxq.Recipe(target=name, mode="weight-only"))
+    assert "static, float, auto" in caught.value.hint
+
+
 PARTLY_INTEGERS = (
     "float[8,64] x",
     "m = MatMul(x, w) q, s, z = DynamicQuantizeLinear(m) p = MatMulInteger(q, v, z) y = Cast<to=1>(p)",
