@@ -62,10 +62,10 @@ def _has(recipe: Recipe, kind: str) -> bool:
 
 def _fits(recipe: Recipe, kind: str) -> bool:
     """Whether it is done for the recipe's target and mode, which take float16 as it is where it is not."""
-    if kind == "bfloat16":
-        return recipe.mode != "float" or recipe.float_type != kind
     target = backend(recipe)
-    return target.placement == "tensorrt" and not target.every_tensor and recipe.mode in ("static", "auto")
+    return kind == "bfloat16" or (
+        target.placement == "tensorrt" and not target.every_tensor and recipe.mode in ("static", "auto")
+    )
 
 
 def _refuse_ends(graph: Graph, recipe: Recipe) -> None:

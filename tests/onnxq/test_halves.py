@@ -272,5 +272,11 @@ def test_mode_float_brings_bfloat16_to_float16() -> None:
     made, plan = api.quantize(network("bfloat16"), None, Recipe(mode="float", high_precision="fp16"), SILENT)
     assert floats(made) == {"float16", "bfloat16", "float32"}  # at both ends, and Exp
     assert set(plan.float32) == {"Exp:e"}
-    made, _ = api.quantize(network("bfloat16"), None, Recipe(mode="float", high_precision="bf16"), SILENT)
+
+
+@pytest.mark.parametrize("data", [None, feeds(8, np.float32)])
+def test_mode_float_leaves_what_is_bfloat16_so(data: list[dict[str, Array]] | None) -> None:
+    """With data too, which ONNX Runtime runs in float32 alone."""
+    made, plan = api.quantize(network("bfloat16"), data, Recipe(mode="float", high_precision="bf16"), SILENT)
     assert floats(made) == {"bfloat16"}
+    assert plan.float32 == {}
