@@ -11,7 +11,7 @@ from onnxq.added import Added
 from onnxq.blas import one_thread
 from onnxq.choose import WIDENED
 from onnxq.customs import behind_customs
-from onnxq.data import rereadable
+from onnxq.data import Source, rereadable
 from onnxq.errors import DataError, ModelError
 from onnxq.histogram import Histogram
 from onnxq.improvement import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from onnxq.choose import Known
-    from onnxq.data import Feed, Source
+    from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.improvement import Picked
     from onnxq.improvement.judging import Floats, Noise
@@ -100,7 +100,7 @@ def improved(
         return found, None
     picked, judge = examined
     parts = folds(picked.judging, found.samples)
-    seen = [api.observe(better, list(part), SILENT).tensors for part in parts]
+    seen = [api.observe(better, Source.of(part), SILENT).tensors for part in parts]
     return found, Kept(picked.judging, *judge.at_ends(), _inspected(ready), seen, learned)
 
 
@@ -192,7 +192,7 @@ def _observed(ready: api.Prepared, feeds: Sequence[Feed], seen: Statistics | Non
     lacking = tuple(name for name in ready.plan.observe if name not in known)
     if seen is not None and not lacking:
         return seen
-    found = api.observe(ready, list(feeds), SILENT, lacking)
+    found = api.observe(ready, Source.of(feeds), SILENT, lacking)
     if seen is None:
         return found
     return replace(
@@ -270,7 +270,7 @@ def _widening(
     """
     if all(point.chosen not in WIDENED for point in ranges.symmetric.points.values()):
         return 1.0
-    judging = api.observe(better, list(picked.judging), SILENT).tensors
+    judging = api.observe(better, Source.of(picked.judging), SILENT).tensors
     others = {name: seen.without(judging[name]) for name, seen in statistics.tensors.items() if name in judging}
     apart = Ranges.of(ranges.plain, replace(statistics, tensors=others), shifts=False)
     return widening(lambda by: judge.noise(apart.widened(by).paired(()), statistics.smoothing), monitor)

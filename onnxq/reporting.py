@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq import api, files, intake, page
 from onnxq.collect import sample_hash
+from onnxq.data import Source
 from onnxq.errors import OnnxqError
 from onnxq.inventory import look_at
 from onnxq.monitor import QUIET, Monitor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnxq.comparison import Comparison
-    from onnxq.data import Feed, Source
+    from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
     from onnxq.plan import Plan
@@ -82,7 +83,8 @@ def measured(
     graph = intake.load(reference)
     try:
         source = intake.open_data(data, graph, recipe, Monitor(warn=monitor.warn))
-        return api.compare(graph, quantized, _picked(source), recipe, layers=True, monitor=Monitor(warn=monitor.warn))
+        picked = Source.of(_picked(source))
+        return api.compare(graph, quantized, picked, recipe, layers=True, monitor=Monitor(warn=monitor.warn))
     except OnnxqError as error:
         monitor.warn(f"the report is without errors of layers: {error.message}")
         return None

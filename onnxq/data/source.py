@@ -10,7 +10,7 @@ from onnxq.data.feeds import check_feed
 from onnxq.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from onnxq.data.feeds import Feed, InputSpec
 
@@ -40,6 +40,11 @@ class Source:
     limit: int | None = None
     once: bool = False
     bad: Callable[[DataError], None] | None = None
+
+    @classmethod
+    def of(cls, feeds: Sequence[Feed]) -> Source:
+        """Feeds that were read before, to be taken as they are whatever is said of reading, as how images are made."""
+        return cls("list", (), lambda: ((f"list, sample {i}", feed) for i, feed in enumerate(feeds)), len(feeds))
 
     def __iter__(self) -> Iterator[Feed]:
         return (feed for _, feed in self.samples())

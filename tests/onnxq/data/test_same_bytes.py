@@ -13,7 +13,7 @@ import pytest
 from PIL import Image  # noqa: TID251  likewise
 from pyarrow import parquet  # noqa: TID251  likewise
 
-from onnxq import Recipe, api
+from onnxq import Recipe, api, reporting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,11 +68,19 @@ def write(form: str, folder: Path, pixels: np.ndarray[Any, Any]) -> tuple[str, s
     return str(folder / "d.parquet"), "" if form == "parquet of lists" else GRAY
 
 
-@pytest.mark.parametrize("form", ["images", "tar", "tar of arrays", "parquet", "parquet of lists"])
-def test_same_bytes(form: str, pixels: np.ndarray[Any, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "effort"),
+    [
+        *((form, "fast") for form in ("images", "tar", "tar of arrays", "parquet", "parquet of lists")),
+        ("images", "balanced"),  # which runs the samples that it picked again, and they are arrays then
+    ],
+)
+def test_same_bytes(form: str, effort: str, pixels: np.ndarray[Any, Any], tmp_path: Path) -> None:
     data, preprocess = write(form, tmp_path, pixels)
     feeds = [{"image": (array / 16).astype(np.float32)[None, None]} for array in pixels]
     model = DIGITS / "digits.onnx"
-    wanted, _ = api.quantize(model, feeds, Recipe(effort="fast"))
-    found, _ = api.quantize(model, data, Recipe(effort="fast", preprocess=preprocess))
+    wanted, _ = api.quantize(model, feeds, Recipe(effort=effort))
+    recipe = Recipe(effort=effort, preprocess=preprocess)
+    found, _ = api.quantize(model, data, recipe)
+    assert reporting.measured(model, found, data, recipe) is not None
     assert found.to_proto().SerializeToString() == wanted.to_proto().SerializeToString()
