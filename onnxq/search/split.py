@@ -86,14 +86,21 @@ def split(session: Session, source: Source, held_back: Source | None = None, mon
             "What calibrates cannot judge. Give other data, or leave --eval-data out: then a part is held back.",
         )
     if min(len(rest), len(searched), len(judged)) < LEAST // 2:
-        raise DataError(
-            f"{origin.name}: {len({*found, *apart})} different samples are too few to hold some back",
-            f"Give {LEAST} or more, better 100 or more, or judge on other data: --eval-data.",
-        )
+        if held_back is None:
+            raise _too_few(source, len(found), "hold some back", ", or judge on other data: --eval-data")
+        where = (source, len(rest), "calibrate on") if len(rest) < LEAST // 2 else (held_back, len(apart), "judge on")
+        raise _too_few(*where)
     if len(judged) <= FEW:
         monitor.warn(f"only {len(judged)} different samples to judge on: the figures may be off by chance")
     searching, judging = (_taken(session, origin, part) for part in (searched, judged))
     return Split(_filtered(session, source, rest), searching, judging, _key(rest, apart))
+
+
+def _too_few(source: Source, count: int, use: str, otherwise: str = "") -> DataError:
+    return DataError(
+        f"{source.name}: {count} different samples are too few to {use}",
+        f"Give {LEAST} or more, better 100 or more{otherwise}.",
+    )
 
 
 def _hashes(session: Session, source: Source, monitor: Monitor) -> dict[int, int]:

@@ -87,6 +87,13 @@ def test_too_few(count: int) -> None:
         parts(feeds(count))
 
 
+@pytest.mark.parametrize(("count", "held_back", "says"), [(1, 8, "1 .* to calibrate on"), (9, 3, "3 .* to judge on")])
+def test_of_two_data_the_one_that_is_too_small_is_told(count: int, held_back: int, says: str) -> None:
+    with pytest.raises(DataError, match=f": {says}") as error:
+        parts(feeds(count), feeds(20)[-held_back:])
+    assert "--eval-data" not in str(error.value.hint)
+
+
 def test_evaluation_data_that_is_the_calibration_data() -> None:
     data = feeds(12)
     with pytest.raises(DataError, match="none is left to calibrate on"):
