@@ -383,7 +383,7 @@ def test_outputs_that_cannot_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for says, arguments in cases.items():
         with pytest.raises(OutputError, match=says) as error:
             files.check_writable(*arguments)
-        assert "-o" in error.value.hint
+        assert "file" in error.value.hint
 
     def denied(*_: object, **__: object) -> None:  # root may write anywhere, so the tests cannot ask for it
         raise PermissionError(13, "Permission denied")
