@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from onnxq.added import Weight
     from onnxq.caches import Cache
+    from onnxq.channels import ChannelRange
     from onnxq.numerics import QType, Range
     from onnxq.plan import Decision, Plan, Point, WeightPoint
     from onnxq.pointwise import Pointwise
@@ -82,7 +83,7 @@ def resolve(
                 if histogram.amax == 0.0:
                     text = "only zeros were seen; its scale is a guess. Does the data reach it?"
                     notes.append(f"{members[0].tensor}: {text}")
-                function = _added_to(plan, behind, counted) if isinstance(behind, Added) else behind
+                function = _function(plan, behind, counted)
                 found = make_calibrator(name, recipe.percentile, function)(histogram, grid)
                 narrow += _small_members(measured, seen, found)
             if known is not None:
@@ -92,7 +93,7 @@ def resolve(
         points |= {p.tensor: replace(p, range=found, chosen=name, params=params) for p in members}
     ordered = {name: points[name] for name in plan.points}
     resolved = replace(plan, points=ordered, notes=tuple(notes), narrow=tuple(narrow))
-    return resolved if statistics is None else widened(resolved, statistics.widening)
+    return resolved if statistics is None else by_channel(widened(resolved, statistics.widening), statistics.channels)
 
 
 WIDENED = ("auto", "mse")
@@ -104,11 +105,24 @@ def widened(plan: Plan, by: float) -> Plan:
     points = dict(plan.points)
     for members in _groups(plan) if by != 1.0 else ():
         for point in members:
-            if point.range is not None and point.params is not None and point.chosen in WIDENED:
+            if point.range is None or point.params is None or point.chosen not in WIDENED:
+                continue
+            if point.params.axis is None:  # those of channels have a margin of their own
                 low, high = point.range
                 found = _inside((low * by, high * by), members)
                 params = params_from_range(*found, point.params.qtype)
                 points[point.tensor] = replace(point, range=found, params=params)
+    return replace(plan, points=points)
+
+
+def by_channel(plan: Plan, channels: Mapping[str, ChannelRange]) -> Plan:
+    """The resolved plan with a grid for every channel of these tensors, where that costs nothing and none was told."""
+    points = dict(plan.points)
+    for name in channels.keys() & points.keys():
+        point = points[name]
+        if point.axis is not None and point.params is not None and point.chosen in WIDENED:
+            ends = channels[name].inside(point.bounds)
+            points[name] = replace(point, range=ends.whole, params=ends.params(point.params.qtype, point.axis))
     return replace(plan, points=points)
 
 
@@ -222,6 +236,15 @@ def _behind(members: Sequence[Point], statistics: Statistics) -> Behind:
 
     found = {p.behind if chosen(p) else None for p in members}
     return found.pop() if len(found) == 1 else None
+
+
+def judged_behind(plan: Plan, point: Point, statistics: Statistics) -> Pointwise | Weight | None:
+    """What is made of the point's values, by whose error its range is chosen; None for themselves."""
+    return _function(plan, _behind([point], statistics), statistics.tensors)
+
+
+def _function(plan: Plan, behind: Behind, counted: Mapping[str, Histogram]) -> Pointwise | Weight | None:
+    return _added_to(plan, behind, counted) if isinstance(behind, Added) else behind
 
 
 def _added_to(plan: Plan, behind: Added, counted: Mapping[str, Histogram]) -> Weight | None:

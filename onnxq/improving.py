@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 from onnxq import api
 from onnxq.added import Added
 from onnxq.blas import one_thread
-from onnxq.choose import WIDENED
+from onnxq.choose import WIDENED, judged_behind
 from onnxq.customs import behind_customs
 from onnxq.data import Source, rereadable
 from onnxq.errors import DataError, ModelError
 from onnxq.histogram import Histogram
 from onnxq.improvement import (
     LEVELS,
+    Grids,
     Inspected,
     Judge,
+    Wanted,
+    channel_grids,
+    gaining,
     how_near,
     left_out,
     pick,
@@ -38,7 +42,7 @@ from onnxq.monitor import QUIET, SILENT, Monitor
 from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.parts import HERE, Running
 from onnxq.passes import weight_grid
-from onnxq.planning import parted
+from onnxq.planning import SPARED, parted, without_nodes
 from onnxq.schemes import backend
 from onnxq.targets import get_target
 from onnxq.tried import NEAREST, Ranges, shifts_zero_points
@@ -91,9 +95,9 @@ def improved(
     found = replace(found, smoothing=factors, unseen=_counted(better.plan, unseen))
     if examined is None:
         return found, None
-    learned = None
+    learned, grids = None, Grids({}, {})
     try:
-        found, learned = _refined(parted(better, found), found, *examined, monitor)
+        found, learned, grids = _refined(parted(better, found), found, *examined, monitor)
     except (ModelError, DataError) as error:  # what is looked at cannot be had, or only judging samples reach a tensor
         monitor.warn(f"codes and zero points cannot be chosen by the data: {error.message}")
     if found.judged is None:
@@ -101,7 +105,8 @@ def improved(
     picked, judge = examined
     parts = folds(picked.judging, found.samples)
     seen = [api.observe(better, Source.of(part), SILENT).tensors for part in parts]
-    return found, Kept(picked.judging, *judge.at_ends(), _inspected(ready), seen, learned)
+    channels = [grids.ranges(without=picked.places(part)) for part in parts]
+    return found, Kept(picked.judging, *judge.at_ends(), _inspected(ready), seen, learned, channels)
 
 
 def _names(ready: api.Prepared, *, all_tensors: bool) -> tuple[str, ...]:
@@ -205,10 +210,11 @@ def _observed(ready: api.Prepared, feeds: Sequence[Feed], seen: Statistics | Non
 
 def _refined(
     better: api.Prepared, statistics: Statistics, picked: Picked, judge: Judge, monitor: Monitor
-) -> tuple[Statistics, Mapping[str, Rounded] | None]:
-    """The statistics with wider ranges, zero points where the target's grid has none, codes, and layers in float.
+) -> tuple[Statistics, Mapping[str, Rounded] | None, Grids]:
+    """The statistics with all that is chosen behind calibration: ranges, zero points, codes, and layers in float.
 
-    And the codes before some of them were rounded again by all samples: of these no sample is left to judge.
+    And the codes before some of them were rounded again by all samples: of these no sample is left to judge. And what
+    tells the ranges of channels without some samples.
     """
     plain, model = _in_float32(better), _inspected(better)
     ranges = Ranges.of(plain, statistics, shifts=shifts_zero_points(better.recipe))
@@ -240,9 +246,12 @@ def _refined(
     else:
         groups, least = leaving.confirmed(wanted, least)
     floats, least = leaving.beyond(groups, least, monitor)
-    found = replace(leaving.statistics, spared=floats, judged=how_near(least, monitor))
+    found = replace(leaving.statistics, spared=floats)
+    ranges = ranges.of_plan(without_nodes(plain, floats, SPARED) if floats else plain, found)
+    grids, least = _grids(ranges, found, model, picked, judge, least, monitor)
+    found = replace(found, channels=grids.by_all().ranges(), judged=how_near(least, monitor))
     again = rounded_again(model, plan, picked, grid, lacking, monitor)
-    return replace(found, rounding=rounding | again), rounding if again else None
+    return replace(found, rounding=rounding | again), rounding if again else None, grids
 
 
 def _behind(
@@ -259,6 +268,39 @@ def _behind(
 
     sums = summed(added, lambda names: noise(weighed, names), monitor)
     return weighed_alone(weighed, lambda names: noise(names, sums), model.effort.trials, monitor), sums
+
+
+def _grids(
+    ranges: Ranges,
+    statistics: Statistics,
+    model: Inspected,
+    picked: Picked,
+    judge: Judge,
+    before: Noise,
+    monitor: Monitor,
+) -> tuple[Grids, Noise]:
+    """The tensors that have a grid for every channel, and the noise with them; `before`: without.
+
+    Last of all that is chosen: what changes for nothing in the model is not to change what else is chosen.
+    """
+    known = {str(v.name) for v in model.graph.values()}
+    wanted = [
+        Wanted(p.tensor, p.axis, p.params, p.range, judged_behind(ranges.symmetric, p, statistics), p.bounds)
+        for p in ranges.symmetric.points.values()
+        if p.axis is not None and p.chosen in WIDENED and p.params is not None and p.range is not None
+        if p.tensor in known
+    ]
+    judging = picked.places(picked.judging)
+    grids = channel_grids(wanted, model.session, picked.both, judging, monitor)
+    apart = grids.ranges(without=judging)
+
+    def noise(tensors: Sequence[str]) -> Noise:
+        tried = replace(statistics, channels={name: apart[name] for name in tensors})
+        paired = ranges.of_plan(ranges.plain, tried).paired(statistics.zero_points, statistics.rounding)
+        return judge.noise(paired, statistics.smoothing) if tensors else before
+
+    kept, least = gaining(grids, noise, model.effort.trials, monitor)
+    return grids.only(kept), least
 
 
 def _widening(

@@ -52,6 +52,7 @@ class Point:
         behind: the activation, or the addition that is cut off, that alone reads it: its range is chosen for what that
             makes of it.
         also: other tensors whose values tell its range too: what a Concat put into it.
+        axis: its channel axis where each channel may have a grid of its own, at no cost.
     """
 
     tensor: str
@@ -69,6 +70,7 @@ class Point:
     qtype: QType | None = None
     behind: Pointwise | Added | None = None
     also: tuple[str, ...] = ()
+    axis: int | None = None
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -329,11 +331,12 @@ def _tensor_dict(point: Point) -> dict[str, Any]:
     if point.params is not None and point.range is not None:
         said |= {
             "range": [float(point.range[0]), float(point.range[1])],
-            "scale": float(point.params.scale),
-            "zero_point": int(point.params.zero_point.astype(np.int32)),
+            "scale": point.params.scale.tolist(),
+            "zero_point": point.params.zero_point.astype(np.int32).tolist(),
             "dtype": point.params.qtype.dtype,
             "calibrator": point.chosen,
         }
+        said |= {} if point.params.axis is None else {"axis": point.params.axis}
         if point.params.qtype == INT8_ASYMMETRIC:  # written as x - shift, see passes/centre_codes.py
             said |= {"zero_point": 0, "shift": -said["zero_point"] * said["scale"]}
     return said

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import zipfile
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from onnxq import npz
+from onnxq.channels import ChannelRange
 from onnxq.errors import StatisticsError
 from onnxq.formats import Format
 from onnxq.formats.stored import Stored
@@ -128,6 +128,7 @@ class Statistics:
         unseen: tensor -> values beyond those of samples that `smoothing` is of; ranges of least error count them too.
         alone: names of the tensors whose range of least error is for themselves, whatever activation reads them.
         summed: names of those whose range is for the addition that reads them (`onnxq.added`), not for themselves.
+        channels: tensor -> the ranges of its channels, of those that have a grid for each.
         judged: how near the model then was, in float32 around int8; no file has it, as other recipes may follow.
     """
 
@@ -148,13 +149,14 @@ class Statistics:
     unseen: Mapping[str, Histogram] = field(default_factory=dict)
     alone: tuple[str, ...] = ()
     summed: tuple[str, ...] = ()
+    channels: Mapping[str, ChannelRange] = field(default_factory=dict)
     judged: Judged | None = field(default=None, compare=False)
 
     @property
     def improved(self) -> tuple[object, ...]:
         """What an effort chose from the data."""
         chosen = (dict(self.smoothing), dict(self.rounding), self.zero_points, self.spared, self.widening)
-        return (*chosen, dict(self.unseen), self.alone, self.summed)
+        return (*chosen, dict(self.unseen), self.alone, self.summed, dict(self.channels))
 
     @property
     def reach(self) -> dict[str, Reach]:
@@ -258,14 +260,13 @@ class Statistics:
             for index, (_, codes) in enumerate(sorted(self.rounding.items(), key=_NAME)):
                 arrays[f"r{index}.codes"], arrays[f"r{index}.scale"] = codes.codes, codes.scale
                 arrays[f"r{index}.input"] = codes.input_scale
+        if self.channels:
+            meta["channels"] = sorted(self.channels)
+            for index, (_, range_) in enumerate(sorted(self.channels.items(), key=_NAME)):
+                arrays |= {f"c{index}.low": range_.low, f"c{index}.high": range_.high}
         text = json.dumps(meta | {"arrays": sorted(arrays)})
         arrays = {"meta": np.frombuffer(text.encode(), np.uint8), **arrays}
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for key, value in arrays.items():
-                entry = zipfile.ZipInfo(f"{key}.npy")  # its fixed date keeps the bytes the same
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(entry, "w") as f:
-                    np.lib.format.write_array(f, np.asarray(value), allow_pickle=False)
+        npz.write(path, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | IO[bytes]) -> Statistics:
@@ -277,7 +278,7 @@ class Statistics:
         if isinstance(path, str | os.PathLike) and not Path(path).is_file():
             raise StatisticsError(f"{path} is not a file", "Make it with `onnxq calibrate`.")
         try:
-            arrays = _read_arrays(path)
+            arrays = npz.read(path)
             found = _from_arrays(arrays) if "meta" in arrays else None
         except Exception as error:  # numpy, zipfile, zlib and json raise many types for damaged files
             raise StatisticsError(
@@ -314,20 +315,9 @@ def merge(parts: Iterable[Part] | Part, monitor: Monitor = QUIET) -> Statistics:
     return total
 
 
-def _read_arrays(path: str | os.PathLike[str] | IO[bytes]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz, every checksum looked at: np.load stops before the end of a member, where it would be."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
-    return {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
-
-
 def is_statistics(path: str | os.PathLike[str]) -> bool:
     """Whether a file is what `Statistics.save` writes, by its names alone."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()[:1] == ["meta.npy"]
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return npz.first_name(path) == "meta"
 
 
 def _from_arrays(arrays: dict[str, Any]) -> Statistics:
@@ -359,6 +349,7 @@ def _from_arrays(arrays: dict[str, Any]) -> Statistics:
         {str(n): Histogram.from_arrays(grouped[f"u{i}"]) for i, n in enumerate(meta.get("unseen", ()))},
         tuple(map(str, meta.get("alone", ()))),
         tuple(map(str, meta.get("summed", ()))),
+        {str(n): ChannelRange(**grouped[f"c{i}"]) for i, n in enumerate(meta.get("channels", ()))},
     )
 
 

@@ -37,8 +37,9 @@ def shifts_zero_points(recipe: Recipe) -> bool:
     return target.activation.symmetric and target.placement == "tensorrt" and recipe.io_types != "int8"
 
 
-def _behind(statistics: Statistics) -> tuple[tuple[str, ...], ...]:
-    return statistics.alone, statistics.summed
+def _chosen(statistics: Statistics) -> tuple[object, ...]:
+    """What of the statistics ranges depend on beside what was seen."""
+    return statistics.alone, statistics.summed, dict(statistics.channels)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Ranges:
         symmetric: its resolved plan.
         shifted: the same with a zero point wherever there can be one.
         known: what calibrators have found, which takes longest.
-        behind: the tensors whose ranges disregard the activation behind them, and those that regard the addition.
+        chosen: the tensors whose ranges disregard the activation behind them, those that regard the addition, and the
+            ranges of channels.
     """
 
     plain: Prepared
@@ -61,7 +63,7 @@ class Ranges:
     symmetric: Plan
     shifted: Plan
     known: Known = field(default_factory=dict)
-    behind: tuple[tuple[str, ...], ...] = ((), ())
+    chosen: tuple[object, ...] = ((), (), {})
 
     @classmethod
     def of(cls, plain: Prepared, statistics: Statistics, *, shifts: bool, known: Known | None = None) -> Ranges:
@@ -75,11 +77,11 @@ class Ranges:
             moved = with_zero_points(plain.graph, plan, names_of(possible))
             points = {n: symmetric.points[n] if p.qtype is None else p for n, p in moved.points.items()}
             shifted = resolve(replace(moved, points=points), statistics, recipe, target, known=known)
-        return cls(plain, statistics.tensors, possible, symmetric, shifted, known, _behind(statistics))
+        return cls(plain, statistics.tensors, possible, symmetric, shifted, known, _chosen(statistics))
 
     def of_plan(self, plain: Prepared, statistics: Statistics) -> Ranges:
         """Those of the model placed again, from the same observations."""
-        if plain is self.plain and _behind(statistics) == self.behind:
+        if plain is self.plain and _chosen(statistics) == self.chosen:
             return self
         return Ranges.of(plain, statistics, shifts=bool(self.possible), known=self.known)
 

@@ -16,6 +16,7 @@ from onnxq.numerics import INT8_ASYMMETRIC
 from onnxq.passes.centre_codes import centre_codes
 from onnxq.passes.cpu_attention import join_attention
 from onnxq.passes.cpu_bias import fit_weight_scales, keep_biases_apart, round_biases
+from onnxq.passes.cpu_channel_scales import channel_scales_in_rows
 from onnxq.passes.cpu_clamps import clamps_apart
 from onnxq.passes.cpu_gelu import fast_gelu
 from onnxq.passes.cpu_norms import smooth_in_norms
@@ -232,6 +233,7 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(_without_blocks(plan), weight_grid(target, recipe), recipe.weight_range, "dq"),
         QuantizeTables(plan, recipe.weight_range),
+        channel_scales_in_rows,  # before biases are rounded, and channels padded
         SpaceToDepth(inputs=recipe.io_types != "int8"),  # an image has three channels, and kernels want many
         pad_channels,  # or four at least
         fit_weight_scales,  # before biases are rounded in steps of them

@@ -45,9 +45,11 @@ def _insert(graph: Graph, point: Point, value: Value, nodes: dict[str, Node]) ->
     scale_array = np.maximum(point.params.scale.astype(dtype), np.finfo(dtype).tiny).astype(dtype)
     scale = graph.constant(f"{name}_scale", scale_array)
     zero_point = graph.constant(f"{name}_zero_point", point.params.zero_point)
-    quantized = graph.add("QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantized")
+    by = {} if point.params.axis is None else {"axis": point.params.axis}
+    quantized = graph.add("QuantizeLinear", [value, scale, zero_point], name=f"{name}_quantized", attributes=by)
     graph.retype(quantized, point.params.zero_point.dtype.name)
-    real = graph.add("DequantizeLinear", [quantized, scale, zero_point], name=f"{name}_dequantized", like=value)
+    inputs = [quantized, scale, zero_point]
+    real = graph.add("DequantizeLinear", inputs, name=f"{name}_dequantized", attributes=by, like=value)
     graph.replace_uses(value, real, [(nodes[node], index) for node, index in point.uses])
     if point.output:
         graph.replace_output(value, real)

@@ -201,8 +201,13 @@ def _allowed(site: Site, model: Inspected, seen: int) -> Allowed:
 
     Where x' needs a node of its own, it must be worth what the target says; see also `POINTWISE`.
     """
-    margin = (model.pointwise_db if site.explicit else MARGIN_DB) * (1 + _MANY_ROWS / max(seen, 1))
+    margin = margin_db(seen, model.pointwise_db if site.explicit else MARGIN_DB)
     return Allowed(site.shifts, weights=site.explicit or not site.clips, margin=margin, grid=model.grid)
+
+
+def margin_db(rows: int, least: float = MARGIN_DB) -> float:
+    """What a change must gain by prediction, in dB, where so many rows were seen of a tensor."""
+    return least * (1 + _MANY_ROWS / max(rows, 1))
 
 
 _MANY_ROWS = 128

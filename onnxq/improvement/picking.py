@@ -183,6 +183,16 @@ class Picked:
         return self.feeds[::2][: self.judges]
 
     @property
+    def both(self) -> Sequence[Feed]:
+        """Those that choose and those that judge, in the order of their hashes."""
+        return self.feeds[: 2 * self.judges]
+
+    def places(self, feeds: Sequence[Feed]) -> frozenset[int]:
+        """Where some of them are among `both`."""
+        wanted = {id(feed) for feed in feeds}
+        return frozenset(place for place, feed in enumerate(self.both) if id(feed) in wanted)
+
+    @property
     def few(self) -> Sequence[Feed]:
         """A few of those, where many models are tried on each."""
         return self.choosing[: max(FEW, len(self.choosing) // 4)]

@@ -16,6 +16,7 @@ from onnxq.interface import with_float_ends
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from onnxq.channels import ChannelRange
     from onnxq.data import Feed
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
@@ -36,6 +37,7 @@ class Kept:
         seen: tensor -> its values in every so manieth of the samples, from the first, the second and so on; empty where
             their part in ranges is small.
         rounding: codes of weights that these samples had no part in, where they had in those that are written.
+        channels: as `seen`: tensor -> the ranges of its channels by the other samples.
     """
 
     feeds: Sequence[Feed]
@@ -44,6 +46,7 @@ class Kept:
     model: Inspected
     seen: Sequence[Mapping[str, Histogram]] = ()
     rounding: Mapping[str, Rounded] | None = None
+    channels: Sequence[Mapping[str, ChannelRange]] = ()
 
     def sqnr_db(self, lowered: Callable[[Statistics], Graph], statistics: Statistics) -> float | None:
         """SQNR at the worst output; None where ONNX Runtime does not run the model, or a number is not finite.
@@ -53,8 +56,8 @@ class Kept:
         """
         noise: list[Floats] = []
         try:
-            for first, seen in enumerate(self.seen or ({},)):
-                ends = with_float_ends(lowered(self._apart(statistics, seen)))
+            for first in range(len(self.seen) or 1):
+                ends = with_float_ends(lowered(self._apart(statistics, first)))
                 computed = {str(value.name) for value in ends.values()}  # a weight may be an output
                 power = {name: power for name, power in self.power.items() if name in computed}
                 session = quantized_session(ends, tuple(power), self.model.providers, self.model.custom_ops)
@@ -65,11 +68,12 @@ class Kept:
             return None  # bfloat16 beside operators of other domains, for one
         return told_db(float(np.concatenate(noise).mean(axis=0).max(initial=0.0)))
 
-    def _apart(self, statistics: Statistics, seen: Mapping[str, Histogram]) -> Statistics:
-        """The statistics without what was seen, and without codes that the samples had a part in."""
-        if seen:
+    def _apart(self, statistics: Statistics, part: int) -> Statistics:
+        """The statistics without what this part showed, and without codes that the samples had a part in."""
+        if self.seen:
+            seen, channels = self.seen[part], self.channels[part]
             left = {name: _left(h, seen.get(name)) for name, h in statistics.tensors.items()}
-            statistics = replace(statistics, tensors=left)
+            statistics = replace(statistics, tensors=left, channels=channels)
         return statistics if self.rounding is None else replace(statistics, rounding=self.rounding)
 
 

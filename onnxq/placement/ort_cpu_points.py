@@ -60,11 +60,11 @@ class Island:
         for end in ends:
             self.makers.pop(str(end.name), None)
         for value in node.inputs:
-            maker = None if value is None else self._maker(value)
+            maker = None if value is None else self.maker(value)
             if maker is not None and not self.writes_int8(maker):
                 self.makers.pop(str(value.name), None)  # type: ignore[union-attr]  # it has a maker
 
-    def _maker(self, value: Value) -> Node | None:
+    def maker(self, value: Value) -> Node | None:
         """The integer node that writes the value in integers, be it through a clamp."""
         name, node = self.makers.get(str(value.name)), value.producer()
         if name is not None and node is not None and node.name != name:
@@ -160,7 +160,9 @@ def points(island: Island, recipe: Recipe) -> dict[str, Point]:
     behind: dict[str, Pointwise | Added] = {name: s for name, s in sums_behind(graph).items() if s.tensor in values}
     behind |= activations_behind(graph, find_patterns(graph))
     return {
-        name: replace(_point(island, value, tuple(uses[name]), groups, calibrators.get(name)), behind=behind.get(name))
+        name: replace(
+            _point(island, value, tuple(uses[name]), groups, calibrators.get(name), recipe), behind=behind.get(name)
+        )
         for name, value in values.items()
         if uses[name] or value.is_graph_output()
     }
@@ -188,7 +190,12 @@ def weight_points(island: Island, recipe: Recipe) -> tuple[WeightPoint, ...]:
 
 
 def _point(
-    island: Island, value: Value, uses: tuple[tuple[str, int], ...], groups: dict[str, str], calibrator: str | None
+    island: Island,
+    value: Value,
+    uses: tuple[tuple[str, int], ...],
+    groups: dict[str, str],
+    calibrator: str | None,
+    recipe: Recipe,
 ) -> Point:
     graph = island.graph
     name = str(value.name)
@@ -205,7 +212,36 @@ def _point(
         chosen=None if maker is None else maker.op_type.lower(),
         output=value.is_graph_output() and island.is_int8(value),
         bounds=_bounds(island, value),
+        axis=_channel_axis(island, value, recipe),
     )
+
+
+def _channel_axis(island: Island, value: Value, recipe: Recipe) -> int | None:
+    """The axis along which a tensor may have scales at no cost: a convolution wrote it, and all readers want floats.
+
+    The scales go into the rows of its weight, and into the DequantizeLinear in front of the readers.
+    """
+    graph, maker = island.graph, island.maker(value)
+    if maker is None or maker.op_type != "Conv" or recipe.rule_value(str(maker.name), "Conv", "per_channel") is False:
+        return None
+    clamp = island.clamp_of(maker)
+    users = [user for user, _ in graph.users(value)]
+    plain = graph.rank(value) is not None and (clamp is None or clamp.op_type == "Relu")
+    return 1 if plain and all(_reads_floats(island, user) for user in users) else None
+
+
+def _reads_floats(island: Island, node: Node) -> bool:
+    """Whether a node stays in float behind a DequantizeLinear, also as the provider sees it.
+
+    That takes pairs through what moves data, drops a Relu or Clip in front of a QuantizeLinear, and has kernels for
+    some operators between pairs, whatever was planned, all as if a tensor had one scale.
+    """
+    if node.name in island.names or island.graph.in_body(node):
+        return False
+    if node.op_type in _TWO_OPERANDS:
+        return not all(value is not None and island.is_int8(value) for value in node.inputs)
+    taken = node.op_type in island.target.movers | island.target.both_ends | {"Relu", "Clip"}
+    return not taken and node.op_type not in island.target.weighted
 
 
 def _bounds(island: Island, value: Value) -> tuple[float, float]:
