@@ -51,12 +51,6 @@ class ChannelRange:
         return ChannelRange(np.maximum(self.low, np.float32(low)), np.minimum(self.high, np.float32(high)))
 
     def params(self, grid: QType, axis: int) -> QuantParams:
-        """The parameters of every channel, by the formulae of `numerics.affine`.
-
-        A channel that is always 0 gets the smallest step that one of the others has, so that rows of weights which are
-        divided by steps stay near one another.
-        """
+        """The parameters of every channel, by the formulae of `numerics.affine`."""
         scale, zero_point = affine(self.low, self.high, grid)
-        live = self.low < self.high
-        scale = np.where(live, scale, scale[live].min() if live.any() else 1.0)
         return QuantParams(scale.astype(np.float32), zero_point.astype(grid.stored), grid, axis)

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxq.errors import ModelError
 from onnxq.lifting import lifted_by
+from onnxq.smoothed import stand_ins
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,7 +66,8 @@ def _entry(graph: Graph, node: Node) -> tuple[str, dict[str, Any]] | None:
         return None
     lifted = lifted_by(graph, node.outputs[0]) if graph.is_const(source) else 0
     given = None if maker is None else graph.const(maker.inputs[1])
-    scale = scale if given is None else given  # a factor behind the pair may be in the DequantizeLinear
+    channels = given is not None and given.size < scale.size  # those of a layer's rows, which hold their inverse
+    scale = scale if given is None or channels else given  # a factor behind the pair may be in the DequantizeLinear
     zero = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
     zeros = np.zeros(scale.size) if zero is None else zero.astype(np.float64).reshape(-1)
     flat: npt.NDArray[np.float64] = np.ldexp(scale.astype(np.float64), -lifted).reshape(-1)
@@ -80,4 +82,5 @@ def _entry(graph: Graph, node: Node) -> tuple[str, dict[str, Any]] | None:
         "amax": [float(a) for a in amax],
         "readers": [],
     }
-    return str(source.name).removesuffix("_quantized").removesuffix("_lifted" if lifted else ""), said
+    name = stand_ins(graph.model.metadata_props).get(str(source.name)) if channels else None
+    return name or str(source.name).removesuffix("_quantized").removesuffix("_lifted" if lifted else ""), said

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("errors", "numerics", "blocks", "feedback", "counting", "_counting", "histogram", "pointwise", "added"),
         *("monitor", "naming", "operators", "scratch", "shares", "smallest", "timing", "blas"),
-        *("work", "dtypes"),
+        *("work", "dtypes", "channels", "npz"),
     ),
     ("graph", "files", "runtime", "calibrators", "customs", "inference", "formats", "memory"),
     (

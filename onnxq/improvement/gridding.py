@@ -107,16 +107,17 @@ class Width:
         low = np.minimum(seen.low[samples].min(axis=0), 0.0).astype(np.float64)
         high = np.maximum(seen.high[samples].max(axis=0), 0.0).astype(np.float64)
         least, most = low.min(), high.max()
-        wide = np.maximum((high - low) / max(most - least, np.finfo(np.float64).tiny), _NARROWEST)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            towards = np.where(wide < 1.0, (wide**self.exponent - wide) / (1.0 - wide), 0.0)
+        wide = (high - low) / max(most - least, np.finfo(np.float64).tiny)
+        wanted = np.maximum(wide, _NARROWEST) ** self.exponent
+        towards = np.divide(wanted - wide, 1.0 - wide, out=np.zeros(wide.size), where=wide < 1.0)
         ends = ((a + towards * (b - a)) * self.margin for a, b in ((low, least), (high, most)))
         found = ChannelRange(*(end.astype(np.float32) for end in ends)).inside(bounds)
         return found if self.within is None else found.inside(self.within)
 
 
-_NARROWEST = 2.0**-12
-"""Least width of a channel's range, as part of the tensor's: what a channel of nearly 0 holds beyond it is lost."""
+_NARROWEST = 2.0**-8
+"""Least width of a channel, as part of the tensor's: a step of the one grid. Less would gain nothing that counts, and
+of a channel that is quiet in all samples lose what another one holds."""
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,17 @@ def _of_pair(model: Model, node: NodeProto) -> Iterator[Holding]:
         return
     kind = NAMES.get(qtype(model, node) or 2, "uint8")
     size = stored_bytes(kind, model.shapes.get(source, ())) if stored and node.op_type == DQ else 0
-    made = Holding(source, kind, model.constant(source), *_scale(model, node), size)
+    made = Holding(source, kind, model.constant(source), *_scale(model, _with_channels(model, node)), size)
     behind = [r for r in model.readers(node.output[0], INTEGER_COPIES | {DQ}) if r.op_type != Q]
     yield replace(made, readers=tuple(dict.fromkeys(label(r) for r in behind)))
+
+
+def _with_channels(model: Model, node: NodeProto) -> NodeProto:
+    """What tells the scales: the DequantizeLinear, where those of channels are in the rows of the layer in front."""
+    if node.op_type == DQ or _values(model, node.input[1])[0] != 1:
+        return node
+    users = (user for user in model.users.get(node.output[0], ()) if user.op_type == DQ)
+    return next((user for user in users if _values(model, user.input[1])[0] > 1), node)
 
 
 def _scale(model: Model, node: NodeProto) -> tuple[str, int, float | None, float | None, int | None]:

@@ -227,6 +227,7 @@ def _channel_axis(island: Island, value: Value, recipe: Recipe) -> int | None:
     clamp = island.clamp_of(maker)
     users = [user for user, _ in graph.users(value)]
     plain = graph.rank(value) is not None and (clamp is None or clamp.op_type == "Relu")
+    plain &= not value.is_graph_output() or recipe.io_types != "int8"  # of its codes one scale is told
     return 1 if plain and all(_reads_floats(island, user) for user in users) else None
 
 
@@ -234,10 +235,13 @@ def _reads_floats(island: Island, node: Node) -> bool:
     """Whether a node stays in float behind a DequantizeLinear, also as the provider sees it.
 
     That takes pairs through what moves data, drops a Relu or Clip in front of a QuantizeLinear, and has kernels for
-    some operators between pairs, whatever was planned, all as if a tensor had one scale.
+    some operators between pairs, whatever was planned, all as if a tensor had one scale. And where two activations are
+    added it takes transpositions of channels through the sum and the DequantizeLinear, which is slow along a last axis.
     """
     if node.name in island.names or island.graph.in_body(node):
         return False
+    if node.op_type == "Add":
+        return len(island.operands(node)) < len(node.inputs)
     if node.op_type in _TWO_OPERANDS:
         return not all(value is not None and island.is_int8(value) for value in node.inputs)
     taken = node.op_type in island.target.movers | island.target.both_ends | {"Relu", "Clip"}
