@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxq.dtypes import BFLOAT16, FLOAT
-from onnxq.passes import widen_halves
+from onnxq.passes.widen_halves import has_halves, widen_halves
 from onnxq.patterns.match import MOVERS
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph, Value
+
+_KINDS = ("bfloat16",)
 
 _EXACT = frozenset({*MOVERS, "Relu", "MaxPool", "Slice", "Split", "Gather", "Concat", "Pad", "Tile", "Neg"}) - {"Cast"}
 """What gives numbers of bfloat16 where it reads such."""
@@ -24,7 +26,7 @@ def emulate_bfloat16(graph: Graph) -> int:
 
     Inputs and outputs of the model keep their types, and every tensor its name.
     """
-    if not _says_so(graph):
+    if not has_halves(graph, _KINDS):
         return 0
     graph.infer_shapes()
     parts = tuple(graph.parts())
@@ -35,19 +37,11 @@ def emulate_bfloat16(graph: Graph) -> int:
         for value in node.outputs
         if node.op_type not in _EXACT and part.dtype(value) == "bfloat16" and (value.uses() or value.is_graph_output())
     ]
-    if not widen_halves(graph, ("bfloat16",)):
+    if not widen_halves(graph, _KINDS):
         return 0
     for part, value in found:
         _round(part, value)
     return len(found)
-
-
-def _says_so(graph: Graph) -> bool:
-    """Whether anything is known to be bfloat16: most models have nothing."""
-    parts = tuple(graph.parts())
-    values = (v for part in parts for node in part.nodes for v in (*node.inputs, *node.outputs))
-    casts = (graph.attribute(n, "to") == BFLOAT16 for part in parts for n in part.nodes if n.op_type == "Cast")
-    return any(graph.dtype(v) == "bfloat16" for v in (*graph.inputs, *values)) or any(casts)
 
 
 def _round(graph: Graph, value: Value) -> None:

@@ -31,7 +31,7 @@ def widen_halves(graph: Graph, kinds: Collection[str] = tuple(HALVES)) -> int:
     None where an operator is not the standard's or ONNX Runtime's, which may want halves, or holds sequences.
     """
     parts, halves = tuple(graph.parts()), {kind: HALVES[kind] for kind in kinds}
-    if any(_unknown(node) for part in parts for node in part.nodes) or not any(_has(part, halves) for part in parts):
+    if not has_halves(graph, kinds) or any(_unknown(node) for part in parts for node in part.nodes):
         return 0
     ends = [graph.dtype(value) for value in graph.outputs]
     for part in parts:
@@ -47,15 +47,21 @@ def widen_halves(graph: Graph, kinds: Collection[str] = tuple(HALVES)) -> int:
     return count
 
 
-def _unknown(node: Node) -> bool:
-    return node.domain not in _DOMAINS or "Sequence" in node.op_type or "Optional" in node.op_type
+def has_halves(graph: Graph, kinds: Collection[str] = tuple(HALVES)) -> bool:
+    """Whether anything, in bodies too, is said to be of one of the `kinds`: most models have nothing."""
+    halves = {kind: HALVES[kind] for kind in kinds}
+    return any(_has(part, halves) for part in graph.parts())
 
 
 def _has(graph: Graph, halves: Mapping[str, int]) -> bool:
-    """Whether anything says so: most models have none, and bodies see all weights around them."""
+    """Whether a node, or an input, says so; weights that no node reads do not count, and bodies see all around them."""
     values = (v for node in graph.nodes for v in (*node.inputs, *node.outputs))
     known = any(graph.dtype(v) in halves for v in (*graph.inputs, *values))
     return known or any(graph.attribute(n, name) in halves.values() for n in graph.nodes for name in _NUMBERS)
+
+
+def _unknown(node: Node) -> bool:
+    return node.domain not in _DOMAINS or "Sequence" in node.op_type or "Optional" in node.op_type
 
 
 def _widen_values(graph: Graph, halves: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ from onnxq import api
 from onnxq.graph import Graph
 from onnxq.monitor import Monitor
 from onnxq.numerics import sqnr_db
-from onnxq.passes.widen_halves import widen_halves
+from onnxq.passes.widen_halves import HALVES, has_halves, widen_halves
 
 RNG = np.random.default_rng(5)
 QUIET = Monitor(warn=lambda _: None)
@@ -156,3 +156,24 @@ def test_weights_alone_are_narrowed_in_the_type_they_have() -> None:
     )
     made, _ = api.quantize(graph, None, onnxq.Recipe(target="ort-cpu", mode="weight-only"), QUIET)
     assert "Cast" not in " ".join(lines(made))
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("(float[2] x) => (float[2] y) { y = Exp(x) }", set()),
+        ("(float16[2] x) => (float16[2] y) { y = Exp(x) }", {"float16"}),
+        ("(float[2] x) => (float y) { c = Cast<to=16>(x) d = Neg(c) y = Cast<to=1>(d) }", {"bfloat16"}),
+        (
+            """(bool c, float[2] x) => (float y) {
+                y = If (c) <then_branch = t () => (float g) { h = Cast<to=16>(x) g = Cast<to=1>(h) },
+                            else_branch = o () => (float k) { k = Neg(x) }>
+            }""",
+            {"bfloat16"},
+        ),
+    ],
+)
+def test_whether_a_model_has_halves(text: str, kinds: set[str]) -> None:
+    graph = graph_of(text, 19)
+    assert {kind for kind in HALVES if has_halves(graph, (kind,))} == kinds
+    assert has_halves(graph) == bool(kinds)
