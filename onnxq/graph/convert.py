@@ -93,10 +93,11 @@ def _rank_by_length(model: ir.Model) -> bool:
     """
     found = False
     for node in model.graph.all_nodes():
-        place = _SHAPED.get(node.op_type) if not node.domain and len(node.outputs) == 1 else None
-        length = _length(node.inputs[place]) if place is not None and place < len(node.inputs) else None
-        made = node.outputs[0] if length is not None else None
-        if made is not None and length is not None and made.shape is None and made.type is not None:
+        place = _SHAPED.get(node.op_type, len(node.inputs))
+        length = None if node.domain or place >= len(node.inputs) else _length(node.inputs[place])
+        if length is None:
+            continue
+        for made in (v for v in node.outputs if v.shape is None and v.type is not None):  # one, or none at all
             made.shape = ir.Shape([None] * length)
             found = True
     return found

@@ -434,6 +434,16 @@ def test_ranks_of_computed_shapes_hold_in_bodies_and_what_is_known_stays() -> No
     assert len(inner["r"].shape) == 2
 
 
+def test_a_reshape_that_makes_nothing_has_no_rank_to_give() -> None:
+    shape = helper.make_tensor_value_info("s", onnx.TensorProto.INT64, [2])
+    graph = graph_of("(float[4,2] x) => (float[4,2] y) { y = Relu(x) }").to_proto()
+    graph.graph.input.append(shape)
+    graph.graph.node.insert(0, helper.make_node("Reshape", ["x", "s"], []))
+    found = Graph.from_proto(graph)
+    found.infer_shapes()
+    assert [len(node.outputs) for node in found.nodes] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("operator", "source", "kind"),
     [("Scaler", "double", "float32"), ("Normalizer", "int64", "float32"), ("Imputer", "double", "float64")],
