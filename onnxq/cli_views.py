@@ -73,28 +73,27 @@ def compare(
         if page is not None:
             click.echo(f"wrote {page}")
     if fail_below is not None:
-        _refuse_below(found, fail_below, reference, quantized)
+        _refuse_below(found, fail_below, quantized)
 
 
-def _refuse_below(found: Comparison, least: float, reference: Path, quantized: Path) -> None:
+def _refuse_below(found: Comparison, least: float, quantized: Path) -> None:
     """Nothing where every output of the float model has the SQNR.
 
     Raises:
         AccuracyError: one has less, or is not in the quantized model.
     """
-    from onnxq import intake
-
     if low := found.below(least):
         raise AccuracyError(
             f"{len(low)} of {len(found.outputs)} outputs are below {least:g} dB: "
             + ", ".join(f"{e.tensor!r} {e.sqnr_db:.2f} dB" for e in low[:5]),
             "`onnxq compare --layers` shows where the error arises; `onnxq quantize --min-sqnr` keeps a bound.",
         )
-    kept = sorted({str(v.name) for v in intake.load(quantized).outputs})
-    if lost := [repr(v.name) for v in intake.load(reference).outputs if v.name not in kept]:
+    if found.lost:
+        others = f"{', '.join(map(repr, found.gained[:5]))} instead" if found.gained else "no others"
         raise AccuracyError(
-            f"outputs that the quantized model has not cannot reach {least:g} dB: {', '.join(lost[:5])}",
-            f"Is it the same model? Outputs go by their names, of {quantized}: {', '.join(map(repr, kept))}.",
+            f"outputs that the quantized model has not cannot reach {least:g} dB: "
+            + ", ".join(map(repr, found.lost[:5])),
+            f"Is it the same model? Outputs go by their names, and {quantized} has {others}.",
         )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxq.collect import holds_numbers, named
-from onnxq.customs import behind_customs, custom_nodes, listed
+from onnxq.compared import FLOATS, WHOLE, common, missing, without_customs
 from onnxq.data import rereadable
 from onnxq.emulation import emulate_bfloat16
 from onnxq.errors import DataError, ModelError
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from onnxq.data import Feed, Source
     from onnxq.graph import Graph
     from onnxq.histogram import Histogram
-
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-_WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 _BLOCK = 2**16
 """Values that are looked at at a time: their float64 copies stay in cache however large a tensor is."""
@@ -74,13 +71,16 @@ class TensorError:
 class Comparison:
     """Errors of the compared tensors, in the model's order, and the histograms that were asked for.
 
-    `shapes` gives the largest size seen of every dimension of a tensor, those of the inputs too.
+    `shapes` gives the largest size seen of every dimension of a tensor, those of the inputs too; `lost` are the
+    outputs that the quantized model has not, `gained` those that it alone has.
     """
 
     errors: tuple[TensorError, ...]
     samples: int
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    gained: tuple[str, ...] = ()
 
     @property
     def worst(self) -> tuple[TensorError, ...]:
@@ -132,7 +132,7 @@ class _Sums:
 
     def vote(self, reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> None:
         """Count the rows that agree on their largest value."""
-        if reference.dtype.name in _WHOLE:
+        if reference.dtype.name in WHOLE:
             self.rows += reference.size
             self.hits += int((reference == actual).sum())
             return
@@ -201,9 +201,9 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
     if layers:
         quantized = with_float_tensors(quantized)
         reference = with_smoothed_tensors(reference, quantized, histograms)
-    names = _common(reference, quantized, monitor, layers=layers)
+    names = common(reference, quantized, monitor, layers=layers)
     if not custom_ops:
-        names = _without_customs(names, reference, quantized, monitor)
+        names = without_customs(names, reference, quantized, monitor)
     seen = _Seen(compared, names, histograms, monitor)
     source, samples = rereadable(source) if layers else source, 0
     while names:
@@ -224,14 +224,15 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
         names = names[len(group) :]
         if names:
             monitor.stage(f"Comparing {len(names)} tensors more", source.length)
-    return seen.comparison(samples)
+    lost, gained = missing(compared, quantized), missing(quantized, compared)
+    return replace(seen.comparison(samples), lost=lost, gained=gained)
 
 
 class _Seen:
     """What is known so far of all tensors."""
 
     def __init__(self, model: Graph, names: Sequence[str], histograms: Collection[str], monitor: Monitor) -> None:
-        inputs = [str(v.name) for v in model.inputs if model.dtype(v) in _FLOATS]
+        inputs = [str(v.name) for v in model.inputs if model.dtype(v) in FLOATS]
         self._outputs, own = {str(v.name) for v in model.outputs}, {str(v.name) for v in model.values()}
         self._sums = {name: _Sums() for name in names if name in own}
         self._tallies = {name: Tally() for name in (*inputs, *names) if name in histograms}
@@ -242,7 +243,7 @@ class _Seen:
     def add(self, name: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
         """One tensor of one sample, in the float and in the quantized model."""
         self._see(name, a)
-        if name in self._tallies and a.dtype.name in _FLOATS:
+        if name in self._tallies and a.dtype.name in FLOATS:
             self._tallies[name].add(a)
         if name not in self._sums:
             return
@@ -332,49 +333,6 @@ def _pair(
     if extra := {*sessions[1].inputs} - {*sessions[0].inputs}:
         raise ModelError(f"the quantized model has an input of its own, {min(extra)!r}", "Is it the same model?")
     return sessions
-
-
-def _common(reference: Graph, quantized: Graph, monitor: Monitor, *, layers: bool) -> list[str]:
-    """Names of the tensors that both models have: of the layers those in float, of the outputs whole numbers too."""
-
-    def names(graph: Graph) -> list[str]:
-        made = [v for v in graph.outputs if not graph.is_const(v)]  # a weight that is an output needs no run
-        outputs = [v for v in made if graph.dtype(v) in (*_FLOATS, *_WHOLE)]
-        if not layers:
-            return [str(v.name) for v in outputs]
-        graph = graph.copy()  # a file need not say the types of what lies between input and output
-        graph.infer_shapes()
-        made = [v for n in graph.nodes for v in n.outputs if v.name and graph.dtype(v) in _FLOATS]
-        return [str(v.name) for v in (*made, *outputs)]
-
-    others = set(names(quantized))
-    common = [name for name in dict.fromkeys(names(reference)) if name in others]
-    kept = {v.name for v in quantized.outputs}
-    if common and (lost := [str(v.name) for v in reference.outputs if v.name not in kept]):
-        monitor.warn(f"outputs that the quantized model has not, so not compared: {', '.join(lost)}")
-    if not common:
-        raise ModelError(
-            "the two models have no numeric tensor of the same name to compare",
-            "The outputs are {} in the float model and {} in the other.".format(
-                *(", ".join(repr(v.name) for v in graph.outputs) for graph in (reference, quantized))
-            ),
-        )
-    return common
-
-
-def _without_customs(names: list[str], reference: Graph, quantized: Graph, monitor: Monitor) -> list[str]:
-    """The names that both models compute without custom operators."""
-    behind = behind_customs(reference) | behind_customs(quantized)
-    left = [name for name in names if name not in behind]
-    missing = listed(custom_nodes(reference) or custom_nodes(quantized))
-    if names and not left:
-        raise ModelError(
-            f"ONNX Runtime lacks custom operators, on which all that is to be compared depends: {missing}",
-            "Give their library with --custom-ops lib.so, or compare what lies before them with --layers.",
-        )
-    if len(left) < len(names):
-        monitor.warn(f"{len(names) - len(left)} tensors are not compared: they depend on custom operators, {missing}")
-    return left
 
 
 def _quantized_to(graph: Graph) -> set[str]:

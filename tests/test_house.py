@@ -79,6 +79,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "relay",
         "rows",
         "intake",
+        "compared",
         "comparison",
         "proof",
         "improvement",

@@ -336,6 +336,11 @@ def test_compare_holds_no_bound_of_an_output_that_is_gone(here: Path, onnxq: Cal
     gone = onnxq("compare", "both.onnx", "one.onnx", "--data", DATA, "--fail-below", 9)
     assert gone.status == 1
     assert "error: outputs that the quantized model has not cannot reach 9 dB: 'y'" in gone.err
+    assert "one.onnx has no others" in gone.err
+    onnx.save(graph_of(text.format("z, float[N,32] v").replace("y =", "v =")).to_proto(), here / "other.onnx")
+    renamed = onnxq("compare", "both.onnx", "other.onnx", "--data", DATA, "--fail-below", 9)
+    assert renamed.status == 1
+    assert "other.onnx has 'v' instead" in renamed.err
 
 
 def test_recipe_files_and_flags(here: Path, onnxq: Callable[..., Run]) -> None:

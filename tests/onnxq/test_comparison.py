@@ -172,6 +172,9 @@ def test_outputs_that_are_lost_are_said() -> None:
     found = compare_graphs(reference, other, source, monitor=Monitor(warn=said.append))
     assert [e.tensor for e in found.errors] == ["y"]
     assert said == ["outputs that the quantized model has not, so not compared: z"]
+    assert (found.lost, found.gained) == (("z",), ())
+    back = compare_graphs(other, reference, source)
+    assert (back.lost, back.gained) == ((), ("z",))
 
 
 def test_large_tensors_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
