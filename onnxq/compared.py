@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.customs import behind_customs, custom_nodes, listed
 from onnxq.errors import ModelError
+from onnxq.operators import is_integer
 
 if TYPE_CHECKING:
     from onnxq.graph import Graph
@@ -13,6 +14,32 @@ if TYPE_CHECKING:
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+_CODES = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "float4", "float8")
+"""How the types begin that weights have as codes."""
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether anything in the model is: a node, in a body too, or a weight that is codes."""
+    parts = tuple(graph.parts())
+    nodes = [node for part in parts for node in part.nodes]
+    weights = (value for part in parts for value in part.weights.values())
+    return any(
+        is_integer(n.op_type, n.domain) or (n.op_type in ("QuantizeLinear", "DequantizeLinear") and not n.domain)
+        for n in nodes
+    ) or any((graph.dtype(value) or "").startswith(_CODES) for value in weights)
+
+
+def warn_if_swapped(reference: Graph, quantized: Graph, monitor: Monitor) -> None:
+    """Say so where the first model is quantized and the second is not; two quantized ones are compared on purpose.
+
+    No error: the noise is the same either way, and hardly another is the signal.
+    """
+    if is_quantized(reference) and not is_quantized(quantized):
+        monitor.warn(
+            "the first model is quantized and the second is not: errors are told of the second. "
+            "Give the float model first, if they are swapped"
+        )
 
 
 def missing(one: Graph, other: Graph) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.collect import holds_numbers, named
-from onnxq.compared import FLOATS, WHOLE, common, missing, without_customs
+from onnxq.compared import FLOATS, WHOLE, common, missing, warn_if_swapped, without_customs
 from onnxq.data import rereadable
 from onnxq.emulation import emulate_bfloat16
 from onnxq.errors import DataError, ModelError
@@ -197,6 +197,7 @@ def compare_graphs(  # noqa: PLR0913  what is compared, on what, and how it is r
         ModelError: the models have no output of the same name, or cannot be run.
         DataError: the data does not fit.
     """
+    warn_if_swapped(reference, quantized, monitor)
     quantized, compared = with_float_ends(quantized), reference
     if layers:
         quantized = with_float_tensors(quantized)

@@ -304,6 +304,9 @@ def test_compare(here: Path, onnxq: Callable[..., Run]) -> None:
     found = json.loads(onnxq("compare", MODEL, "m.int8.onnx", "--data", DATA, "--layers", "--json").out)
     assert [t["sqnr_db"] for t in found["tensors"]] == sorted(t["sqnr_db"] for t in found["tensors"])
     assert {t["tensor"] for t in found["tensors"]} >= {"a", "y"}
+    assert "first model" not in run.err
+    assert "warning: the first model is quantized" in onnxq("compare", "m.int8.onnx", MODEL, "--data", DATA).err
+    assert "first model" not in onnxq("compare", "m.int8.onnx", "m.int8.onnx", "--data", DATA).err
     same = json.loads(onnxq("compare", MODEL, MODEL, "--data", DATA, "--json").out)
     assert [(t["max_abs"], t["cosine"]) for t in same["tensors"]] == [(0, pytest.approx(1))]
     other = graph_of("(float[N,32] x) => (float[N,32] z) { z = Relu(x) }")

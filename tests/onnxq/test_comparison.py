@@ -177,6 +177,42 @@ def test_outputs_that_are_lost_are_said() -> None:
     assert (back.lost, back.gained) == ((), ("z",))
 
 
+PAIR = """(float[N,4] x) => (float[N,4] y) {
+    q = QuantizeLinear(x, s, o) d = DequantizeLinear(q, s, o) a = MatMul(d, w) y = Relu(a)
+}"""
+CODES = "(float[N,4] x) => (float[N,4] y) { k = Cast<to=1>(c) w = Mul(k, s) a = MatMul(x, w) y = Relu(a) }"
+
+
+def quantized_in(way: str) -> Graph:
+    s, o = np.float32(0.03), np.array(0, np.int8)
+    if way == "codes alone":
+        return graph_of(CODES, c=np.clip(np.rint(W / s), -128, 127).astype(np.int8), s=s)
+    return graph_of(PAIR, s=s, o=o, w=W)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "swapped"),
+    [
+        ("float", "float", False),
+        ("float", "pairs", False),
+        ("float", "codes alone", False),
+        ("pairs", "pairs", False),
+        ("pairs", "codes alone", False),
+        ("codes alone", "pairs", False),
+        ("pairs", "float", True),
+        ("codes alone", "float", True),
+    ],
+)
+def test_models_that_are_swapped_are_said(first: str, second: str, swapped: bool) -> None:
+    said: list[str] = []
+    plain = graph_of(TEXT.replace(", float[N,4] z)", ")").replace("z = Neg(y)", ""), w=W)
+    reference, other = (plain if way == "float" else quantized_in(way) for way in (first, second))
+    source = open_source(FEEDS, input_specs(reference))
+    found = compare_graphs(reference, other, source, monitor=Monitor(warn=said.append))
+    assert [e.tensor for e in found.errors] == ["y"]
+    assert [text.split(":")[0] for text in said] == ["the first model is quantized and the second is not"] * swapped
+
+
 def test_large_tensors_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = graph_of(TEXT, w=W), graph_of(TEXT, w=W + NOISE)
     whole = errors(*graphs)["y"]
