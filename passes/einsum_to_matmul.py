@@ -6,6 +6,12 @@ Labels of both x and W that the result has too are batches, those that it lacks 
 x) and columns (of W). A MatMul wants x as [rows but the last, batches, the last row, summed] and W as [batches, summed,
 columns]. Several summed labels or columns are one axis there, with a Reshape on either side. What sums over a label of
 one operand alone, takes a diagonal, or has no rows, columns or sums is left as it is.
+
+An axis of unknown size is taken to be as long as the weight's axis of the same label. ONNX's Einsum gives a label one
+range of indices and broadcasts an ellipsis alone, but ONNX Runtime and onnx's reference evaluator, as numpy, also take
+1 for n. Of batches a MatMul does so as well. Of what is summed it is an error at run time and never another number; the
+Einsum adds the same value n times, which no layer does. Axes whose size nobody knows are common there, behind a Reshape
+to a computed shape, so they are not left in float for that. What is known to be broadcast is left as it is.
 """
 
 from __future__ import annotations

@@ -110,6 +110,29 @@ def test_open_sizes_of_rows_stay_open() -> None:
         np.testing.assert_allclose(run(graph, {"x": x})[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("groups", "shape"), [(3, (2, 5, 1, 4)), (1, (2, 5, 3, 4)), (3, (2, 5, 3, 4))])
+def test_batches_of_open_size_are_broadcast_as_an_einsum_does(groups: int, shape: tuple[int, ...]) -> None:
+    graph = net("btgi,gihd->btghd", "N,T,G,4", (groups, 4, 6, 2))
+    array = np.asarray(graph.const(graph.find("w")), np.float64)
+    x = RNG.normal(size=shape).astype(np.float32)
+    expected = np.einsum("btgi,gihd->btghd", x.astype(np.float64), array)
+    before = run(graph, {"x": x})[0]
+    assert einsum_to_matmul(graph) == 1
+    for found in (before, run(graph, {"x": x})[0]):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("w", "shape"), [((3, 4), (2, 1)), ((1, 4), (2, 3))])
+def test_sums_of_open_size_that_would_be_broadcast_are_an_error_and_no_other_number(
+    w: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    graph, x = net("bi,ij->bj", "N,I", w), np.ones(shape, np.float32)
+    assert run(graph, {"x": x})[0].shape == (2, 4)  # ONNX Runtime is more lenient than the standard
+    assert einsum_to_matmul(graph) == 1
+    with pytest.raises(Exception, match="MatMul"):
+        run(graph, {"x": x})
+
+
 def test_no_rows_are_no_error() -> None:
     graph = net("bthd,hdo->bto", "N,5,3,4", (3, 4, 6))
     assert einsum_to_matmul(graph) == 1
