@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onnxq.linear import linear_at
 
 if TYPE_CHECKING:
@@ -47,6 +49,28 @@ def complete(graph: Graph, linears: Iterable[Linear]) -> set[Value]:
     for linear in linears:
         read.setdefault(linear.weight, set()).add(str(linear.node.name))
     return {w for w, names in read.items() if {str(x.node.name) for x in sharers(graph, w)} == names}
+
+
+def rejoin(graph: Graph, before: Iterable[Linear]) -> None:
+    """Let nodes that read one weight, and each a new one since, read one again where the new ones are equal.
+
+    `before` describes the nodes as they were.
+    """
+    made: dict[Value, list[Value]] = {}
+    for linear in before:
+        new = linear.node.inputs[1]
+        if new is None or new is linear.weight:
+            continue
+        forms = made.setdefault(linear.weight, [])
+        first = next((v for v in forms if _equal(graph, v, new)), None)
+        if first is None:
+            forms.append(new)
+        else:
+            graph.set_input(linear.node, 1, first)
+
+
+def _equal(graph: Graph, one: Value, other: Value) -> bool:
+    return one is other or np.array_equal(np.asarray(graph.const(one)), np.asarray(graph.const(other)))
 
 
 def joined(items: Sequence[_T], ties: Iterable[Sequence[_T]]) -> list[list[_T]]:

@@ -14,7 +14,7 @@ normalization, which backends fuse only as a whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +28,10 @@ from onnxq.linear import (
     scale_inputs,
     scale_outputs,
 )
-from onnxq.sharers import sharers
+from onnxq.sharers import rejoin, sharers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
     import numpy.typing as npt
 
@@ -40,123 +40,116 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class _Made:
-    """What weights became: a weight that was shared -> the new one of the first node, and those made in this round."""
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """A step that can go into a linear node: the tensor it reads, and what it does to that."""
 
-    instead: dict[Value, Value] = field(default_factory=dict)
-    now: set[Value] = field(default_factory=set)
+    step: Node
+    linear: Linear
+    x: Value
+    factor: Array
+    shift: Array
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Steps behind linear nodes, or before them: how one is found, where that of a linear node lies, how it folds."""
+
+    find: Callable[[Graph, Node], _Fold | None]
+    near: Callable[[Graph, Linear], Iterable[Node]]
+    fold: Callable[[Graph, _Fold], bool]
 
 
 def fold_affine(graph: Graph) -> int:
     """Fold constants behind linear nodes, then those before; return how many nodes went."""
-    steps = [n for n in graph.nodes if n.op_type in ("Mul", "Div", "Add", "Sub") and n.domain in ("", "ai.onnx")]
-    behind = _in_rounds(graph, steps, _fold_behind)
     # Backwards, so that of two steps before a convolution the nearer goes first and uncovers the other.
-    return len(behind) + len(_in_rounds(graph, [n for n in reversed(steps) if id(n) not in behind], _fold_before))
+    return _fold(graph, graph.nodes, _BEHIND) + _fold(graph, graph.nodes[::-1], _BEFORE)
 
 
-def _in_rounds(graph: Graph, steps: Sequence[Node], fold: Callable[[Graph, Node, _Made], bool]) -> set[int]:
-    """Fold what can be, into each weight once a round: nodes that share one then read the same all the time."""
-    made, gone = _Made(), set[int]()
-    while found := {id(node) for node in steps if id(node) not in gone and fold(graph, node, made)}:
-        gone |= found
-        made.now.clear()
-    return gone
+def _fold(graph: Graph, nodes: Iterable[Node], side: _Side) -> int:
+    gone = set[int]()
+    for node in nodes:
+        found = None if id(node) in gone else side.find(graph, node)
+        done = [one for one in _together(graph, found, side) if side.fold(graph, one)]
+        rejoin(graph, [one.linear for one in done])
+        gone |= {id(one.step) for one in done}
+    return len(gone)
 
 
-def _fold_behind(graph: Graph, node: Node, made: _Made) -> bool:
-    for x, constant, first in _operands(graph, node):
-        linear = linear_before(graph, node, x)
-        if linear is None:
-            continue
-        affine = _affine(node.op_type, per_output_channel(graph, linear, constant), constant_first=first)
-        if affine is None or (np.any(affine[0] != 1) and not _alike(graph, linear, node, made, _step_behind)):
-            continue
-        if scale_outputs(graph, linear, *affine):
-            _share(graph, linear, made)
-            graph.absorb(node, x)
-            if linear.bias_add is not None and linear.node.inputs[1] is not linear.weight:
-                # The product alone now holds values that no tensor of the model had.
-                graph.rename(linear.node.outputs[0], f"{linear.node.outputs[0].name}/scaled")
-            return True
-    return False
+def _together(graph: Graph, found: _Fold | None, side: _Side) -> list[_Fold]:
+    """What is to be folded at once: where the weight changes, the same factor at all nodes that read it, or nothing."""
+    if found is None or np.all(found.factor == 1) or len(graph.users(found.linear.weight)) == 1:
+        return [] if found is None else [found]
+    folds = [
+        next((fold for node in side.near(graph, other) if (fold := side.find(graph, node)) is not None), None)
+        for other in sharers(graph, found.linear.weight)
+    ]
+    alike = [fold for fold in folds if fold is not None and np.array_equal(fold.factor, found.factor)]
+    return alike if len(alike) == len(folds) else []
 
 
-def _fold_before(graph: Graph, node: Node, made: _Made) -> bool:
-    output = node.outputs[0]
-    user = graph.only_user(output)
-    linear = linear_at(graph, user)
-    if user is None or linear is None or graph.users(output) != ((user, 0),):
-        return False
-    for x, constant, first in _operands(graph, node):
-        affine = _affine(node.op_type, per_input_channel(graph, linear, constant, x), constant_first=first)
-        if affine is None or (np.any(affine[0] != 1) and not _alike(graph, linear, node, made, _step_before)):
-            continue
-        if not _is_product(graph, x) and scale_inputs(graph, linear, *affine):
-            _share(graph, linear, made)
-            graph.replace_uses(output, x)
-            graph.remove(node)
-            return True
-    return False
+def _find_behind(graph: Graph, node: Node) -> _Fold | None:
+    x, constant, first = _operands(graph, node) or (None, None, False)
+    linear = linear_before(graph, node, x)
+    if x is None or linear is None:
+        return None
+    affine = _affine(node.op_type, per_output_channel(graph, linear, constant), constant_first=first)
+    return None if affine is None else _Fold(node, linear, x, *affine)
 
 
-def _alike(
-    graph: Graph, linear: Linear, step: Node, made: _Made, found: Callable[[Graph, Linear], Node | None]
-) -> bool:
-    """Whether all nodes that read the weight have such a step, with the same numbers, and it is not of this round."""
-    if linear.weight in made.now:
-        return False
-    if len(graph.users(linear.weight)) == 1:
-        return True
-    steps = [found(graph, other) for other in sharers(graph, linear.weight)]
-    return bool(steps) and all(other is not None and _same(graph, step, other) for other in steps)
-
-
-def _step_behind(graph: Graph, linear: Linear) -> Node | None:
-    """What reads the node's output, or that of the Add of its bias."""
+def _near_behind(graph: Graph, linear: Linear) -> Iterable[Node]:
+    """What reads the node's output, or first that of the Add of its bias."""
     user = graph.only_user(linear.node.outputs[0])
     after = None if user is None or user.op_type != "Add" else graph.only_user(user.outputs[0])
-    found = [node for node in (after, user) if node is not None]
-    return next((node for node in found if linear_before(graph, node, _read(graph, node)) is not None), None)
+    return [node for node in (after, user) if node is not None]
 
 
-def _step_before(graph: Graph, linear: Linear) -> Node | None:
-    made = linear.node.inputs[0]
-    return made.producer() if made is not None and graph.users(made) == ((linear.node, 0),) else None
-
-
-def _read(graph: Graph, node: Node) -> Value | None:
-    found = [v for v in node.inputs[:2] if not graph.is_const(v)]
-    return found[0] if len(found) == 1 else None
-
-
-def _same(graph: Graph, one: Node, other: Node) -> bool:
-    """Whether both do the same with equal constants."""
-    if one.op_type != other.op_type or len(one.inputs) != len(other.inputs):
+def _fold_behind(graph: Graph, found: _Fold) -> bool:
+    linear = found.linear
+    if not scale_outputs(graph, linear, found.factor, found.shift):
         return False
-    pairs = [(graph.const(a), graph.const(b)) for a, b in zip(one.inputs, other.inputs, strict=True)]
-    return all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
+    graph.absorb(found.step, found.x)
+    if linear.bias_add is not None and linear.node.inputs[1] is not linear.weight:
+        # The product alone now holds values that no tensor of the model had.
+        graph.rename(linear.node.outputs[0], f"{linear.node.outputs[0].name}/scaled")
+    return True
 
 
-def _share(graph: Graph, linear: Linear, made: _Made) -> None:
-    """Let the node read the new weight of another that shared its old one, where that is the same."""
-    new = linear.node.inputs[1]
-    if new is None or new is linear.weight:
-        return
-    first = made.instead.setdefault(linear.weight, new)
-    if first is not new and np.array_equal(np.asarray(graph.const(first)), np.asarray(graph.const(new))):
-        graph.set_input(linear.node, 1, first)
-        new = first
-    made.now.add(new)
+def _find_before(graph: Graph, node: Node) -> _Fold | None:
+    x, constant, first = _operands(graph, node) or (None, None, False)
+    user = graph.only_user(node.outputs[0]) if x is not None else None
+    linear = linear_at(graph, user)
+    if x is None or linear is None or graph.users(node.outputs[0]) != ((user, 0),) or _is_product(graph, x):
+        return None
+    affine = _affine(node.op_type, per_input_channel(graph, linear, constant, x), constant_first=first)
+    return None if affine is None else _Fold(node, linear, x, *affine)
 
 
-def _operands(graph: Graph, node: Node) -> tuple[tuple[Value, Value, bool], ...]:
-    """(activation, constant, whether the constant is the first operand), for the one order that fits, if any."""
+def _near_before(graph: Graph, linear: Linear) -> Iterable[Node]:
+    made = graph.producer(linear.node.inputs[0])
+    return [] if made is None else [made]
+
+
+def _fold_before(graph: Graph, found: _Fold) -> bool:
+    if not scale_inputs(graph, found.linear, found.factor, found.shift):
+        return False
+    graph.replace_uses(found.step.outputs[0], found.x)
+    graph.remove(found.step)
+    return True
+
+
+_BEHIND = _Side(_find_behind, _near_behind, _fold_behind)
+_BEFORE = _Side(_find_before, _near_before, _fold_before)
+
+
+def _operands(graph: Graph, node: Node) -> tuple[Value, Value, bool] | None:
+    """(activation, constant, whether the constant is the first operand) of such a step; else None."""
+    if node.op_type not in ("Mul", "Div", "Add", "Sub") or node.domain not in ("", "ai.onnx"):
+        return None
     a, b = node.inputs
     if a is None or b is None or graph.is_const(a) == graph.is_const(b):
-        return ()
-    return ((b, a, True),) if graph.is_const(a) else ((a, b, False),)
+        return None
+    return (b, a, True) if graph.is_const(a) else (a, b, False)
 
 
 def _affine(op_type: str, c: Array | None, *, constant_first: bool) -> tuple[Array, Array] | None:
