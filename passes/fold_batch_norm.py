@@ -7,6 +7,9 @@ gets an Add of s in the place of the batch norm.
 
 Preconditions: inference form, constant parameters and weight, and nobody but the batch norm reads what the linear
 node computes. Channels are axis 1, so a MatMul folds only where its output is a matrix.
+
+A weight that several nodes read, with the same batch norm behind each, stays one. Where batch norms differ, as those of
+the levels of some pyramids do, each node gets a weight of its own: batch norms that stayed would run in float.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.linear import Linear, exactly, linear_before, renewed, scale_outputs
+from onnxq.sharers import rejoin
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,26 +32,29 @@ if TYPE_CHECKING:
 def fold_batch_norm(graph: Graph) -> int:
     """Fold every batch norm that follows a linear node; return how many."""
     norms = [n for n in graph.nodes if n.op_type == "BatchNormalization" and n.domain in ("", "ai.onnx")]
-    return sum(_fold(graph, norm) for norm in norms)
+    folded = [linear for norm in norms if (linear := _fold(graph, norm)) is not None]
+    rejoin(graph, folded)
+    return len(folded)
 
 
-def _fold(graph: Graph, norm: Node) -> bool:
+def _fold(graph: Graph, norm: Node) -> Linear | None:
+    """Fold one, and return what it was folded into, as that was; None where it stays."""
     linear = linear_before(graph, norm, norm.inputs[0])
     if linear is None or not _in_inference(graph, norm) or linear.rank is None:
-        return False
+        return None
     affine = _affine(graph, norm, linear.channels)
     if affine is None or linear.rank + linear.axis != 1:
-        return False
+        return None
     if linear.node.op_type == "MatMul" and linear.bias_add is None:
-        return _fold_into_product(graph, norm, linear, *affine)
+        return linear if _fold_into_product(graph, norm, linear, *affine) else None
     if not scale_outputs(graph, linear, *affine):
-        return False
+        return None
     result = norm.inputs[0]
     assert result is not None  # noqa: S101  linear_before found the node that makes it
     graph.absorb(norm, result)
     if linear.bias_add is not None:
         _rename_scaled(graph, linear.node)
-    return True
+    return linear
 
 
 def _fold_into_product(graph: Graph, norm: Node, linear: Linear, factor: Array, shift: Array) -> bool:

@@ -108,6 +108,28 @@ def test_shared_weights_are_not_changed_in_place() -> None:
     same_function(before, graph, random_feeds(graph))
 
 
+def test_a_shared_weight_stays_one_for_equal_batch_norms_and_has_a_copy_for_another() -> None:
+    weights = {"w": floats(3, 3, 3, 3), "k": floats(3), **norm(3), **{f"{n}2": a for n, a in norm(3).items()}}
+    same = {f"{n}3": weights[n].copy() for n in "sbmv"}
+    graph = graph_of(
+        """(float[2,3,8,8] x) => (float[2,3,2,2] y) {
+            c = Conv(x, w) d = BatchNormalization(c, s, b, m, v)
+            e = Conv(d, w, k) f = BatchNormalization(e, s2, b2, m2, v2)
+            g = Conv(f, w) y = BatchNormalization(g, s3, b3, m3, v3)
+        }""",
+        **weights,
+        **same,
+    )
+    before = graph.copy()
+    assert fold_batch_norm(graph) == 3
+    graph.remove_unused()
+    first, second, third = (node.inputs[1] for node in graph.nodes)
+    assert first is third
+    assert first is not second
+    assert sum(graph.rank(value) == 4 for value in graph.weights.values()) == 2
+    same_function(before, graph, random_feeds(graph))
+
+
 def test_matmul_gets_an_add_for_the_shift() -> None:
     text = "(float[2,5] x) => (float[2,4] y) { c = MatMul(x, w) n = " + NORM + " y = Relu(n) }"
     graph = graph_of(text, w=floats(5, 4), **norm(4))
