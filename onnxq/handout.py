@@ -69,7 +69,7 @@ def _entry(graph: Graph, node: Node) -> tuple[str, dict[str, Any]] | None:
     channels = given is not None and given.size < scale.size  # those of a layer's rows, which hold their inverse
     scale = scale if given is None or channels else given  # a factor behind the pair may be in the DequantizeLinear
     zero = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
-    zeros = np.zeros(scale.size) if zero is None else zero.astype(np.float64).reshape(-1)
+    zeros = np.broadcast_to(0.0 if zero is None else zero.astype(np.float64).reshape(-1), scale.size)
     flat: npt.NDArray[np.float64] = np.ldexp(scale.astype(np.float64), -lifted).reshape(-1)
     low, high = _LIMITS[kind]
     amax = np.maximum(np.abs(low - zeros), np.abs(high - zeros)) * flat

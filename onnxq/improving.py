@@ -183,6 +183,7 @@ def _inspected(ready: api.Prepared) -> Inspected:
         grid,
         level,
         target.pointwise_db,
+        target.convolved_db,
         ready.recipe.float_type == "float16",
     )
 

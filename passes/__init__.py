@@ -22,6 +22,7 @@ from onnxq.passes.cpu_gelu import fast_gelu
 from onnxq.passes.cpu_norms import smooth_in_norms
 from onnxq.passes.cpu_own_weights import own_weights
 from onnxq.passes.cpu_qattention import quantize_attention
+from onnxq.passes.cpu_scaled_inputs import ScalesInQuantize
 from onnxq.passes.cpu_sums import sum_before_norm
 from onnxq.passes.dynamic_lstm import DynamicLSTM
 from onnxq.passes.dynamic_products import DynamicProducts
@@ -233,6 +234,7 @@ def _lower_cpu(plan: Plan, target: Target, recipe: Recipe) -> tuple[Pass, ...]:
         remove_redundant_qdq,  # behind pairs that the model already had
         QuantizeWeights(_without_blocks(plan), weight_grid(target, recipe), recipe.weight_range, "dq"),
         QuantizeTables(plan, recipe.weight_range),
+        ScalesInQuantize(target.movers),
         channel_scales_in_rows,  # before biases are rounded, and channels padded
         SpaceToDepth(inputs=recipe.io_types != "int8"),  # an image has three channels, and kernels want many
         pad_channels,  # or four at least

@@ -136,7 +136,7 @@ def _costing_little(graph: Graph, plan: Plan) -> set[str]:
     sizes = Counter(point.group for point in plan.points.values())
     alone = {name for name, point in plan.points.items() if sizes[point.group] == 1}
     own = get_target(plan.target).placement == "ort-cpu"  # integer kernels of pointwise operators; TensorRT fuses them
-    integers = {node for point in plan.points.values() for node, _ in point.uses} if own else set()
+    integers = {d.node for d in plan.decisions if d.quantized} if own else set()
 
     def joins(maker: Node | None) -> bool:
         while maker is not None and maker.op_type in ("Mul", "Add") and maker.name not in integers:
@@ -201,8 +201,10 @@ def _allowed(site: Site, model: Inspected, seen: int) -> Allowed:
 
     Where x' needs a node of its own, it must be worth what the target says; see also `POINTWISE`.
     """
-    margin = margin_db(seen, model.pointwise_db if site.explicit else MARGIN_DB)
-    return Allowed(site.shifts, weights=site.explicit or not site.clips, margin=margin, grid=model.grid)
+    free = site.explicit and site.convolves and model.convolved_db is not None  # without a shift, which takes an Add
+    least = model.pointwise_db if site.explicit else MARGIN_DB
+    margin = margin_db(seen, model.convolved_db if free and model.convolved_db is not None else least)
+    return Allowed(site.shifts and not free, weights=site.explicit or not site.clips, margin=margin, grid=model.grid)
 
 
 def margin_db(rows: int, least: float = MARGIN_DB) -> float:

@@ -97,6 +97,7 @@ class Inspected:
         grid: of its activations.
         effort: how much is looked at.
         pointwise_db: what a node of its own in front of a Q must gain, as the target says.
+        convolved_db: likewise what one that multiplies must where convolutions read it.
         half: whether what is not int8 is written in float16.
     """
 
@@ -108,6 +109,7 @@ class Inspected:
     grid: QType = INT8
     effort: Effort = LEVELS["balanced"]
     pointwise_db: float = 1.5
+    convolved_db: float | None = None
     half: bool = False
 
     @property

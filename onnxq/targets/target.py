@@ -37,6 +37,7 @@ class Target:
         blocked_bits: widths of weights that may be quantized in blocks.
         float4: whether it reads DequantizeLinear of FLOAT4E2M1 codes in blocks of 16 with float8 scales.
         pointwise_db: what a Mul or Add of its own in front of a Q must take from a layer's noise, in dB.
+        convolved_db: what a Mul must where only convolutions read it, if that is less: it goes into the Q.
         float_share: share of the multiply-accumulates that efforts above `fast` may leave in float, 0 to 1.
         refuses: mode -> why the target has no use for it.
         next_step: what -> the command that builds from the emitted file; of both {model}, {engine}, {shapes} and such
@@ -64,6 +65,7 @@ class Target:
     blocked_bits: frozenset[int] = frozenset({4})
     float4: bool = False
     pointwise_db: float = 1.5
+    convolved_db: float | None = None
     float_share: float = 0.0
     refuses: Mapping[str, str] = field(default_factory=dict)
     next_step: Mapping[str, str] = field(default_factory=dict)

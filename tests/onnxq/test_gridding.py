@@ -267,3 +267,24 @@ def test_scales_are_told_by_the_float_models_names() -> None:
     assert given["zero_point"] == params.zero_point.tolist()
     (held,) = [t for t in take_stock(made.to_proto()).tensors if t.tensor == "c/channels"]
     assert (held.granularity, held.scales) == ("per channel, axis 1", 16)
+
+
+# -- what convolutions read ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_factors_in_front_of_a_convolution_are_of_the_quantize_linear(form: str) -> None:
+    recipe = Recipe(target="ort-cpu", format=form, float_share=0.0)
+    made, _ = api.quantize(model("m = HardSwish(c)"), feeds(), recipe)
+    (maker,) = [n for n in made.nodes if n.op_type == "HardSwish"]
+    (reader,) = [user for user, _ in made.users(maker.outputs[0])]
+    assert reader.op_type == "QuantizeLinear"
+    assert made.size(reader.inputs[1]) == 16
+    found = operators(made)
+    assert found.count("QLinearConv") == 2
+    assert found.count("Mul") <= 1  # of a HardSwish that the provider takes apart
+    told = scales(made)["tensors"]["m"]
+    assert len(told["scale"]) == len(told["zero_point"]) == len(told["amax"]) == 16
+    proto = made.to_proto().SerializeToString()
+    exact, fast = (Session(proto, as_deployed=d).run(feeds(1)[0])[0] for d in (False, True))
+    assert SATURATES or float(np.abs(exact - fast).max()) < 0.05 * float(np.abs(exact).max())
