@@ -283,8 +283,9 @@ def test_factors_in_front_of_a_convolution_are_of_the_quantize_linear(form: str)
     found = operators(made)
     assert found.count("QLinearConv") == 2
     assert found.count("Mul") <= 1  # of a HardSwish that the provider takes apart
-    told = scales(made)["tensors"]["m"]
-    assert len(told["scale"]) == len(told["zero_point"]) == len(told["amax"]) == 16
+    if form == "qdq":  # operators have no pairs to tell of
+        told = scales(made)["tensors"]["m"]
+        assert len(told["scale"]) == len(told["zero_point"]) == len(told["amax"]) == 16
     proto = made.to_proto().SerializeToString()
     exact, fast = (Session(proto, as_deployed=d).run(feeds(1)[0])[0] for d in (False, True))
     assert SATURATES or float(np.abs(exact - fast).max()) < 0.05 * float(np.abs(exact).max())
