@@ -241,7 +241,7 @@ def _chosen(want: Wanted, seen: Seen, samples: Sequence[int]) -> Width | None:
             total += error(width.range(seen, others, want.bounds).params(grid, 1), fold)
         return total
 
-    if seen.rows < LEAST_ROWS or not np.isfinite([seen.low[samples], seen.high[samples]]).all():
+    if seen.rows < LEAST_ROWS or not np.isfinite([seen.low, seen.high]).all():  # of every sample: all make the ends
         return None
     first = [Width(a, within=within) for a in _EXPONENTS for within in (None, want.range)]
     best = min((left_out(width), place, width) for place, width in enumerate(first))

@@ -146,7 +146,8 @@ class Fed:
 def found_of(samples: Sequence[Array], behind: Pointwise | None = None) -> Grids:
     """The grids of a tensor t (1, C, rows) with these values in samples of which every second one judges."""
 
-    low, high = min(x.min() for x in samples), max(x.max() for x in samples)
+    finite = np.concatenate([x[np.isfinite(x)] for x in samples])
+    low, high = finite.min(), finite.max()
     alone = params_from_range(float(low), float(high), UINT8)
     wanted = Wanted("t", 1, alone, (float(low), float(high)), behind, (-np.inf, np.inf))
     given = [{"t": x.T[None].astype(np.float32)} for x in samples]
@@ -160,7 +161,12 @@ def test_channels_that_are_alike_or_seen_too_little_keep_one_grid() -> None:
     sizes = np.geomspace(0.01, 1, 8)
     few = [x[: LEAST_ROWS // 16 - 1] * sizes for x in alike]
     assert not found_of(few).widths
-    assert found_of([x * sizes for x in alike]).widths
+    apart = [x * sizes for x in alike]
+    assert found_of(apart).widths
+    for number in (np.nan, np.inf):  # in a sample that judges
+        grids = found_of([x if i != 3 else np.where(x == x[0, 0], number, x) for i, x in enumerate(apart)])
+        assert not grids.widths
+        assert grids.by_all().ranges() == {}
 
 
 def test_channels_whose_size_is_that_of_a_sample_do_not_keep_their_own() -> None:
