@@ -65,7 +65,7 @@ class ScalesInQuantize:
         Not one whose operands all come from pairs, unless it is known that no integer kernel can be made of it.
         """
         maker = graph.producer(value)
-        if maker is None or maker.op_type in {*self.movers, "Relu", "Clip", "DequantizeLinear"}:
+        if maker is None or maker.op_type in {*self.movers, "Relu", "Clip", "Where", "DequantizeLinear"}:
             return False
         read = [graph.producer(v, "DequantizeLinear") for v in maker.inputs if v is not None]
         return maker.op_type in _FLOAT or any(pair is None for pair in read)

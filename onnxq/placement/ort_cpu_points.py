@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 BOUNDED = {"Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0)}
 """Operator -> the range of what it makes, whatever was seen."""
 
+_TAKEN = frozenset(
+    {"Relu", "Clip", "Where", "ArgMax", "TopK", "Pad", "ReduceMax", "ReduceMin", "SpaceToDepth", "Upsample"}
+)
+"""What the provider may take between pairs beside operators of the target: a Where even beside a constant in float."""
+
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
 _TWO_OPERANDS = frozenset({"Add", "Mul", "MatMul"})
 
@@ -244,7 +249,7 @@ def _reads_floats(island: Island, node: Node) -> bool:
         return len(island.operands(node)) < len(node.inputs)
     if node.op_type in _TWO_OPERANDS:
         return not all(value is not None and island.is_int8(value) for value in node.inputs)
-    taken = node.op_type in island.target.movers | island.target.both_ends | {"Relu", "Clip"}
+    taken = node.op_type in island.target.movers | island.target.both_ends | _TAKEN
     return not taken and node.op_type not in island.target.weighted
 
 

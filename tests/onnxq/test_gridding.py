@@ -72,6 +72,8 @@ def axis(plan: Plan, tensor: str = "c") -> int | None:
         "a gate in integers": "s = Sigmoid(c) m = Mul(c, s)",
         "cut off, and read beside": "r = Relu(c) h = HardSwish(c) m = Add(h, r)",
         "moved": "t = Transpose<perm=[0,1,3,2]>(c) m = HardSwish(t)",
+        "chosen": "k = Greater(c, zero) m = Where(k, c, zero)",
+        "the largest": "t = ReduceMax<axes=[1]>(c) h = HardSwish(x) m = Mul(h, t)",
         "pooled": "t = MaxPool<kernel_shape=[1,1]>(c) m = HardSwish(t)",
     }.items(),
     ids=lambda item: item[0],
