@@ -136,7 +136,9 @@ def _costing_little(graph: Graph, plan: Plan) -> set[str]:
     sizes = Counter(point.group for point in plan.points.values())
     alone = {name for name, point in plan.points.items() if sizes[point.group] == 1}
     own = get_target(plan.target).placement == "ort-cpu"  # integer kernels of pointwise operators; TensorRT fuses them
-    integers = {d.node for d in plan.decisions if d.quantized} if own else set()
+    # Between two convolutions in integers with nothing else than activations channels come last, and there a
+    # QuantizeLinear with a scale for each is slow: what reads a pair is left out, in float or not.
+    integers = {node for point in plan.points.values() for node, _ in point.uses} if own else set()
 
     def joins(maker: Node | None) -> bool:
         while maker is not None and maker.op_type in ("Mul", "Add") and maker.name not in integers:

@@ -38,17 +38,20 @@ SWISH = "a = Add(c, three) k = Clip(a, zero, six) p = Mul(c, k) m = Div(p, six)"
 W = (16, 16, 3, 3)
 
 
-def model(between: str = SWISH, before: str = "", **more: Array) -> Graph:
-    """Two convolutions and what is between c and m. Channels of c differ 100 times in size, and the weights by that."""
+def model(between: str = SWISH) -> Graph:
+    """A convolution to c, what makes m of it, and another between two HardSwish, a channel at a time, in float.
+
+    Channels of c differ 100 times in size, and the weights of the last convolution by that.
+    """
     numbers = {"zero": 0.0, "three": 3.0, "six": 6.0}
     held: dict[str, Array | tuple[int, ...]] = {n: np.array(v, np.float32) for n, v in numbers.items() if n in between}
     rng = np.random.default_rng(7)
     sizes = np.geomspace(0.05, 5, 16).reshape(-1, 1, 1)
     w, u = rng.normal(size=W) / 12 * sizes[..., None], rng.normal(size=W) / 12 / sizes
-    held |= {"w": w.astype(np.float32), "b": np.zeros(16, np.float32), "u": u.astype(np.float32), **more}
-    return net(
-        "float[1,16,12,12] x", f"{before} c = Conv{PADS}(x, w, b) {between} y = Conv{PADS}(m, u)", "y", 17, **held
-    )
+    held |= {"w": w.astype(np.float32), "b": np.zeros(16, np.float32), "u": u.astype(np.float32)}
+    held["v"] = np.full((16, 1, 3, 3), 0.2, np.float32)
+    alone = f"d = Conv<group=16, pads=[1,1,1,1]>(m, v) h = HardSwish(d) y = Conv{PADS}(h, u)"
+    return net("float[1,16,12,12] x", f"c = Conv{PADS}(x, w, b) {between} {alone}", "y", 17, **held)
 
 
 def feeds(count: int = 40) -> list[dict[str, Array]]:
@@ -66,14 +69,16 @@ def axis(plan: Plan, tensor: str = "c") -> int | None:
 @pytest.mark.parametrize(
     "between",
     {
-        "read by a convolution": "d = Conv<pads=[1,1,1,1]>(c, w) h = HardSwish(c) m = Add(h, d)",
-        "added in integers": "d = Conv<pads=[1,1,1,1]>(x, w) m = Add(c, d)",
+        "read by a convolution": "e = Conv<pads=[1,1,1,1]>(c, w) g = HardSwish(c) m = Add(g, e)",
+        "added in integers": "e = Conv<pads=[1,1,1,1]>(x, w) m = Add(c, e)",
         "added to a float": "t = Tanh(x) s = Add(c, t) m = HardSwish(s)",
         "a gate in integers": "s = Sigmoid(c) m = Mul(c, s)",
-        "cut off, and read beside": "r = Relu(c) h = HardSwish(c) m = Add(h, r)",
+        "cut off, and read beside": "r = Relu(c) g = HardSwish(c) m = Add(g, r)",
+        "integers behind an activation": "g = HardSwish(c) m = Conv<pads=[1,1,1,1]>(g, w)",
+        "integers behind one and a sum": "g = HardSwish(c) t = Tanh(x) a = Add(g, t) m = Conv<pads=[1,1,1,1]>(a, w)",
         "moved": "t = Transpose<perm=[0,1,3,2]>(c) m = HardSwish(t)",
         "chosen": "k = Greater(c, zero) m = Where(k, c, zero)",
-        "the largest": "t = ReduceMax<axes=[1]>(c) h = HardSwish(x) m = Mul(h, t)",
+        "the largest": "t = ReduceMax<axes=[1]>(c) g = HardSwish(x) m = Mul(g, t)",
         "pooled": "t = MaxPool<kernel_shape=[1,1]>(c) m = HardSwish(t)",
     }.items(),
     ids=lambda item: item[0],
@@ -283,7 +288,7 @@ def test_scales_are_told_by_the_float_models_names() -> None:
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_factors_in_front_of_a_convolution_are_of_the_quantize_linear(form: str) -> None:
     recipe = Recipe(target="ort-cpu", format=form, float_share=0.0)
-    made, _ = api.quantize(model("m = HardSwish(c)"), feeds(), recipe)
+    made, _ = api.quantize(model("m = Tanh(c)"), feeds(), recipe)
     (maker,) = [n for n in made.nodes if n.op_type == "HardSwish"]
     (reader,) = [user for user, _ in made.users(maker.outputs[0])]
     assert reader.op_type == "QuantizeLinear"
@@ -292,7 +297,7 @@ def test_factors_in_front_of_a_convolution_are_of_the_quantize_linear(form: str)
     assert found.count("QLinearConv") == 2
     assert found.count("Mul") <= 1  # of a HardSwish that the provider takes apart
     if form == "qdq":  # operators have no pairs to tell of
-        told = scales(made)["tensors"]["m"]
+        told = scales(made)["tensors"]["h"]
         assert len(told["scale"]) == len(told["zero_point"]) == len(told["amax"]) == 16
     proto = made.to_proto().SerializeToString()
     exact, fast = (Session(proto, as_deployed=d).run(feeds(1)[0])[0] for d in (False, True))
