@@ -105,7 +105,8 @@ def improved(
     picked, judge = examined
     parts = folds(picked.judging, found.samples)
     seen = [api.observe(better, Source.of(part), SILENT).tensors for part in parts]
-    channels = [grids.ranges(without=picked.places(part)) for part in parts]
+    apart = folds(picked.judging, 0) if grids.widths else ()
+    channels = [grids.ranges(without=picked.places(part)) for part in apart]
     return found, Kept(picked.judging, *judge.at_ends(), _inspected(ready), seen, learned, channels)
 
 

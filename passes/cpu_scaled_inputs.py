@@ -67,8 +67,8 @@ class ScalesInQuantize:
         maker = graph.producer(value)
         if maker is None or maker.op_type in {*self.movers, "Relu", "Clip", "Where", "DequantizeLinear"}:
             return False
-        read = [graph.producer(v, "DequantizeLinear") for v in maker.inputs if v is not None]
-        return maker.op_type in _FLOAT or any(pair is None for pair in read)
+        read = [v for v in maker.inputs if v is not None and not graph.is_const(v)]
+        return maker.op_type in _FLOAT or any(graph.producer(v, "DequantizeLinear") is None for v in read)
 
 
 _FLOAT = frozenset({"Sqrt", "Exp", "Log", "Tanh", "HardSwish", "HardSigmoid", "Gelu", "Elu", "LayerNormalization"})

@@ -37,7 +37,8 @@ class Kept:
         seen: tensor -> its values in every so manieth of the samples, from the first, the second and so on; empty where
             their part in ranges is small.
         rounding: codes of weights that these samples had no part in, where they had in those that are written.
-        channels: as `seen`: tensor -> the ranges of its channels by the other samples.
+        channels: tensor -> the ranges of its channels without such a part; also where many samples calibrate, since
+            they are of those alone that choose and judge. Empty where no tensor has them.
     """
 
     feeds: Sequence[Feed]
@@ -55,13 +56,14 @@ class Kept:
         is cut off, which no sample shows that does. `lowered` writes the model by such statistics.
         """
         noise: list[Floats] = []
+        parts = max(len(self.seen), len(self.channels), 1)
         try:
-            for first in range(len(self.seen) or 1):
+            for first in range(parts):
                 ends = with_float_ends(lowered(self._apart(statistics, first)))
                 computed = {str(value.name) for value in ends.values()}  # a weight may be an output
                 power = {name: power for name, power in self.power.items() if name in computed}
                 session = quantized_session(ends, tuple(power), self.model.providers, self.model.custom_ops)
-                part = slice(first, None, len(self.seen) or 1)
+                part = slice(first, None, parts)
                 runs = [run(session, feed) for feed in self.feeds[part]]
                 noise.append(tensor_noise(zip(self.exact[part], runs, strict=True), power))
         except OnnxqError:
@@ -71,9 +73,10 @@ class Kept:
     def _apart(self, statistics: Statistics, part: int) -> Statistics:
         """The statistics without what this part showed, and without codes that the samples had a part in."""
         if self.seen:
-            seen, channels = self.seen[part], self.channels[part]
-            left = {name: _left(h, seen.get(name)) for name, h in statistics.tensors.items()}
-            statistics = replace(statistics, tensors=left, channels=channels)
+            left = {name: _left(h, self.seen[part].get(name)) for name, h in statistics.tensors.items()}
+            statistics = replace(statistics, tensors=left)
+        if self.channels:
+            statistics = replace(statistics, channels=self.channels[part])
         return statistics if self.rounding is None else replace(statistics, rounding=self.rounding)
 
 

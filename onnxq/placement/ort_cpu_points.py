@@ -268,9 +268,14 @@ def _reads_floats(island: Island, node: Node) -> bool:
     if node.op_type == "Add":
         return len(island.operands(node)) < len(node.inputs)
     if node.op_type in _TWO_OPERANDS:
-        return not all(value is not None and island.is_int8(value) for value in node.inputs)
+        return not all(value is not None and _between_pairs(island, value) for value in node.inputs)
     taken = node.op_type in island.target.movers | island.target.both_ends | _TAKEN
     return not taken and node.op_type not in island.target.weighted
+
+
+def _between_pairs(island: Island, value: Value) -> bool:
+    """Whether a DequantizeLinear will make the tensor: one of the plan's, or one that the model had."""
+    return island.is_int8(value) or island.graph.producer(value, "DequantizeLinear") is not None
 
 
 def _bounds(island: Island, value: Value) -> tuple[float, float]:

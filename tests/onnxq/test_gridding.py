@@ -13,12 +13,13 @@ from noises import noise_of
 from optimized import SATURATES, operators
 from placing import Array, net
 
-from onnxq import Recipe, api
+from onnxq import Recipe, api, improving
 from onnxq.channels import ChannelRange
 from onnxq.errors import StatisticsError
 from onnxq.handout import scales
 from onnxq.improvement.gridding import LEAST_ROWS, Grids, Seen, Wanted, Width, channel_grids, gaining
 from onnxq.inventory import take_stock
+from onnxq.monitor import SILENT
 from onnxq.numerics import UINT8, dequantize, params_from_range, quantize
 from onnxq.recipe import Rule
 from onnxq.runtime import Session
@@ -36,9 +37,12 @@ CPU = Recipe(target="ort-cpu")
 PADS = "<pads=[1,1,1,1]>"
 SWISH = "a = Add(c, three) k = Clip(a, zero, six) p = Mul(c, k) m = Div(p, six)"
 W = (16, 16, 3, 3)
+CHOSEN = "k = Greater(c, zero) m = Where(k, c, zero)"
+PAIR = "q = QuantizeLinear(t, s, z) v = DequantizeLinear(q, s, z)"
+OWN = f"t = Tanh(x) {PAIR} p = Mul(c, v) pq = QuantizeLinear(p, s, z) m = DequantizeLinear(pq, s, z)"
 
 
-def model(between: str = SWISH) -> Graph:
+def model(between: str = SWISH, **more: Array) -> Graph:
     """A convolution to c, what makes m of it, and another between two HardSwish, a channel at a time, in float.
 
     Channels of c differ 100 times in size, and the weights of the last convolution by that.
@@ -49,8 +53,8 @@ def model(between: str = SWISH) -> Graph:
     sizes = np.geomspace(0.05, 5, 16).reshape(-1, 1, 1)
     w, u = rng.normal(size=W) / 12 * sizes[..., None], rng.normal(size=W) / 12 / sizes
     held |= {"w": w.astype(np.float32), "b": np.zeros(16, np.float32), "u": u.astype(np.float32)}
-    held["v"] = np.full((16, 1, 3, 3), 0.2, np.float32)
-    alone = f"d = Conv<group=16, pads=[1,1,1,1]>(m, v) h = HardSwish(d) y = Conv{PADS}(h, u)"
+    held |= {"each": np.full((16, 1, 3, 3), 0.2, np.float32), **more}
+    alone = f"d = Conv<group=16, pads=[1,1,1,1]>(m, each) h = HardSwish(d) y = Conv{PADS}(h, u)"
     return net("float[1,16,12,12] x", f"c = Conv{PADS}(x, w, b) {between} {alone}", "y", 17, **held)
 
 
@@ -77,7 +81,7 @@ def axis(plan: Plan, tensor: str = "c") -> int | None:
         "integers behind an activation": "g = HardSwish(c) m = Conv<pads=[1,1,1,1]>(g, w)",
         "integers behind one and a sum": "g = HardSwish(c) t = Tanh(x) a = Add(g, t) m = Conv<pads=[1,1,1,1]>(a, w)",
         "moved": "t = Transpose<perm=[0,1,3,2]>(c) m = HardSwish(t)",
-        "chosen": "k = Greater(c, zero) m = Where(k, c, zero)",
+        "chosen": CHOSEN,
         "the largest": "t = ReduceMax<axes=[1]>(c) g = HardSwish(x) m = Mul(g, t)",
         "pooled": "t = MaxPool<kernel_shape=[1,1]>(c) m = HardSwish(t)",
     }.items(),
@@ -96,6 +100,16 @@ def test_other_makers_targets_and_a_rule_leave_one_scale() -> None:
         assert all(p.axis is None for p in api.make_plan(model(), Recipe(target=target)).points.values())
     product = net("float[8,64] x", "g = Gemm(x, w) h = HardSwish(g) y = Gemm(h, u)", "y", 17, w=(64, 64), u=(64, 64))
     assert all(p.axis is None for p in api.make_plan(product, CPU).points.values())
+
+
+def test_the_provider_loads_what_it_fuses_though_the_plan_does_not() -> None:
+    graph = model(OWN, s=np.array(0.05, np.float32), z=np.array(128, np.uint8))
+    recipe = replace(CPU, effort="fast")
+    found = api.calibrate(graph, feeds(4), recipe)
+    wide = ChannelRange(np.full(16, -2, np.float32), np.geomspace(1, 9, 16).astype(np.float32))
+    made, plan = api.quantize(graph, replace(found, channels={"c": wide}), recipe)
+    assert axis(plan) is None
+    assert {"QLinearConv", "QLinearMul"} <= set(operators(made))
 
 
 @pytest.mark.parametrize("between", [SWISH, "m = HardSwish(c)", "r = Relu(c) t = Tanh(r) m = Mul(r, t)"])
@@ -237,6 +251,24 @@ def test_a_model_gains_and_runs_in_integers(form: str, tmp_path: Path) -> None:
     said = plan.to_dict()["tensors"]["c"]
     assert said["axis"] == 1
     assert len(said["scale"]) == len(said["zero_point"]) == 16
+
+
+@pytest.mark.parametrize("count", [40, 100], ids=["few", "more than judge"])
+def test_samples_that_judge_what_is_written_have_no_part_in_the_ends(count: int) -> None:
+    ready = api.prepared(model(), CPU)
+    statistics, kept = improving.improved(ready, feeds(count))
+    assert kept is not None
+    assert len(kept.channels) == 4
+    told: list[dict[str, ChannelRange]] = []
+
+    def lowered(apart: Statistics) -> Graph:
+        told.append(dict(apart.channels))
+        return api.lowered(ready, apart, SILENT)[0]
+
+    kept.sqnr_db(lowered, statistics)
+    assert told == list(kept.channels)
+    assert all(set(part) == set(statistics.channels) for part in told)
+    assert len({part["c"] for part in told} | {statistics.channels["c"]}) == 5  # each lacks others' ends
 
 
 def test_the_order_of_the_samples_does_not_matter() -> None:
