@@ -105,9 +105,7 @@ def widened(plan: Plan, by: float) -> Plan:
     points = dict(plan.points)
     for members in _groups(plan) if by != 1.0 else ():
         for point in members:
-            if point.range is None or point.params is None or point.chosen not in WIDENED:
-                continue
-            if point.params.axis is None:  # those of channels have a margin of their own
+            if point.range is not None and point.params is not None and point.chosen in WIDENED:
                 low, high = point.range
                 found = _inside((low * by, high * by), members)
                 params = params_from_range(*found, point.params.qtype)
