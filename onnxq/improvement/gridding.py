@@ -25,13 +25,14 @@ from onnxq.improvement.judging import confirmed, gains
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import positions
 from onnxq.monitor import QUIET, Monitor
+from onnxq.numerics import dequantize, quantize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from onnxq.data import Feed
     from onnxq.improvement.judging import Noise
-    from onnxq.numerics import QType, QuantParams, Range
+    from onnxq.numerics import QuantParams, Range
     from onnxq.runtime import Session
 
     Array = npt.NDArray[Any]
@@ -142,12 +143,11 @@ class Grids:
 
     def by_all(self) -> Grids:
         """With widths chosen by all samples: of these none is left to judge."""
-        again = (
-            (want, _chosen(want, seen, range(len(seen.values))))
-            for want in self.widths
-            for seen in (self.seen[want.tensor],)
-        )
-        return Grids({want: width or self.widths[want] for want, width in again}, self.seen)
+        widths = {}
+        for want, width in self.widths.items():
+            seen = self.seen[want.tensor]
+            widths[want] = _chosen(want, seen, range(len(seen.values))) or width
+        return Grids(widths, self.seen)
 
 
 def channel_grids(
@@ -234,12 +234,11 @@ def _chosen(want: Wanted, seen: Seen, samples: Sequence[int]) -> Width | None:
     def error(params: QuantParams, held: Sequence[int]) -> float:
         return sum(_error(want, seen.values[i], exact[i], seen.weights[i], params) for i in held)
 
+    folds = [samples[first::_FOLDS] for first in range(_FOLDS)]
+    parts = [(fold, [i for i in samples if i not in fold]) for fold in folds]
+
     def left_out(width: Width) -> float:
-        total = 0.0
-        for fold in (samples[first::_FOLDS] for first in range(_FOLDS)):
-            others = [i for i in samples if i not in set(fold)]
-            total += error(width.range(seen, others, want.bounds).params(grid, 1), fold)
-        return total
+        return sum(error(width.range(seen, others, want.bounds).params(grid, 1), fold) for fold, others in parts)
 
     if seen.rows < LEAST_ROWS or not np.isfinite([seen.low, seen.high]).all():  # of every sample: all make the ends
         return None
@@ -257,8 +256,5 @@ def _behind(want: Wanted, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 
 def _error(want: Wanted, x: Array, exact: Array, weights: Array, params: QuantParams) -> float:
     """Weighted sum of squared errors of values (rows, C) behind what reads them."""
-    grid: QType = params.qtype
-    zero = params.zero_point.astype(np.float64)
-    steps = np.clip(np.rint(x / params.scale), grid.qmin - zero, grid.qmax - zero)
-    found = _behind(want, steps * params.scale.astype(np.float64))
+    found = _behind(want, dequantize(quantize(x, params), params).astype(np.float64))
     return float((np.square(found - exact) * weights).sum())
