@@ -297,9 +297,11 @@ def _grids(
     apart = grids.ranges(without=judging)
 
     def noise(tensors: Sequence[str]) -> Noise:
+        if not tensors:
+            return before
         tried = replace(statistics, channels={name: apart[name] for name in tensors})
         paired = ranges.of_plan(ranges.plain, tried).paired(statistics.zero_points, statistics.rounding)
-        return judge.noise(paired, statistics.smoothing) if tensors else before
+        return judge.noise(paired, statistics.smoothing)
 
     kept, least = gaining(grids, noise, model.effort.trials, monitor)
     return grids.only(kept), least

@@ -203,10 +203,10 @@ def _allowed(site: Site, model: Inspected, seen: int) -> Allowed:
 
     Where x' needs a node of its own, it must be worth what the target says; see also `POINTWISE`.
     """
-    free = site.explicit and site.convolves and model.convolved_db is not None  # without a shift, which takes an Add
-    least = model.pointwise_db if site.explicit else MARGIN_DB
-    margin = margin_db(seen, model.convolved_db if free and model.convolved_db is not None else least)
-    return Allowed(site.shifts and not free, weights=site.explicit or not site.clips, margin=margin, grid=model.grid)
+    free = model.convolved_db if site.explicit and site.convolves else None  # without a shift, which takes an Add
+    least = free if free is not None else model.pointwise_db if site.explicit else MARGIN_DB
+    shift, weights = site.shifts and free is None, site.explicit or not site.clips
+    return Allowed(shift, weights=weights, margin=margin_db(seen, least), grid=model.grid)
 
 
 def margin_db(rows: int, least: float = MARGIN_DB) -> float:
