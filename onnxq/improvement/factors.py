@@ -14,8 +14,9 @@ import numpy as np
 
 from onnxq.half_range import within_half
 from onnxq.improvement.judging import Judge, confirmed, decibels, gains, halves, stretches
+from onnxq.improvement.normalized import normalized
 from onnxq.improvement.picking import run
-from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
+from onnxq.improvement.sampling import alike, patches, readable, rows, weight_as_rows
 from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, beyond, choose
 from onnxq.linear import constant_operand, linear_at
 from onnxq.monitor import QUIET, Monitor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from onnxq.graph import Graph, Node
     from onnxq.improvement.judging import Noise
+    from onnxq.improvement.normalized import Normalized
     from onnxq.improvement.picking import ChannelReach, Inspected, Picked
     from onnxq.linear import Linear
     from onnxq.plan import Plan
@@ -93,11 +95,13 @@ class _Wanted:
         tensor: what is read.
         axis: its channel axis.
         linears: the nodes that read the same rows; none where the tensor is only quantized, for an addition.
+        behind: what is normalized behind a product that alone reads them.
     """
 
     tensor: str
     axis: int
     linears: tuple[Linear, ...]
+    behind: Normalized | None = None
 
 
 def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
@@ -108,7 +112,7 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
     places: dict[str, list[int]] = {}
     for place, tensor in enumerate(added):
         places.setdefault(tensor, []).append(place)
-    little = _costing_little(graph, plan)
+    little, behind = _costing_little(graph, plan), normalized(graph)
     found = {}
     for site in find_sites(graph):
         read: dict[tuple[str, str], list[Linear]] = {}
@@ -121,7 +125,10 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
             continue
         if site.explicit and site.convolves and not little.issuperset(site.tensors):
             continue
-        found[site] = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
+        found[site] = [
+            _Wanted(tensor, site.axis, tuple(group), behind.get(str(group[0].node.name)) if len(group) == 1 else None)
+            for (tensor, _), group in read.items()
+        ]
         if not site.explicit:
             read_by_add = sorted(place for tensor in set(site.tensors) for place in places.get(tensor, ()))
             found[site] += [_Wanted(added[place], site.axis, ()) for place in read_by_add]
@@ -161,18 +168,19 @@ def _chosen(
     """The factors that each site's own prediction asks for, the best first."""
     feeds, reach = picked.choosing, picked.reach
     every = list(dict.fromkeys(w for want in wanted.values() for w in want))
-    session = model.session(tuple(dict.fromkeys(w.tensor for w in every)))
-    taken: dict[_Wanted, list[Array]] = {w: [] for w in every}
+    looked_at = [*(w.tensor for w in every), *(w.behind.tensor for w in every if w.behind is not None)]
+    session = model.session(tuple(dict.fromkeys(looked_at)))
+    taken: dict[_Wanted, list[tuple[Array, Array | None]]] = {w: [] for w in every}
     share = (len(feeds), model.effort.rows)
     for seed, feed in enumerate(feeds):
         arrays = run(session, feed)
         for w in every:
-            taken[w].append(_taken(model.graph, w, arrays[w.tensor], seed, share))
+            taken[w].append(_taken(model.graph, w, arrays, seed, share))
     monitor.stage(f"Choosing factors for {len(wanted)} sites", len(wanted))
     found: dict[Site, tuple[Factor, ...]] = {}
     for site, want in wanted.items():
         readings = [_reading(model.graph, w, taken[w], reach[w.tensor]) for w in want]
-        known = all(reach[w.tensor].rows >= LEAST_ROWS and taken[w][0].size for w in want)
+        known = all(reach[w.tensor].rows >= LEAST_ROWS and taken[w][0][0].size for w in want)
         seen = min(reach[w.tensor].rows for w in want)
         reaches = [reach[w.tensor] for w in want]
         if known and (factors := choose(readings, _allowed(site, model, seen), reaches)):
@@ -181,21 +189,28 @@ def _chosen(
     return found
 
 
-def _taken(graph: Graph, wanted: _Wanted, x: Array, seed: int, share: tuple[int, int]) -> Array:
-    """Sampled rows of one sample; `share`: how many samples there are, and how many rows of all of them."""
+def _taken(
+    graph: Graph, wanted: _Wanted, arrays: Mapping[str, Array], seed: int, share: tuple[int, int]
+) -> tuple[Array, Array | None]:
+    """Sampled rows of one sample and how much each weighs; `share`: how many samples, and rows of all of them."""
     feeds, most = share
-    linear = wanted.linears[0] if wanted.linears else None
+    x, linear = arrays[wanted.tensor], wanted.linears[0] if wanted.linears else None
     conv = linear is not None and linear.node.op_type == "Conv"
     size = sum(graph.size(linear.weight) or 0 for linear in wanted.linears)
     count = -(-max(min(most, _WORK // max(size, 1)), feeds) // feeds)
     if conv and linear is not None:
-        return patches(graph, linear, x, count, seed)
-    return rows(x, wanted.axis, count, seed)
+        return patches(graph, linear, x, count, seed), None
+    each = None if wanted.behind is None else wanted.behind.weighs(arrays[wanted.behind.tensor])
+    return rows(x, wanted.axis, count, seed), None if each is None else alike(x, wanted.axis, count, seed, each)
 
 
-def _reading(graph: Graph, wanted: _Wanted, taken: Sequence[Array], reach: ChannelReach) -> Reading:
+def _reading(
+    graph: Graph, wanted: _Wanted, taken: Sequence[tuple[Array, Array | None]], reach: ChannelReach
+) -> Reading:
     weight = weight_as_rows(graph, wanted.linears) if wanted.linears else None
-    return Reading(np.concatenate(taken), weight, reach.low, reach.high)
+    weighs = [w for _, w in taken if w is not None]
+    every = np.concatenate(weighs) if len(weighs) == len(taken) else None
+    return Reading(np.concatenate([x for x, _ in taken]), weight, reach.low, reach.high, every)
 
 
 def _allowed(site: Site, model: Inspected, seen: int) -> Allowed:

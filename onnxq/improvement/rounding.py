@@ -20,6 +20,7 @@ from onnxq.ahead import cores
 from onnxq.blas import side_by_side
 from onnxq.feedback import DAMP, feedback, whole
 from onnxq.improvement.judging import gains
+from onnxq.improvement.normalized import normalized
 from onnxq.improvement.picking import run
 from onnxq.improvement.sampling import patches, positions, readable, rows_as_weight, weight_as_rows
 from onnxq.linear import LINEAR, linear_at
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from onnxq.data import Feed
     from onnxq.graph import Graph, Node
     from onnxq.improvement.judging import Noise
+    from onnxq.improvement.normalized import Normalized
     from onnxq.improvement.picking import Inspected, Picked
     from onnxq.linear import Linear
     from onnxq.numerics import QType, QuantParams
@@ -141,12 +143,16 @@ def _codes(
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A weight and its linear nodes, each with the grid of its input; K inputs and N outputs in each of G groups."""
+    """A weight and its linear nodes, each with the grid of its input and what is normalized behind it.
+
+    K inputs and N outputs in each of G groups.
+    """
 
     point: WeightPoint
     linears: tuple[Linear, ...]
     params: tuple[QuantParams, ...]
     sizes: tuple[int, int, int]
+    behind: tuple[Normalized | None, ...]
 
     @property
     def linear(self) -> Linear:
@@ -157,6 +163,11 @@ class _Layer:
     def tensors(self) -> tuple[str, ...]:
         """What each of them reads."""
         return tuple("" if x.node.inputs[0] is None else str(x.node.inputs[0].name) for x in self.linears)
+
+    @property
+    def looked_at(self) -> tuple[str, ...]:
+        """These, and what is normalized behind the nodes."""
+        return (*self.tensors, *(found.tensor for found in self.behind if found is not None))
 
     @property
     def wanted_rows(self) -> int:
@@ -173,7 +184,8 @@ class _Layer:
 def _layers(graph: Graph, plan: Plan) -> Iterator[_Layer]:
     nodes = {str(n.name): n for n in graph.nodes}
     params = {use: p.params for p in plan.points.values() for use in p.uses}
-    found = [layer for point in plan.weights if (layer := _layer(graph, nodes, params, point)) is not None]
+    behind = normalized(graph)
+    found = [layer for point in plan.weights if (layer := _layer(graph, nodes, params, behind, point)) is not None]
     times = Counter(layer.point.tensor for layer in found)
     yield from (layer for layer in found if times[layer.point.tensor] == 1)  # not what has scales along either axis
 
@@ -182,6 +194,7 @@ def _layer(
     graph: Graph,
     nodes: Mapping[str, Node],
     params: Mapping[tuple[str, int], QuantParams | None],
+    behind: Mapping[str, Normalized],
     point: WeightPoint,
 ) -> _Layer | None:
     """What reads the weight, None where one of these nodes is in a body, is none of the kind or reads floats."""
@@ -196,7 +209,7 @@ def _layer(
         return None
     shape = [d for d in graph.shape(linear.weight) or () if isinstance(d, int)]
     sizes = (linear.groups, int(np.prod(shape)) // linear.channels, linear.channels // linear.groups)
-    return _Layer(point, tuple(linears), tuple(grids), sizes)
+    return _Layer(point, tuple(linears), tuple(grids), sizes, tuple(behind.get(str(x.node.name)) for x in linears))
 
 
 def _rounds(graph: Graph, node: Node | None) -> Linear | None:
@@ -242,7 +255,7 @@ def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
 
 def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed]) -> list[tuple[Floats | None, int]]:
     """H of each layer, (G, K, K), and of how many rows; None in its place where there are too few."""
-    session = model.session(tuple(dict.fromkeys(tensor for layer in layers for tensor in layer.tensors)))
+    session = model.session(tuple(dict.fromkeys(tensor for layer in layers for tensor in layer.looked_at)))
     keys = [_key(layer) for layer in layers]
     readers = dict(zip(keys, layers, strict=True))
     sums: dict[object, Floats] = {}
@@ -254,8 +267,8 @@ def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed])
         arrays = run(session, feed)
 
         def product(layer: _Layer, arrays: Mapping[str, Array] = arrays, seed: int = seed) -> tuple[Array, int]:
-            read = zip(layer.linears, layer.params, layer.tensors, strict=True)
-            x = np.concatenate([_taken(model.graph, layer, (n, p), arrays[tensor], seed) for n, p, tensor in read])
+            count = range(len(layer.linears))
+            x = np.concatenate([_taken(model.graph, layer, which, arrays, seed) for which in count])
             grouped = _by_group(x, layer.sizes[0])
             return grouped.transpose(0, 2, 1) @ grouped, len(x)
 
@@ -276,20 +289,25 @@ def _hessians(model: Inspected, layers: Sequence[_Layer], feeds: Sequence[Feed])
 
 def _key(layer: _Layer) -> object:
     """Layers of one key read the same rows: products all of a tensor's, a convolution its own."""
-    return layer.point.tensor if layer.linear.node.op_type == "Conv" else (layer.tensors, layer.sizes[1])
+    return layer.point.tensor if layer.linear.node.op_type == "Conv" else (layer.looked_at, layer.sizes[1])
 
 
-def _taken(graph: Graph, layer: _Layer, read: tuple[Linear, QuantParams], x: Array, seed: int) -> Array:
-    """Some of what a node of the layer reads of one sample, (R, k, C), on its grid."""
-    linear, params = read
+def _taken(graph: Graph, layer: _Layer, which: int, arrays: Mapping[str, Array], seed: int) -> Array:
+    """Some of what a node of the layer reads of one sample, (R, k, C), on its grid, as much as each row weighs."""
+    linear, params, behind, x = layer.linears[which], layer.params[which], layer.behind[which], layer.tensors[which]
     count = -(-layer.wanted_rows // (_SAMPLES * len(layer.linears)))
+    weighs = None
     if linear.node.op_type == "Conv":
-        taken = patches(graph, linear, x, count, seed)
+        taken = patches(graph, linear, arrays[x], count, seed)
     else:
-        vectors = x.reshape(-1, x.shape[-1])
-        taken = vectors[positions(len(vectors), count, seed)][:, None]
-    taken = taken[~np.isnan(taken).any(axis=(1, 2))]  # no code stands for NaN
-    return dequantize(quantize(taken, params), params)
+        vectors = arrays[x].reshape(-1, arrays[x].shape[-1])
+        chosen = positions(len(vectors), count, seed)
+        taken = vectors[chosen][:, None]
+        sizes = None if behind is None else behind.sizes(arrays[behind.tensor])
+        weighs = sizes[chosen] if sizes is not None and len(sizes) == len(vectors) else None
+    known = ~np.isnan(taken).any(axis=(1, 2))  # no code stands for NaN
+    rounded = dequantize(quantize(taken[known], params), params)
+    return rounded if weighs is None else rounded * weighs[known, None, None]
 
 
 def _by_group(x: Array, groups: int) -> Array:

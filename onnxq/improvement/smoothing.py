@@ -25,9 +25,11 @@ from onnxq.numerics import INT8, INT8_WEIGHT, affine
 from onnxq.statistics import Factor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from onnxq.improvement.picking import ChannelReach
+
+    Measure = Callable[[Factor], float]
     from onnxq.numerics import QType
 
 Floats = npt.NDArray[np.float32]
@@ -56,12 +58,14 @@ class Reading:
         weight: (G, k * C / G, N / G): G groups, the patch in the order of `rows`; None for a tensor that is only
             quantized, not multiplied.
         low, high: the smallest and the largest value seen of each channel, shape (C,), of the whole samples.
+        weighs: what errors of the outputs are multiplied by, (R, 1) or (R, N); None for ones.
     """
 
     rows: Floats
     weight: Floats | None
     low: Floats
     high: Floats
+    weighs: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
         return ()
     columns = _columns(readings, low.size)
     exact = [_outputs(r.rows, r.weight) for r in readings]
-    powers = [float(np.square(y - y.mean(axis=1, keepdims=True)).sum(dtype=np.float64)) for y in exact]
+    powers = [_power(y - y.mean(axis=1, keepdims=True), r) for r, y in zip(readings, exact, strict=True)]
 
     @cache
     def noise(factor: Factor) -> float:
@@ -103,6 +107,10 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
             if power > 0:
                 total += _noise(reading, y, factor.scale, factor.shift, allowed.grid) / power
         return total
+
+    @cache
+    def expected(factor: Factor) -> float:
+        return noise(factor) * (1 + max((cut_off(r, factor) for r in reaches), default=0.0))
 
     still = np.zeros(low.size, np.float32)
     middle = ((low + high) / 2).astype(np.float32)
@@ -113,18 +121,21 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
         shift = shifts[which]
         return Factor(_scale(np.maximum(high - shift, shift - low), columns, a, b), shift)
 
-    def best(shifts: Sequence[int], exponents: Sequence[tuple[float, float]]) -> tuple[float, int, Factor]:
+    def best(by: Measure, shifts: Sequence[int], exponents: Sequence[tuple[float, float]]) -> tuple[int, Factor]:
         tried = [(w, factor(w, a, b)) for w, (a, b) in product(shifts, exponents) if not b or allowed.weights]
-        return min(((noise(f), w, f) for w, f in tried), key=lambda found: found[0])  # the first of equals
+        return min(tried, key=lambda one: by(one[1]))  # the first of equals
+
+    def searched(by: Measure) -> Factor:
+        shifted, _ = best(by, every, _PROBES)
+        return best(by, [shifted], _EXPONENTS)[1]
 
     every = range(len(shifts))
-    _, shifted, _ = best(every, _PROBES)
-    least, _, found = best([shifted], _EXPONENTS)
-    before = noise(factor(0, 0.0, 0.0))
-    if least * (1 + max((cut_off(r, found) for r in reaches), default=0.0)) >= before * 10 ** (-allowed.margin / 10):
+    enough = noise(factor(0, 0.0, 0.0)) * 10 ** (-allowed.margin / 10)
+    if expected(searched(noise)) >= enough:  # most of what could be gained is of a few large values, and no rule
         return ()
-    more, _, whole = best(every, [_WHOLE])
-    return (found, whole) if whole is not found and more < least * 10 ** (_RIVAL_DB / 10) else (found,)
+    found, (_, whole) = searched(expected), best(expected, every, [_WHOLE])
+    rival = whole is not found and expected(whole) < expected(found) * 10 ** (_RIVAL_DB / 10)
+    return (found, whole) if rival else (found,)
 
 
 def beyond(reach: ChannelReach, factor: Factor) -> Floats:
@@ -234,7 +245,13 @@ def _noise(reading: Reading, exact: Floats, scale: Floats, shift: Floats, grid: 
         whole = weight * columns
         steps = np.maximum(np.abs(whole).max(axis=1, keepdims=True), 1e-30) / INT8_WEIGHT.qmax
         found = _outputs(rounded, np.rint(whole / steps) * steps) + (moved @ weight if np.any(shift) else 0)
-    return float(np.square(found - exact).sum(dtype=np.float64))
+    return _power(found - exact, reading)
+
+
+def _power(outputs: Floats, reading: Reading) -> float:
+    """Sum of squares, as much as each weighs."""
+    weighed = outputs if reading.weighs is None else outputs * reading.weighs
+    return float(np.square(weighed).sum(dtype=np.float64))
 
 
 def _outputs(rows: Floats, weight: Floats | None) -> Floats:

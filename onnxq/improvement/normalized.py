@@ -1,0 +1,90 @@
+"""How much an error of a matrix product's output weighs where a normalization of the rows comes next.
+
+LayerNormalization and RMSNormalization divide every row by how large it is, and multiply its channels by constants. So
+what a product adds to a row errs by that much less behind it:
+
+    e_rj  becomes  e_rj g_j / sigma_r.
+
+Without regard to it a transformer's few rows of massive activations (Sun et al., 2024, arXiv 2402.17762), which may be
+ten times as large as the others and hold nearly all the power in one channel, decide what is chosen for all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxq.linear import linear_at
+from onnxq.patterns import find_patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from onnxq.graph import Graph, Value
+
+    Array = npt.NDArray[Any]
+
+_PRODUCTS = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True, eq=False)
+class Normalized:
+    """What is normalized behind a product.
+
+    Attributes:
+        tensor: whose rows are, shape (..., N).
+        centred: whether a row's mean is taken off, as LayerNormalization does.
+        gain: |g|, shape (N,); None where it is computed, or others read the tensor too, as a residual stream's.
+    """
+
+    tensor: str
+    centred: bool
+    gain: Array | None
+
+    def sizes(self, z: Array) -> Array:
+        """1 / sigma of every row of the tensor's values z, shape (R,); 0 of an empty row."""
+        rows = z.reshape(-1, z.shape[-1]).astype(np.float64)
+        powers = np.square(rows - rows.mean(axis=1, keepdims=True) if self.centred else rows).mean(axis=1)
+        with np.errstate(divide="ignore"):
+            return np.where(powers > 0, 1 / np.sqrt(powers), 0.0).astype(np.float32)
+
+    def weighs(self, z: Array) -> Array:
+        """What errors in every row are multiplied by, shape (R, 1) or (R, N)."""
+        sizes = self.sizes(z)[:, None]
+        return sizes if self.gain is None else sizes * self.gain
+
+
+def normalized(graph: Graph) -> Mapping[str, Normalized]:
+    """Name of a product with a constant weight -> what is normalized behind it, with only additions between."""
+    reads = {p.input: p for p in find_patterns(graph) if p.kind in ("LayerNorm", "RMSNorm")}
+    if not reads:
+        return {}
+    nodes = {str(n.name): n for n in graph.nodes}
+    found = {}
+    for node in graph.nodes:
+        linear = linear_at(graph, node) if node.op_type in _PRODUCTS else None
+        value = None if linear is None else _normalized_behind(graph, linear.node.outputs[0], reads)
+        if linear is None or value is None:
+            continue
+        pattern = reads[str(value.name)]
+        norm = nodes[pattern.nodes[0]] if len(pattern.nodes) == 1 else None
+        if norm is not None and graph.attribute(norm, "axis", -1) not in (-1, (graph.rank(value) or 0) - 1):
+            continue
+        only = norm is not None and graph.only_user(value) is norm and len(norm.inputs) > 1
+        gain = graph.const(norm.inputs[1]) if only and norm is not None else None
+        known = gain is not None and gain.shape == (linear.channels,)
+        size = np.abs(np.asarray(gain, np.float32)) if known else None
+        found[str(node.name)] = Normalized(str(value.name), pattern.kind == "LayerNorm", size)
+    return found
+
+
+def _normalized_behind(graph: Graph, value: Value | None, reads: Mapping[str, object]) -> Value | None:
+    """The value, or the sum that it alone goes into, that is normalized."""
+    while value is not None and str(value.name) not in reads:
+        user = graph.only_user(value)
+        value = user.outputs[0] if user is not None and user.op_type == "Add" and not user.domain else None
+    return value
