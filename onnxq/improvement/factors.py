@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onnxq.graph import Graph, Node
+    from onnxq.graph import Graph, Node, Value
     from onnxq.improvement.judging import Noise
     from onnxq.improvement.normalized import Normalized
     from onnxq.improvement.picking import ChannelReach, Inspected, Picked
@@ -138,25 +138,50 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
 def _costing_little(graph: Graph, plan: Plan) -> set[str]:
     """Tensors x whose x' may be computed in front of a convolution: nothing else is bound to its scale.
 
-    See `POINTWISE`.
+    See `POINTWISE`. On `ort-cpu`, which has integer kernels of pointwise operators, only what float ones make; there x'
+    is computed by the QuantizeLinear, which is slow where channels come last.
     """
     sizes = Counter(point.group for point in plan.points.values())
     alone = {name for name, point in plan.points.items() if sizes[point.group] == 1}
-    own = get_target(plan.target).placement == "ort-cpu"  # integer kernels of pointwise operators; TensorRT fuses them
-    # Between two convolutions in integers with nothing else than activations channels come last, and there a
-    # QuantizeLinear with a scale for each is slow: what reads a pair is left out, in float or not.
-    integers = {node for point in plan.points.values() for node, _ in point.uses} if own else set()
+    own = get_target(plan.target).placement == "ort-cpu"
+    integers = {d.node for d in plan.decisions if d.quantized} if own else set()
+    passed = ("Mul", "Add", "Div") if own else ("Mul", "Add")
 
     def joins(maker: Node | None) -> bool:
-        while maker is not None and maker.op_type in ("Mul", "Add") and maker.name not in integers:
+        while maker is not None and maker.op_type in passed and maker.name not in integers:
             constant = constant_operand(graph, maker)
-            if constant is None:
+            if constant is None or (maker.op_type == "Div" and constant == 0):
                 break
             maker = graph.producer(maker.inputs[1 - constant])  # one more number in the same kernel
         gated = maker is not None and maker.op_type == "Mul" and not any(map(graph.is_const, maker.inputs))
         return maker is not None and (gated or maker.op_type in POINTWISE) and maker.name not in integers
 
-    return {str(v.name) for v in graph.values() if str(v.name) in alone and joins(graph.producer(v))}
+    found = [v for v in graph.values() if str(v.name) in alone and joins(graph.producer(v))]
+    return {str(v.name) for v in found if not (own and _channels_last(graph, integers, v))}
+
+
+def _channels_last(graph: Graph, integers: set[str], value: Value) -> bool:
+    """Whether a convolution in integers makes the tensor, with only operators on single values between.
+
+    The provider holds all that with channels last, where a QuantizeLinear with a scale for each takes 20 to 60 times
+    as long as with one.
+    """
+    open_, seen = [value], {value}
+    while open_:
+        current = open_.pop()
+        maker = graph.producer(current)
+        if maker is None:
+            continue
+        if maker.op_type == "Conv":
+            if maker.name in integers:
+                return True
+            continue
+        same = (v for v in maker.inputs if v is not None and graph.shape(v) == graph.shape(current))
+        for v in same:
+            if v not in seen and not graph.is_const(v):
+                seen.add(v)
+                open_.append(v)
+    return False
 
 
 def _chosen(

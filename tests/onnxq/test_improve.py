@@ -175,6 +175,8 @@ MIXTURES = {
     "swish": "g = Sigmoid(a) m = Mul(a, g)",
     "affine": "h = HardSwish(a) t = Mul(h, half) m = Add(t, half)",
     "affine behind an addition": "g = Sigmoid(a) h = Add(a, g) t = Mul(h, half) m = Add(t, half)",
+    "hard swish in parts": "t = Add(a, three) c = Clip(t, zero, six) h = Mul(a, c) m = Div(h, six)",
+    "a number over it": "h = HardSwish(a) m = Div(six, h)",
     "constant": "t = Relu(a) m = Mul(t, half)",
     "addition": "g = Sigmoid(a) m = Add(a, g)",
     "nothing": "m = Identity(a)",
@@ -190,8 +192,11 @@ def channels_of_unlike_size(mixture: str) -> Graph:
         "v": rng.normal(size=(32, 32, 1, 1)) / 200,
         "u": rng.normal(size=(8, 32, 3, 3)) / gain[:, None, None],
         "half": np.array(0.5),
+        "zero": np.array(0.0),
+        "three": np.array(3.0),
+        "six": np.array(6.0),
     }
-    body = f"a = Conv(x, w) {MIXTURES[mixture]} y = Conv<pads=[1,1,1,1]>(m, u)"
+    body = f"[first] a = Conv(x, w) {MIXTURES[mixture]} y = Conv<pads=[1,1,1,1]>(m, u)"
     text = f"(float[N,4,12,12] x) => (float[N,8,10,10] y) {{ {body} }}"
     return graph_of(text, 17, **{k: v.astype(np.float32) for k, v in arrays.items()})
 
@@ -201,16 +206,41 @@ def images(count: int, seed: int = 1) -> list[dict[str, Array]]:
     return [{"x": rng.normal(size=(1, 4, 12, 12)).astype(np.float32)} for _ in range(count)]
 
 
-@pytest.mark.parametrize("mixture", ["constant", "addition", "nothing", "affine behind an addition"])
+@pytest.mark.parametrize(
+    "mixture", ["constant", "addition", "nothing", "affine behind an addition", "hard swish in parts"]
+)
 def test_no_node_is_put_behind_what_writes_int8(mixture: str) -> None:
     assert "m" not in api.calibrate(channels_of_unlike_size(mixture), images(24), BALANCED).smoothing
 
 
 @pytest.mark.parametrize("mixture", ["gate", "swish"])
 def test_integer_products_keep_their_kernel(mixture: str) -> None:
-    recipe = replace(BALANCED, target="ort-cpu", high_precision=None)
-    found = api.calibrate(channels_of_unlike_size(mixture), images(24), recipe)
-    assert "m" not in found.smoothing
+    assert "m" not in api.calibrate(channels_of_unlike_size(mixture), images(24), ON_CPU).smoothing
+
+
+ON_CPU = replace(BALANCED, target="ort-cpu", high_precision=None)
+
+
+@pytest.mark.parametrize("mixture", ["hard swish in parts", "affine"])
+def test_no_scale_for_each_where_channels_come_last(mixture: str) -> None:
+    """Between two convolutions in integers, however many operators on single values in float are there."""
+    assert "m" not in api.calibrate(channels_of_unlike_size(mixture), images(24), ON_CPU).smoothing
+
+
+@pytest.mark.parametrize("mixture", ["hard swish in parts", "affine"])
+def test_behind_a_convolution_in_float_factors_are_scales_of_codes(mixture: str) -> None:
+    graph, recipe = channels_of_unlike_size(mixture), replace(ON_CPU, rules=(Rule(nodes="first", quantize=False),))
+    found = api.calibrate(graph, images(24), recipe)
+    assert "m" in found.smoothing
+    quantized, _ = api.quantize(graph, found, recipe)
+    (scales,) = (s for n in quantized.nodes if n.op_type == "QuantizeLinear" and (s := quantized.shape(n.inputs[1])))
+    assert scales == (32,)
+    assert sum(n.op_type == "Mul" for n in quantized.nodes) == sum(n.op_type == "Mul" for n in graph.nodes)
+
+
+def test_a_division_by_the_tensor_is_no_constant_of_its_kernel() -> None:
+    recipe = replace(ON_CPU, rules=(Rule(nodes="first", quantize=False),))
+    assert "m" not in api.calibrate(channels_of_unlike_size("a number over it"), images(24), recipe).smoothing
 
 
 @pytest.mark.parametrize("mixture", ["gate", "swish", "affine"])
