@@ -209,7 +209,7 @@ def _chosen(
         known = all(reach[w.tensor].rows >= LEAST_ROWS and taken[w][0][0].size for w in want)
         seen = min(reach[w.tensor].rows for w in want)
         reaches = [reach[w.tensor] for w in want]
-        if known and (factors := choose(readings, _allowed(site, model, seen), reaches)):
+        if known and (factors := choose(readings, _allowed(site, want, model, seen), reaches)):
             found[site] = factors
         monitor.advance()
     return found
@@ -239,12 +239,14 @@ def _reading(
     return Reading(np.concatenate([x for x, _ in taken]), weight, reach.low, reach.high, every)
 
 
-def _allowed(site: Site, model: Inspected, seen: int) -> Allowed:
+def _allowed(site: Site, want: Sequence[_Wanted], model: Inspected, seen: int) -> Allowed:
     """What the site can take; of which few rows were seen must gain more, since the next ones may reach further.
 
     Where x' needs a node of its own, it must be worth what the target says; see also `POINTWISE`.
     """
-    free = model.convolved_db if site.explicit and site.convolves else None  # without a shift, which takes an Add
+    convs = {str(x.node.name) for w in want for x in w.linears if x.node.op_type == "Conv"}
+    folds = site.explicit and convs == {name for _, name in site.readers}  # else the Mul stays, for the other readers
+    free = model.convolved_db if folds else None  # without a shift, which takes an Add
     least = free if free is not None else model.pointwise_db if site.explicit else MARGIN_DB
     shift, weights = site.shifts and free is None, site.explicit or not site.clips
     return Allowed(shift, weights=weights, margin=margin_db(seen, least), grid=model.grid)

@@ -18,13 +18,14 @@ import numpy as np
 
 from onnxq.linear import linear_at
 from onnxq.patterns import find_patterns
+from onnxq.patterns.match import axes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
-    from onnxq.graph import Graph, Value
+    from onnxq.graph import Graph, Node, Value
 
     Array = npt.NDArray[Any]
 
@@ -60,26 +61,39 @@ class Normalized:
 
 def normalized(graph: Graph) -> Mapping[str, Normalized]:
     """Name of a product with a constant weight -> what is normalized behind it, with only additions between."""
-    reads = {p.input: p for p in find_patterns(graph) if p.kind in ("LayerNorm", "RMSNorm")}
-    if not reads:
-        return {}
     nodes = {str(n.name): n for n in graph.nodes}
+    patterns = [p for p in find_patterns(graph) if p.kind in ("LayerNorm", "RMSNorm")]
+    reads = {p.input: (p.kind, [nodes[name] for name in p.nodes]) for p in patterns}
     found = {}
-    for node in graph.nodes:
+    for node in graph.nodes if reads else ():
         linear = linear_at(graph, node) if node.op_type in _PRODUCTS else None
         value = None if linear is None else _normalized_behind(graph, linear.node.outputs[0], reads)
         if linear is None or value is None:
             continue
-        pattern = reads[str(value.name)]
-        norm = nodes[pattern.nodes[0]] if len(pattern.nodes) == 1 else None
-        if norm is not None and graph.attribute(norm, "axis", -1) not in (-1, (graph.rank(value) or 0) - 1):
-            continue
-        only = norm is not None and graph.only_user(value) is norm and len(norm.inputs) > 1
-        gain = graph.const(norm.inputs[1]) if only and norm is not None else None
-        known = gain is not None and gain.shape == (linear.channels,)
-        size = np.abs(np.asarray(gain, np.float32)) if known else None
-        found[str(node.name)] = Normalized(str(value.name), pattern.kind == "LayerNorm", size)
+        kind, parts = reads[str(value.name)]
+        if _by_rows(graph, parts, value):
+            gain = _gain(graph, parts, value, linear.channels)
+            found[str(node.name)] = Normalized(str(value.name), kind == "LayerNorm", gain)
     return found
+
+
+def _by_rows(graph: Graph, parts: Sequence[Node], value: Value) -> bool:
+    """Whether it is the value's last axis alone that is normalized, and nothing is added to it before."""
+    rank = graph.rank(value)
+    last = (-1,) if rank is None else (-1, rank - 1)
+    if len(parts) == 1:
+        return not parts[0].op_type.startswith("Skip") and graph.attribute(parts[0], "axis", -1) in last
+    means = [axes(graph, node, rank) for node in parts if node.op_type == "ReduceMean"]
+    return all(over is not None and len(over) == 1 and over[0] in last for over in means)
+
+
+def _gain(graph: Graph, parts: Sequence[Node], value: Value, channels: int) -> Array | None:
+    """|g| of a normalization in one node that alone reads the value."""
+    norm = parts[0]
+    if len(parts) > 1 or graph.only_user(value) is not norm or len(norm.inputs) < 2:
+        return None
+    gain = graph.const(norm.inputs[1])
+    return np.abs(np.asarray(gain, np.float32)) if gain is not None and gain.shape == (channels,) else None
 
 
 def _normalized_behind(graph: Graph, value: Value | None, reads: Mapping[str, object]) -> Value | None:

@@ -15,13 +15,16 @@ from onnxq.improvement import factors, pick, rounding, written
 from onnxq.monitor import SILENT, Monitor
 from onnxq.numerics import sqnr_db
 from onnxq.statistics import Statistics, merge
+from onnxq.targets import get_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from onnxq.graph import Graph
-    from onnxq.improvement import Picked
+    from onnxq.improvement import Inspected, Picked
+    from onnxq.improvement.smoothing import Allowed
+    from onnxq.rescaling import Site
 
 BALANCED = Recipe(effort="balanced", high_precision="fp32")
 FAST = replace(BALANCED, effort="fast")
@@ -183,7 +186,7 @@ MIXTURES = {
 }
 
 
-def channels_of_unlike_size(mixture: str) -> Graph:
+def channels_of_unlike_size(mixture: str, beside: str = "") -> Graph:
     """Two convolutions; channels that differ by a factor of some 50 between them."""
     rng = np.random.default_rng(0)
     gain = np.exp(2.0 * rng.normal(size=32))
@@ -197,7 +200,8 @@ def channels_of_unlike_size(mixture: str) -> Graph:
         "six": np.array(6.0),
     }
     body = f"[first] a = Conv(x, w) {MIXTURES[mixture]} y = Conv<pads=[1,1,1,1]>(m, u)"
-    text = f"(float[N,4,12,12] x) => (float[N,8,10,10] y) {{ {body} }}"
+    more = ", float[N,C,Y,X] z" if beside else ""
+    text = f"(float[N,4,12,12] x) => (float[N,8,10,10] y{more}) {{ {body} {beside} }}"
     return graph_of(text, 17, **{k: v.astype(np.float32) for k, v in arrays.items()})
 
 
@@ -236,6 +240,28 @@ def test_behind_a_convolution_in_float_factors_are_scales_of_codes(mixture: str)
     (scales,) = (s for n in quantized.nodes if n.op_type == "QuantizeLinear" and (s := quantized.shape(n.inputs[1])))
     assert scales == (32,)
     assert sum(n.op_type == "Mul" for n in quantized.nodes) == sum(n.op_type == "Mul" for n in graph.nodes)
+
+
+@pytest.mark.parametrize("floats", [("first",), ("first", "beside")])
+def test_only_what_goes_into_the_codes_needs_little_gain(
+    floats: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a convolution in float the Mul stays, a pass over memory, and must gain as much as one."""
+    margins: list[float] = []
+    allowed = factors._allowed
+
+    def seen(site: Site, want: Sequence[factors._Wanted], model: Inspected, rows: int) -> Allowed:
+        found = allowed(site, want, model, rows)
+        margins.append(found.margin)
+        return found
+
+    monkeypatch.setattr(factors, "_allowed", seen)
+    graph = channels_of_unlike_size("affine", "[beside] z = Conv(m, u)")
+    rules = tuple(Rule(nodes=name, quantize=False) for name in floats)
+    api.calibrate(graph, images(24), replace(ON_CPU, rules=rules))
+    target = get_target("ort-cpu")
+    assert target.convolved_db is not None
+    assert margins == [pytest.approx(target.pointwise_db if "beside" in floats else target.convolved_db, rel=0.2)]
 
 
 def test_a_division_by_the_tensor_is_no_constant_of_its_kernel() -> None:
