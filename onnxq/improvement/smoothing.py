@@ -82,7 +82,7 @@ class Allowed:
 
 
 def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[ChannelReach] = ()) -> tuple[Factor, ...]:
-    """The factor of least predicted noise, none where none beats leaving the site as it is by the margin.
+    """The factor of least noise, with what is expected to be cut off new rows; none where none gains the margin.
 
     Behind it, where that is another, the best of those that bring every channel to the same reach, so that next to
     nothing is cut off: what is cut off may cost a model more than the layer (see `onnxq.improvement.factors`).
@@ -90,7 +90,8 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
     Args:
         readings: of one site; all have the same channels.
         allowed: what the site can take.
-        reaches: of the tensors; what is cut off new rows of them counts as noise too.
+        reaches: of the tensors, which tell what is cut off new rows of them; where the factor of least noise on these
+            rows would lose by that, the site stays as it is.
     """
     low = np.min([r.low for r in readings], axis=0).astype(np.float64)
     high = np.max([r.high for r in readings], axis=0).astype(np.float64)
@@ -130,10 +131,11 @@ def choose(readings: Sequence[Reading], allowed: Allowed, reaches: Sequence[Chan
         return best(by, [shifted], _EXPONENTS)[1]
 
     every = range(len(shifts))
-    enough = noise(factor(0, 0.0, 0.0)) * 10 ** (-allowed.margin / 10)
-    if expected(searched(noise)) >= enough:  # most of what could be gained is of a few large values, and no rule
-        return ()
+    before = noise(factor(0, 0.0, 0.0))
     found, (_, whole) = searched(expected), best(expected, every, [_WHOLE])
+    heavy = expected(searched(noise)) >= before  # tails so heavy that what looks best here would lose on new rows
+    if heavy or expected(found) >= before * 10 ** (-allowed.margin / 10):
+        return ()
     rival = whole is not found and expected(whole) < expected(found) * 10 ** (_RIVAL_DB / 10)
     return (found, whole) if rival else (found,)
 

@@ -18,7 +18,7 @@ from onnxq.calibrators import make_calibrator
 from onnxq.histogram import Histogram
 from onnxq.improvement import smoothing
 from onnxq.improvement.picking import ChannelReach
-from onnxq.improvement.smoothing import beyond, cut_off
+from onnxq.improvement.smoothing import Allowed, Reading, beyond, choose, cut_off
 from onnxq.numerics import INT8, sqnr_db
 from onnxq.statistics import Factor, Statistics
 
@@ -171,6 +171,25 @@ def test_a_range_of_what_is_left_when_the_largest_values_are_taken_out(calibrato
     low, high = make_calibrator(calibrator)(rest, INT8)
     assert -900 < low < 0 < high < 900
     assert max(-low, high) >= 0.5 * float(np.abs(small).max())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_factors_the_one_that_new_rows_lose_least_by(seed: int) -> None:
+    """Every fourth channel goes farther in one sample than in all others: little bears it, far more than that none."""
+    rng = np.random.default_rng(seed)
+    x = np.abs(rng.normal(size=(400, 32)) * np.geomspace(1, 30, 32)).astype(np.float32)
+    w = rng.normal(size=(32, 24)).astype(np.float32)
+    low, high = x.min(axis=0), x.max(axis=0)
+    allowed, reading = Allowed(shift=False, weights=True, margin=0.3), Reading(x[:, None], w[None], low, high)
+
+    def reach(times: float) -> ChannelReach:
+        others = np.where(np.arange(32) % 4 == 0, high / times, high)
+        return ChannelReach(low, high, low, others, len(x))
+
+    rash, wary = choose([reading], allowed)[0], choose([reading], allowed, [reach(2.5)])[0]
+    assert cut_off(reach(2.5), rash) > 0.15
+    assert cut_off(reach(2.5), wary) < 0.05
+    assert choose([reading], allowed, [reach(3.0)]) == ()
 
 
 def test_heavy_tails_of_few_rows_are_not_smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
