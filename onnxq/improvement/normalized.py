@@ -47,8 +47,9 @@ class Normalized:
     gain: Array | None
 
     def sizes(self, z: Array) -> Array:
-        """1 / sigma of every row of the tensor's values z, shape (R,); 0 of an empty row."""
+        """1 / sigma of every row of the tensor's values z, shape (R,); 0 of an empty row, and of one with NaN."""
         rows = z.reshape(-1, z.shape[-1]).astype(np.float64)
+        rows[~np.isfinite(rows).all(axis=1)] = 0.0
         powers = np.square(rows - rows.mean(axis=1, keepdims=True) if self.centred else rows).mean(axis=1)
         with np.errstate(divide="ignore"):
             return np.where(powers > 0, 1 / np.sqrt(powers), 0.0).astype(np.float32)

@@ -107,6 +107,14 @@ def test_as_the_normalization_divides_errors(text: str) -> None:
     np.testing.assert_allclose(np.abs(error) * weighs, expected, rtol=1e-4, atol=1e-6 * expected.max())
 
 
+def test_rows_that_hold_no_numbers_weigh_nothing() -> None:
+    z = np.random.default_rng(4).normal(size=(4, 8)).astype(np.float32)
+    z[1, 3], z[2, 5] = np.nan, np.inf
+    found = only(POST).weighs(z)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found.any(axis=1), [True, False, False, True])
+
+
 def test_an_empty_row_weighs_nothing() -> None:
     one = only(POST)
     assert np.isfinite(one.weighs(np.zeros((3, 8), np.float32))).all()
