@@ -209,7 +209,9 @@ def _layer(
         return None
     shape = [d for d in graph.shape(linear.weight) or () if isinstance(d, int)]
     sizes = (linear.groups, int(np.prod(shape)) // linear.channels, linear.channels // linear.groups)
-    return _Layer(point, tuple(linears), tuple(grids), sizes, tuple(behind.get(str(x.node.name)) for x in linears))
+    found = tuple(behind.get(str(x.node.name)) for x in linears)
+    alike = (None,) * len(found) if None in found else found  # rows divided by their size add up with such alone
+    return _Layer(point, tuple(linears), tuple(grids), sizes, alike)
 
 
 def _rounds(graph: Graph, node: Node | None) -> Linear | None:

@@ -163,30 +163,42 @@ def quality(x: Array, w: Array, factor: Factor, kept: Array) -> float:
     return sqnr_db((x @ w)[kept], found[kept])
 
 
-def test_codes_of_weights_are_for_rows_as_they_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+NORMAL = "z = Add(a, r) y = LayerNormalization <axis = -1> (z, gain, bias)"
+
+
+@pytest.mark.parametrize(
+    ("text", "weighed"),
+    [
+        (f"(float[N,32] x, float[N,32] r) => (float[N,32] y) {{ a = MatMul(x, w) {NORMAL} }}", True),
+        (
+            f"""(float[N,32] x, float[N,32] r) => (float[N,32] y, float[N,32] t) {{
+                a = MatMul(x, w) {NORMAL} t = MatMul(r, w) }}""",
+            False,
+        ),
+    ],
+    ids=["alone", "shared with one of which nothing is normalized"],
+)
+def test_codes_of_weights_are_for_rows_as_they_weigh(text: str, weighed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
-    text = """(float[N,32] x, float[N,32] r) => (float[N,32] y) {
-              a = MatMul(x, w) z = Add(a, r) y = LayerNormalization <axis = -1> (z, gain, bias) }"""
     w, (gain, bias) = rng.normal(size=(32, 32)).astype(np.float32), rng.normal(size=(2, 32)).astype(np.float32)
     graph = graph_of(text, 17, w=w, gain=gain, bias=bias)
     feeds = [{n: rng.normal(size=(8, 32)).astype(np.float32) for n in "xr"} for _ in range(64)]
     for feed in feeds:
-        feed["r"][0] *= 1000
+        feed["r"][0] *= 10 if weighed else 1  # what is read is to be no worse than its weight
     told: list[tuple[Array, Array]] = []
     collect = rounding._hessians
 
     def seen(model: Inspected, layers: Sequence[rounding._Layer], data: Sequence[Feed]) -> list[object]:
         found = collect(model, layers, data)
         for (matrix, _), layer in zip(found, layers, strict=True):
-            params, tensor = layer.params[0], layer.tensors[0]
-            session = model.session((tensor, "z"))
-            rows, sums = [], []
+            session = model.session((*layer.tensors, "z"))
+            rows = []
             for feed in data:
                 of = {**feed, **dict(zip(session.outputs, session.run({n: feed[n] for n in "xr"}), strict=True))}
-                rows.append(dequantize(quantize(of[tensor], params), params))
-                sums.append(of["z"])
-            x, z = np.concatenate(rows).astype(np.float64), np.concatenate(sums).astype(np.float64)
-            x /= z.std(axis=1, keepdims=True)
+                for params, tensor in zip(layer.params, layer.tensors, strict=True):
+                    x = dequantize(quantize(of[tensor], params), params).astype(np.float64)
+                    rows.append(x / of["z"].astype(np.float64).std(axis=1, keepdims=True) if weighed else x)
+            x = np.concatenate(rows)
             assert matrix is not None
             told.append((matrix[0], x.T @ x / len(x)))
         return list(found)
