@@ -16,7 +16,7 @@ from onnxq.half_range import within_half
 from onnxq.improvement.judging import Judge, confirmed, decibels, gains, halves, stretches
 from onnxq.improvement.normalized import normalized
 from onnxq.improvement.picking import run
-from onnxq.improvement.sampling import alike, patches, readable, rows, weight_as_rows
+from onnxq.improvement.sampling import patches, readable, rows, weight_as_rows
 from onnxq.improvement.smoothing import MARGIN_DB, Allowed, Reading, beyond, choose
 from onnxq.linear import constant_operand, linear_at
 from onnxq.monitor import QUIET, Monitor
@@ -96,13 +96,11 @@ class _Wanted:
         tensor: what is read.
         axis: its channel axis.
         linears: the nodes that read the same rows; none where the tensor is only quantized, for an addition.
-        behind: what is normalized behind a product that alone reads them.
     """
 
     tensor: str
     axis: int
     linears: tuple[Linear, ...]
-    behind: Normalized | None = None
 
 
 def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
@@ -113,7 +111,7 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
     places: dict[str, list[int]] = {}
     for place, tensor in enumerate(added):
         places.setdefault(tensor, []).append(place)
-    little, behind = _costing_little(graph, plan), normalized(graph)
+    little = _costing_little(graph, plan)
     found = {}
     for site in find_sites(graph):
         read: dict[tuple[str, str], list[Linear]] = {}
@@ -126,10 +124,7 @@ def _wanted(graph: Graph, plan: Plan) -> dict[Site, list[_Wanted]]:
             continue
         if site.explicit and site.convolves and not little.issuperset(site.tensors):
             continue
-        found[site] = [
-            _Wanted(tensor, site.axis, tuple(group), behind.get(str(group[0].node.name)) if len(group) == 1 else None)
-            for (tensor, _), group in read.items()
-        ]
+        found[site] = [_Wanted(tensor, site.axis, tuple(group)) for (tensor, _), group in read.items()]
         if not site.explicit:
             read_by_add = sorted(place for tensor in set(site.tensors) for place in places.get(tensor, ()))
             found[site] += [_Wanted(added[place], site.axis, ()) for place in read_by_add]
@@ -194,14 +189,16 @@ def _chosen(
     """The factors that each site's own prediction asks for, the best first."""
     feeds, reach = picked.choosing, picked.reach
     every = list(dict.fromkeys(w for want in wanted.values() for w in want))
-    looked_at = [*(w.tensor for w in every), *(w.behind.tensor for w in every if w.behind is not None)]
+    products = normalized(model.graph)
+    behind = {w: products.get(str(w.linears[0].node.name)) if len(w.linears) == 1 else None for w in every}
+    looked_at = [*(w.tensor for w in every), *(b.tensor for b in behind.values() if b is not None)]
     session = model.session(tuple(dict.fromkeys(looked_at)))
     taken: dict[_Wanted, list[tuple[Array, Array | None]]] = {w: [] for w in every}
     share = (len(feeds), model.effort.rows)
     for seed, feed in enumerate(feeds):
         arrays = run(session, feed)
         for w in every:
-            taken[w].append(_taken(model.graph, w, arrays, seed, share))
+            taken[w].append(_taken(model.graph, (w, behind[w]), arrays, seed, share))
     monitor.stage(f"Choosing factors for {len(wanted)} sites", len(wanted))
     found: dict[Site, tuple[Factor, ...]] = {}
     for site, want in wanted.items():
@@ -216,18 +213,22 @@ def _chosen(
 
 
 def _taken(
-    graph: Graph, wanted: _Wanted, arrays: Mapping[str, Array], seed: int, share: tuple[int, int]
+    graph: Graph,
+    read: tuple[_Wanted, Normalized | None],
+    arrays: Mapping[str, Array],
+    seed: int,
+    share: tuple[int, int],
 ) -> tuple[Array, Array | None]:
     """Sampled rows of one sample and how much each weighs; `share`: how many samples, and rows of all of them."""
-    feeds, most = share
+    (wanted, behind), (feeds, most) = read, share
     x, linear = arrays[wanted.tensor], wanted.linears[0] if wanted.linears else None
-    conv = linear is not None and linear.node.op_type == "Conv"
     size = sum(graph.size(linear.weight) or 0 for linear in wanted.linears)
     count = -(-max(min(most, _WORK // max(size, 1)), feeds) // feeds)
-    if conv and linear is not None:
+    if linear is not None and linear.node.op_type == "Conv":
         return patches(graph, linear, x, count, seed), None
-    each = None if wanted.behind is None else wanted.behind.weighs(arrays[wanted.behind.tensor])
-    return rows(x, wanted.axis, count, seed), None if each is None else alike(x, wanted.axis, count, seed, each)
+    taken, which = rows(x, wanted.axis, count, seed)
+    each = None if behind is None else behind.weighs(arrays[behind.tensor], x.size // x.shape[wanted.axis])
+    return taken, None if each is None else each[which]
 
 
 def _reading(

@@ -46,18 +46,25 @@ class Normalized:
     centred: bool
     gain: Array | None
 
-    def sizes(self, z: Array) -> Array:
-        """1 / sigma of every row of the tensor's values z, shape (R,); 0 of an empty row, and of one with NaN."""
+    def sizes(self, z: Array, count: int) -> Array | None:
+        """1 / sigma of every row of the tensor's values z, shape (R,); 0 of an empty row, and of one with NaN.
+
+        None where these are not as many rows as the product reads: broadcast, or reshaped.
+        """
         rows = z.reshape(-1, z.shape[-1]).astype(np.float64)
+        if len(rows) != count:
+            return None
         rows[~np.isfinite(rows).all(axis=1)] = 0.0
         powers = np.square(rows - rows.mean(axis=1, keepdims=True) if self.centred else rows).mean(axis=1)
         with np.errstate(divide="ignore"):
             return np.where(powers > 0, 1 / np.sqrt(powers), 0.0).astype(np.float32)
 
-    def weighs(self, z: Array) -> Array:
-        """What errors in every row are multiplied by, shape (R, 1) or (R, N)."""
-        sizes = self.sizes(z)[:, None]
-        return sizes if self.gain is None else sizes * self.gain
+    def weighs(self, z: Array, count: int) -> Array | None:
+        """What errors in every row are multiplied by, shape (R, 1) or (R, N); None likewise."""
+        sizes = self.sizes(z, count)
+        if sizes is None:
+            return None
+        return sizes[:, None] if self.gain is None else sizes[:, None] * self.gain
 
 
 def normalized(graph: Graph) -> Mapping[str, Normalized]:

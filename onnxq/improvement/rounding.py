@@ -305,8 +305,8 @@ def _taken(graph: Graph, layer: _Layer, which: int, arrays: Mapping[str, Array],
         vectors = arrays[x].reshape(-1, arrays[x].shape[-1])
         chosen = positions(len(vectors), count, seed)
         taken = vectors[chosen][:, None]
-        sizes = None if behind is None else behind.sizes(arrays[behind.tensor])
-        weighs = sizes[chosen] if sizes is not None and len(sizes) == len(vectors) else None
+        sizes = None if behind is None else behind.sizes(arrays[behind.tensor], len(vectors))
+        weighs = None if sizes is None else sizes[chosen]
     known = ~np.isnan(taken).any(axis=(1, 2))  # no code stands for NaN
     rounded = dequantize(quantize(taken[known], params), params)
     return rounded if weighs is None else rounded * weighs[known, None, None]

@@ -34,28 +34,14 @@ def positions(total: int, count: int, seed: int) -> npt.NDArray[np.intp]:
     return chosen
 
 
-def rows(x: Array, axis: int, count: int, seed: int) -> Array:
-    """Some of a tensor's channel vectors, the one with the largest value among them, shape (R, 1, C)."""
-    vectors = _vectors(x, axis)
-    return vectors[_chosen(vectors, count, seed)][:, None]
-
-
-def alike(x: Array, axis: int, count: int, seed: int, of_each: Array) -> Array | None:
-    """Of numbers of each channel vector, those of the ones that `rows` picks; None where there are not as many."""
-    vectors = _vectors(x, axis)
-    return of_each[_chosen(vectors, count, seed)] if len(of_each) == len(vectors) else None
-
-
-def _vectors(x: Array, axis: int) -> Array:
+def rows(x: Array, axis: int, count: int, seed: int) -> tuple[Array, npt.NDArray[np.intp]]:
+    """Some of a tensor's channel vectors, the one with the largest value among them, (R, 1, C); and which."""
     vectors = np.moveaxis(x, axis, -1)
-    return vectors.reshape(-1, vectors.shape[-1])
-
-
-def _chosen(vectors: Array, count: int, seed: int) -> npt.NDArray[np.intp]:
+    vectors = vectors.reshape(-1, vectors.shape[-1])
     chosen = positions(len(vectors), count, seed)
     if 0 < chosen.size < len(vectors):  # what is rare and large decides more than its share of the rows
         chosen = np.append(chosen, np.abs(vectors).max(axis=1).argmax())
-    return chosen
+    return vectors[chosen][:, None], chosen
 
 
 def readable(graph: Graph, node: Node) -> bool:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from onnxq.improvement.picking import ChannelReach
+    from onnxq.numerics import QType
 
     Measure = Callable[[Factor], float]
-    from onnxq.numerics import QType
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,7 +12,7 @@ from graphs import Array, graph_of
 from onnxq import Recipe, api
 from onnxq.improvement import rounding
 from onnxq.improvement.normalized import normalized
-from onnxq.improvement.sampling import alike, rows
+from onnxq.improvement.sampling import rows
 from onnxq.improvement.smoothing import Allowed, Reading, choose
 from onnxq.numerics import INT8, dequantize, params_from_range, quantize, sqnr_db, weight_params
 from onnxq.statistics import Factor
@@ -42,6 +42,12 @@ RMS = """(float[N,8] x, float[N,8] r) => (float[N,8] y) {
 def only(text: str) -> Normalized:
     (one,) = normalized(graph_of(text, 17, w=W, bias=B, gain=G, eps=np.float32(1e-12))).values()
     return one
+
+
+def weighed(one: Normalized, z: Array) -> Array:
+    found = one.weighs(z, len(z))
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -103,31 +109,36 @@ def test_as_the_normalization_divides_errors(text: str) -> None:
 
     step = 1e-6
     expected = np.abs(behind(z + step * error) - behind(z)) / step
-    weighs = one.weighs(z) if one.gain is not None else one.weighs(z) * np.abs(G)
+    weighs = weighed(one, z) if one.gain is not None else weighed(one, z) * np.abs(G)
     np.testing.assert_allclose(np.abs(error) * weighs, expected, rtol=1e-4, atol=1e-6 * expected.max())
 
 
 def test_rows_that_hold_no_numbers_weigh_nothing() -> None:
     z = np.random.default_rng(4).normal(size=(4, 8)).astype(np.float32)
     z[1, 3], z[2, 5] = np.nan, np.inf
-    found = only(POST).weighs(z)
+    found = weighed(only(POST), z)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found.any(axis=1), [True, False, False, True])
 
 
 def test_an_empty_row_weighs_nothing() -> None:
     one = only(POST)
-    assert np.isfinite(one.weighs(np.zeros((3, 8), np.float32))).all()
-    assert not one.weighs(np.ones((3, 8), np.float32)).any()
+    assert np.isfinite(weighed(one, np.zeros((3, 8), np.float32))).all()
+    assert not weighed(one, np.ones((3, 8), np.float32)).any()
 
 
 def test_numbers_of_the_rows_that_are_picked() -> None:
     x = np.random.default_rng(2).normal(size=(4, 9, 6)).astype(np.float32)
     each = x.reshape(-1, 6).sum(axis=1)
-    picked = alike(x, 2, 10, 3, each)
-    assert picked is not None
-    np.testing.assert_array_equal(picked, rows(x, 2, 10, 3)[:, 0].sum(axis=1))
-    assert alike(x, 2, 10, 3, each[1:]) is None  # a tensor of other rows: broadcast, or reshaped
+    taken, which = rows(x, 2, 10, 3)
+    np.testing.assert_array_equal(each[which], taken[:, 0].sum(axis=1))
+
+
+def test_a_tensor_of_other_rows_tells_nothing() -> None:
+    """It was broadcast, or reshaped."""
+    z = np.ones((3, 8), np.float32)
+    assert only(POST).weighs(z, 3) is not None
+    assert only(POST).weighs(z, 4) is None
 
 
 def massive(seed: int) -> tuple[Array, Array, Array]:
